@@ -1,0 +1,85 @@
+"""Models that the tests share: small, with the seeded weights of the reference numbers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.conversion import build_processor, convert_official_checkpoint
+from sed_hf.hub import save_hub_folder
+
+REFERENCE = Path(__file__).parent / "reference"
+sys.path.insert(0, str(REFERENCE))
+
+from seeded_weights import seeded_state_dict  # noqa: E402
+
+
+def official_weights(variant: str, seed: int) -> dict[str, Tensor]:
+    """The seeded state dict of an official checkpoint."""
+    shapes = json.loads((REFERENCE / "state_dict_shapes.json").read_text())[variant]
+    return {name: torch.from_numpy(array) for name, array in seeded_state_dict(shapes, seed).items()}
+
+
+def make_tiny_config(**kwargs: object) -> SEDConfig:
+    """The configuration of `tiny` in tests/reference."""
+    return SEDConfig(
+        projection_dim=64,
+        vision_config={
+            "architecture": "convnext_large",
+            "model_args": {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128]},
+            "projection": "mlp",
+        },
+        text_config={
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+        },
+        **kwargs,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> dict[str, Tensor]:
+    return official_weights("tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_weights: dict[str, Tensor]) -> SEDForSemanticSegmentation:
+    """`tiny` in evaluation mode. Tests must leave it as it is."""
+    return convert_official_checkpoint(tiny_weights, make_tiny_config())
+
+
+@pytest.fixture
+def make_tiny_model(tiny_weights: dict[str, Tensor]):  # noqa: ANN201
+    """`tiny` with a configuration of one's own, to change at will."""
+
+    def make(**kwargs: object) -> SEDForSemanticSegmentation:
+        return convert_official_checkpoint(tiny_weights, make_tiny_config(**kwargs))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> SEDProcessor:
+    processor = build_processor(make_tiny_config())
+    processor.image_processor.input_size = {"height": 256, "width": 256}
+    return processor
+
+
+@pytest.fixture(scope="session")
+def tiny_hub_folder(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    save_hub_folder(tiny_model, tiny_processor, folder)
+    return folder
