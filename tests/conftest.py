@@ -60,7 +60,7 @@ def tiny_model(tiny_weights: dict[str, Tensor]) -> SEDForSemanticSegmentation:
 
 
 @pytest.fixture
-def make_tiny_model(tiny_weights: dict[str, Tensor]):  # noqa: ANN201
+def make_tiny_model(tiny_weights: dict[str, Tensor]):
     """`tiny` with a configuration of one's own, to change at will."""
 
     def make(**kwargs: object) -> SEDForSemanticSegmentation:

@@ -1,34 +1,43 @@
-"""SED, open-vocabulary semantic segmentation, as a transformers model."""
+"""SED, open-vocabulary semantic segmentation, as a transformers model.
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForSemanticSegmentation,
-    AutoProcessor,
-)
+The classes are imported at first use, and register themselves with transformers' Auto classes then: importing
+transformers takes seconds, which `sed-hf --help` need not wait for.
+"""
 
-from .configuration_sed import SEDConfig, SEDTextConfig, SEDVisionConfig
-from .image_processing_sed import SEDImageProcessor
-from .modeling_sed import SEDForSemanticSegmentation, SEDSemanticSegmentationOutput
-from .processing_sed import SEDProcessor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register("sed", SEDConfig)
-AutoModel.register(SEDConfig, SEDForSemanticSegmentation)
-AutoModelForSemanticSegmentation.register(SEDConfig, SEDForSemanticSegmentation)
-AutoImageProcessor.register(SEDConfig, image_processor_classes={"torchvision": SEDImageProcessor})
-AutoProcessor.register(SEDConfig, SEDProcessor)
+if TYPE_CHECKING:
+    from .configuration_sed import SEDConfig, SEDTextConfig, SEDVisionConfig
+    from .image_processing_sed import SEDImageProcessor
+    from .modeling_sed import SEDForSemanticSegmentation, SEDSemanticSegmentationOutput
+    from .pipeline_sed import SEDPipeline
+    from .processing_sed import SEDProcessor
 
-# Everything that is saved carries its code, so that it loads with `trust_remote_code=True` where sed-hf is missing.
-SEDConfig.register_for_auto_class()
-SEDForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-SEDImageProcessor.register_for_auto_class()
-SEDProcessor.register_for_auto_class()
+_MODULES = {
+    "SEDConfig": "configuration_sed",
+    "SEDForSemanticSegmentation": "modeling_sed",
+    "SEDImageProcessor": "image_processing_sed",
+    "SEDPipeline": "pipeline_sed",
+    "SEDProcessor": "processing_sed",
+    "SEDSemanticSegmentationOutput": "modeling_sed",
+    "SEDTextConfig": "configuration_sed",
+    "SEDVisionConfig": "configuration_sed",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(".auto", __name__)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
 
 __all__ = [
     "SEDConfig",
     "SEDForSemanticSegmentation",
     "SEDImageProcessor",
+    "SEDPipeline",
     "SEDProcessor",
     "SEDSemanticSegmentationOutput",
     "SEDTextConfig",

@@ -1,5 +1,6 @@
 """Configuration of SED (Xie et al., CVPR 2024, arXiv 2311.15537)."""
 
+from dataclasses import field
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -117,14 +118,10 @@ class SEDVisionConfig(PreTrainedConfig):
     base_config_key = "vision_config"
 
     architecture: str = "convnext_base"
-    model_args: dict[str, Any] | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
     drop_path_rate: float | int = 0.0
     projection: Literal["linear", "mlp"] = "linear"
     projection_dropout: float | int = 0.0
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.model_args = dict(self.model_args or {})
-        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Refuse values that cannot be built, by name."""

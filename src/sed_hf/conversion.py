@@ -14,10 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from .configuration_sed import SEDConfig
-from .image_processing_sed import SEDImageProcessor
-from .modeling_sed import SEDForSemanticSegmentation
-from .processing_sed import SEDProcessor
+from . import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
 
 OFFICIAL_PREFIX = "sem_seg_head.predictor."
 CLIP_PREFIX = "clip_model."
@@ -121,7 +118,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
 
 def numpy_globals() -> list[Any]:
     """What unpickling a plain numpy array takes, under the names of numpy 1 and 2."""
-    reconstruct = np.core.multiarray._reconstruct if np.__version__ < "2" else np._core.multiarray._reconstruct
+    reconstruct = np.empty(0).__reduce__()[0]
     dtypes = {type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")}
     return [
         (reconstruct, "numpy.core.multiarray._reconstruct"),

@@ -5,9 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import pipeline_sed
-from .modeling_sed import SEDForSemanticSegmentation
-from .processing_sed import SEDProcessor
+from . import SEDForSemanticSegmentation, SEDProcessor, pipeline_sed
 
 PIPELINE_TASK = "zero-shot-image-segmentation"
 

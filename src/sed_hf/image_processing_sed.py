@@ -27,7 +27,7 @@ CHANNEL_COUNTS = (1, 3, 4)
 POST_PROCESS_ELEMENTS_PER_CHUNK = 2**24
 
 
-class SEDImageProcessorKwargs(ImagesKwargs, total=False):
+class SEDImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Arguments that [`SEDImageProcessor`] adds to those of every image processor.
 
     do_input_resize: Whether to resize to the network's input size (step 3).
@@ -124,9 +124,7 @@ class SEDImageProcessor(TorchvisionBackend):
             data["labels"] = self._preprocess_segmentation_maps(maps, pictures, pixel_values)
         if return_tensors is not None and len({tuple(values.shape) for values in pixel_values}) > 1:
             sizes = ", ".join("×".join(map(str, values.shape[-2:])) for values in pixel_values)
-            raise ValueError(
-                f"images: without do_input_resize they keep sizes of their own ({sizes}); pass them singly"
-            )
+            raise ValueError(f"images: of different sizes without do_input_resize ({sizes}); pass them one by one")
         return BatchFeature(data, tensor_type=return_tensors)
 
     def to_rgb(self, image: Any, input_data_format: str | ChannelDimension | None = None) -> Tensor:
@@ -181,10 +179,18 @@ class SEDImageProcessor(TorchvisionBackend):
         antialias: bool = True,
         **kwargs: Any,
     ) -> Tensor:
-        """Resize (..., H, W); a shortest and a longest edge are rounded as Detectron2's ResizeShortestEdge does."""
+        """Resize (..., H, W); a shortest and a longest edge are rounded as Detectron2's ResizeShortestEdge does.
+
+        8-bit pictures (3, H, W) on the CPU are resized by PIL, as the official implementation does. torchvision differs
+        by one level at a few pixels, or at many where the processor lacks its 8-bit kernel, and so do GPUs.
+        """
         if size.shortest_edge and size.longest_edge:
             height, width = shortest_edge_size(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=height, width=width)
+        if image.dtype == torch.uint8 and image.device.type == "cpu" and image.ndim == 3 and antialias:
+            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+            resized = picture.resize((size.width, size.height), self.resample if resample is None else resample)
+            return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         return super().resize(image, size, resample, antialias=antialias, **kwargs)
 
     def _preprocess_segmentation_maps(

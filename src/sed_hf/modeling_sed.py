@@ -8,6 +8,7 @@ Shapes are written with B images, T classes, P prompt templates, D embedding cha
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import timm
 import torch
@@ -29,8 +30,7 @@ PROMPTS_PER_BATCH = 256
 LOSS_ELEMENTS_PER_CHUNK = 2**24
 
 
-@dataclass
-class SEDImageEncoderOutput(ModelOutput):
+class SEDImageEncoderOutput(NamedTuple):
     """What the image encoder sees.
 
     Attributes:
@@ -38,8 +38,8 @@ class SEDImageEncoderOutput(ModelOutput):
         hidden_states: res2, res3, res4, res5, at strides 4, 8, 16, 32.
     """
 
-    dense_embeddings: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    dense_embeddings: Tensor
+    hidden_states: tuple[Tensor, ...]
 
 
 @dataclass
@@ -81,6 +81,7 @@ class SEDImageEncoder(nn.Module):
 
     def __init__(self, config: SEDVisionConfig, projection_dim: int) -> None:
         super().__init__()
+        self.config = config
         self.trunk = timm.create_model(
             config.architecture,
             pretrained=False,
@@ -289,12 +290,11 @@ class SEDDecoderStage(GradientCheckpointingLayer):
         return self.skip_fusion(features, self.skip_guidance(skip_features), cost_guidance), cost_guidance
 
 
-@dataclass
-class SEDDecoderOutput(ModelOutput):
+class SEDDecoderOutput(NamedTuple):
     """Output of [`SEDDecoder`]; the fields are those of [`SEDSemanticSegmentationOutput`]."""
 
-    logits: Tensor | None = None
-    aux_logits: tuple[Tensor, ...] | None = None
+    logits: Tensor
+    aux_logits: tuple[Tensor, ...]
     kept_classes: Tensor | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
 
@@ -334,7 +334,7 @@ class SEDDecoder(nn.Module):
         return SEDDecoderOutput(
             logits=torch.cat([image.logits for image in images]),
             aux_logits=tuple(torch.cat(logits) for logits in zip(*(image.aux_logits for image in images), strict=True)),
-            kept_classes=torch.cat([image.kept_classes for image in images]),
+            kept_classes=torch.cat([image.kept_classes for image in images if image.kept_classes is not None]),
         )
 
     def decode(self, cost_map: Tensor, skip_features: list[Tensor]) -> SEDDecoderOutput:
@@ -454,7 +454,7 @@ class SEDPreTrainedModel(PreTrainedModel):
             else:
                 module.reset_parameters()
         elif isinstance(module, ConvNeXtBlock) and module.gamma is not None:
-            init.constant_(module.gamma, self.config.vision_config.model_args.get("ls_init_value", 1e-6))
+            init.constant_(module.gamma, self.image_encoder.config.model_args.get("ls_init_value", 1e-6))
         elif isinstance(module, GlobalResponseNorm):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -512,7 +512,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
 
     def __init__(self, config: SEDConfig) -> None:
         super().__init__(config)
-        self.image_encoder = SEDImageEncoder(config.vision_config, config.projection_dim)
+        self.image_encoder = SEDImageEncoder(config.vision_config, config.projection_dim)  # type: ignore[arg-type]
         self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.decoder = SEDDecoder(config, self.image_encoder.hidden_sizes)
@@ -554,8 +554,9 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         topk = self._resolve_early_rejection(early_rejection_topk, labels)
 
         image_features = self.get_image_features(pixel_values)
-        if class_embeddings is None:
+        if input_ids is not None:
             class_embeddings = self.get_class_embeddings(input_ids, class_ids)
+        assert class_embeddings is not None
         self._check_class_embeddings(class_embeddings)
         dense_embeddings = image_features.dense_embeddings
         cost_map = compute_cost_map(dense_embeddings, class_embeddings.to(dense_embeddings))
@@ -636,7 +637,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
         """
         prompts, inverse = input_ids.unique(dim=0, return_inverse=True)
-        end_of_text = self.config.text_config.eos_token_id
+        end_of_text = self.text_encoder.config.eos_token_id
         is_end = prompts == end_of_text
         if not is_end.any(1).all():
             raise ValueError(f"input_ids: expected the end-of-text token {end_of_text} in every prompt")
@@ -657,7 +658,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
             raise ValueError(f"early_rejection_topk={early_rejection_topk}: expected at least 1, or 0 for every class")
         if early_rejection_topk and labels is not None:
             raise ValueError(
-                "early_rejection_topk: expected no early rejection with labels; the loss is of all classes"
+                f"early_rejection_topk={early_rejection_topk}: expected none with labels; the loss is of all classes"
             )
         return early_rejection_topk or None
 

@@ -33,7 +33,7 @@ class SEDPipeline(Pipeline):
         self._encoded_labels: tuple[str, ...] = ()
         self._class_embeddings: Tensor | None = None
 
-    def __call__(self, images: Any, candidate_labels: Sequence[str], **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(self, images: Any, candidate_labels: Sequence[str], **kwargs: Any) -> Any:
         """Segment pictures.
 
         Args:
@@ -60,14 +60,14 @@ class SEDPipeline(Pipeline):
         forward = {"candidate_labels": candidate_labels, "early_rejection_topk": early_rejection_topk}
         return {}, forward, {"candidate_labels": candidate_labels, "threshold": threshold}
 
-    def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(self, image: Any) -> dict[str, Any]:
         """Prepare one picture and note its size."""
         image_processor = self.processor.image_processor
         picture = image_processor.to_rgb(image_processor.fetch_images(image))
         pixel_values = self.processor(images=picture, return_tensors="pt")["pixel_values"].to(self.dtype)
         return {"pixel_values": pixel_values, "target_size": tuple(picture.shape[-2:])}
 
-    def _forward(  # type: ignore[override]
+    def _forward(
         self, model_inputs: dict[str, Any], candidate_labels: Sequence[str], early_rejection_topk: int | None
     ) -> dict[str, Any]:
         outputs = self.model(
@@ -84,7 +84,7 @@ class SEDPipeline(Pipeline):
             self._encoded_labels = tuple(candidate_labels)
         return self._class_embeddings
 
-    def postprocess(  # type: ignore[override]
+    def postprocess(
         self, model_outputs: dict[str, Any], candidate_labels: Sequence[str], threshold: float | None
     ) -> list[dict[str, Any]]:
         """The classes of one picture, the largest first."""

@@ -1,0 +1,112 @@
+"""Hub folders: self-contained, loaded by every Auto class where neither sed_hf nor open_clip can be imported."""
+
+import ast
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.hub import save_hub_folder
+
+REMOTE_MODULES = ["configuration_sed", "image_processing_sed", "modeling_sed", "pipeline_sed", "processing_sed"]
+
+REMOTE_CODE = """
+import sys
+sys.modules["sed_hf"] = sys.modules["open_clip"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
+)
+folder, inputs, outputs = sys.argv[1:]
+load = lambda auto_class: auto_class.from_pretrained(folder, trust_remote_code=True)
+image = load_file(inputs)["image"]
+processor = load(AutoProcessor)
+features = processor(images=image, text=["cat", "dog, puppy"], return_tensors="pt")
+with torch.no_grad():
+    results = {
+        "logits": load(AutoModel)(**features).logits,
+        "semantic_segmentation_logits": load(AutoModelForSemanticSegmentation)(**features).logits,
+        "pixel_values": load(AutoImageProcessor)(image, return_tensors="pt")["pixel_values"],
+    }
+assert type(load(AutoConfig)).__name__ == "SEDConfig"
+segmenter = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True)
+assert {result["label"] for result in segmenter(image, candidate_labels=["cat", "dog, puppy"])} <= {"cat", "dog, puppy"}
+assert not any(name.startswith(("sed_hf.", "open_clip.")) for name in sys.modules)
+save_file(results, outputs)
+"""
+
+
+def test_every_auto_class_loads_it_as_remote_code(
+    tiny_hub_folder: Path, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
+) -> None:
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_file({"image": image}, tmp_path / "inputs.safetensors")
+    command = [sys.executable, "-c", REMOTE_CODE, str(tiny_hub_folder)]
+    command += [str(tmp_path / "inputs.safetensors"), str(tmp_path / "outputs.safetensors")]
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    completed = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+
+    remote = load_file(tmp_path / "outputs.safetensors")
+    inputs = tiny_processor(images=image, text=["cat", "dog, puppy"], return_tensors="pt")
+    with torch.no_grad():
+        logits = tiny_model(**inputs).logits
+    assert torch.equal(remote["pixel_values"], inputs["pixel_values"])
+    assert torch.equal(remote["logits"], logits)
+    assert torch.equal(remote["semantic_segmentation_logits"], logits)
+
+
+def test_the_folder_is_complete(tiny_hub_folder: Path) -> None:
+    expected = {f"{module}.py" for module in REMOTE_MODULES}
+    expected |= {"README.md", "config.json", "model.safetensors", "processor_config.json"}
+    expected |= {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tiny_hub_folder.iterdir()} == expected
+
+
+@pytest.mark.parametrize("module", REMOTE_MODULES)
+def test_remote_code_imports_only_what_its_users_have(module: str) -> None:
+    tree = ast.parse(files("sed_hf").joinpath(f"{module}.py").read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            imported.add(str(node.module).partition(".")[0])
+    # huggingface_hub and PIL come with transformers and torchvision.
+    allowed = {"torch", "torchvision", "transformers", "timm", "numpy", "huggingface_hub", "PIL"}
+    assert imported <= allowed | set(sys.stdlib_module_names)
+
+
+def test_a_folder_that_holds_something_is_refused(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
+) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="directory: expected a new or empty folder"):
+        save_hub_folder(tiny_model, tiny_processor, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_an_interrupted_save_leaves_nothing(
+    tiny_model: SEDForSemanticSegmentation,
+    tiny_processor: SEDProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tiny_processor, "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_hub_folder(tiny_model, tiny_processor, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_save_pretrained_carries_the_code_too(tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    assert {"modeling_sed.py", "configuration_sed.py"} <= {path.name for path in tmp_path.iterdir()}

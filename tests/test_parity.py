@@ -1,0 +1,236 @@
+"""Equality with the official implementation, stage by stage.
+
+The numbers in tests/reference were measured from the official code on weights drawn from a seed. What an equal
+implementation gives in float32 on a CPU: equal token ids; pixel values within 0.02 and 99 % of them within 1e-4; class
+embeddings, features and cost map within 1e-5; logits within 1e-4; probabilities within 2e-5; segmentation equal except
+at ties; losses within 1e-5 relative; gradient norms within 1e-3 relative.
+"""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import REFERENCE, official_weights
+from safetensors import safe_open
+from torch import Tensor
+
+from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
+from sed_hf.conversion import build_processor, convert_official_checkpoint, official_name
+
+FEATURES, LOGITS, PROBABILITIES = 1e-5, 1e-4, 2e-5
+
+
+class Reference:
+    """The tensors and facts of one file of reference numbers."""
+
+    def __init__(self, name: str) -> None:
+        with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self.facts = json.loads(file.metadata()["meta"])
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def assert_equal_except_at_ties(segmentation: Tensor, expected: Tensor, probabilities: Tensor) -> None:
+    """Where the segmentation differs, both classes must be equally probable in the reference."""
+    expected = expected.long()
+    ours, theirs = (probabilities.gather(0, labels[None])[0] for labels in (segmentation, expected))
+    assert_close(ours[segmentation != expected], theirs[segmentation != expected], 2 * PROBABILITIES)
+    assert (segmentation != expected).float().mean() < 1e-3
+
+
+def assert_pixel_values_agree(actual: Tensor, expected: Tensor) -> None:
+    difference = (actual - expected).abs()
+    assert difference.max() <= 0.02
+    assert (difference <= 1e-4).float().mean() >= 0.99
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Reference:
+    return Reference("tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_dense(tiny_model: SEDForSemanticSegmentation, tiny: Reference) -> SEDSemanticSegmentationOutput:
+    with torch.no_grad():
+        return tiny_model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"], output_hidden_states=True)
+
+
+def test_tokens_equal_the_reference(tiny_processor: SEDProcessor, tiny: Reference) -> None:
+    inputs = tiny_processor(text=tiny.facts["classes"], padding="max_length", return_tensors="pt")
+    assert torch.equal(inputs["input_ids"][:, 0], tiny["input_ids_first_template"])
+
+
+def test_pixel_values_equal_the_reference(tiny_processor: SEDProcessor, tiny: Reference) -> None:
+    pixel_values = tiny_processor(images=tiny["image"].numpy(), return_tensors="pt")["pixel_values"]
+    assert_pixel_values_agree(pixel_values, tiny["pixel_values"])
+
+
+def test_first_resize_gives_the_reference_size(tiny_processor: SEDProcessor, tiny: Reference) -> None:
+    pixel_values = tiny_processor(images=tiny["image"].numpy(), do_input_resize=False, return_tensors="pt")
+    assert list(pixel_values["pixel_values"].shape[1:]) == tiny["resized_shape"].tolist()
+
+
+def test_class_embeddings_equal_the_reference(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tiny: Reference
+) -> None:
+    with torch.no_grad():
+        embeddings = tiny_model.get_class_embeddings(**tiny_processor(text=tiny.facts["classes"], return_tensors="pt"))
+    assert_close(embeddings, tiny["class_embeddings"], FEATURES)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_encoder_stages_equal_the_reference(
+    tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference, stage: int
+) -> None:
+    assert_close(tiny_dense.encoder_hidden_states[stage], tiny[f"res{stage + 2}"], FEATURES)
+
+
+def test_dense_embeddings_equal_the_reference(tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference) -> None:
+    assert_close(tiny_dense.dense_embeddings, tiny["dense_embeddings"], FEATURES)
+
+
+def test_cost_map_equals_the_reference(tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference) -> None:
+    assert_close(tiny_dense.cost_map.transpose(1, 2), tiny["cost_map"], FEATURES)
+
+
+def test_cost_embedding_equals_the_reference(tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference) -> None:
+    assert_close(tiny_dense.decoder_hidden_states[0].transpose(1, 2), tiny["cost_embedding"], FEATURES)
+
+
+@pytest.mark.parametrize("pooling_size", [1, 2])
+def test_dense_inference_equals_the_reference(
+    make_tiny_model: Callable, tiny_processor: SEDProcessor, tiny: Reference, pooling_size: int
+) -> None:
+    model = make_tiny_model(inference_pooling_size=pooling_size)
+    with torch.no_grad():
+        outputs = model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"])
+    reference = f"pool{pooling_size}"
+    assert_close(outputs.logits, tiny[f"{reference}.logits"], LOGITS)
+    for index, logits in enumerate(outputs.aux_logits):
+        assert_close(logits, tiny[f"{reference}.aux_logits_{index}"], LOGITS)
+    (result,) = tiny_processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[tiny["image"].shape[:2]], return_probabilities=True
+    )
+    assert_close(result["probability"], tiny[f"{reference}.probabilities"].amax(0), PROBABILITIES)
+    assert_equal_except_at_ties(
+        result["segmentation"], tiny[f"{reference}.segmentation"], tiny[f"{reference}.probabilities"]
+    )
+
+
+@pytest.mark.parametrize("topk", [1, 2])
+def test_early_rejection_equals_the_reference(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tiny: Reference, topk: int
+) -> None:
+    with torch.no_grad():
+        outputs = tiny_model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"], early_rejection_topk=topk)
+    assert torch.equal(outputs.kept_classes[0], tiny[f"top{topk}.kept"])
+    assert_close(outputs.logits.sigmoid(), tiny[f"top{topk}.probabilities_lowres"], PROBABILITIES)
+    segmentation = tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[tiny["image"].shape[:2]])[0]
+    assert_equal_except_at_ties(segmentation, tiny[f"top{topk}.segmentation"], tiny[f"top{topk}.probabilities"])
+
+
+@pytest.mark.parametrize("topk", [None, 1, 2, 4])
+def test_sixty_classes_equal_the_reference(tiny_model: SEDForSemanticSegmentation, topk: int | None) -> None:
+    reference = Reference("tiny_60_classes")
+    with torch.no_grad():
+        outputs = tiny_model(
+            reference["pixel_values"], class_embeddings=reference["class_embeddings"], early_rejection_topk=topk
+        )
+    if topk is None:
+        assert_close(outputs.logits, reference["logits"], LOGITS)
+    else:
+        assert torch.equal(outputs.kept_classes[0], reference[f"top{topk}.kept"])
+        assert_close(outputs.logits.sigmoid(), reference[f"top{topk}.probabilities_lowres"], PROBABILITIES)
+        lowest = torch.finfo(torch.float32).min
+        survivors = [int((logits[0] > lowest).all((1, 2)).sum()) for logits in (*outputs.aux_logits, outputs.logits)]
+        assert survivors[1:] == reference[f"top{topk}.kept_per_stage"].tolist()
+
+
+def test_losses_and_gradient_norms_equal_the_reference(
+    make_tiny_model: Callable, tiny_processor: SEDProcessor, tiny: Reference
+) -> None:
+    model = make_tiny_model().train()
+    inputs = tiny_processor(
+        images=tiny["train_image"].numpy(),
+        segmentation_maps=tiny["labels"].numpy(),
+        do_resize=False,
+        do_input_resize=False,
+        return_tensors="pt",
+    )
+    outputs = model(**inputs, class_embeddings=tiny["class_embeddings"])
+    outputs.loss.backward()
+    for index, loss in enumerate(outputs.losses):
+        torch.testing.assert_close(loss, tiny[f"train.loss_sem_seg_{index}"], rtol=1e-5, atol=0)
+    gradients: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[f"sem_seg_head.predictor.{official_name(name)}"] = parameter.grad.norm()
+    assert set(gradients) == set(tiny.facts["grad_names"])
+    actual = torch.stack([gradients[name] for name in tiny.facts["grad_names"]])
+    torch.testing.assert_close(actual, tiny["train.grad_norm"], rtol=1e-3, atol=0)
+
+
+@pytest.fixture(scope="module")
+def base() -> Reference:
+    return Reference("convnext_base")
+
+
+@pytest.fixture(scope="module")
+def base_model() -> SEDForSemanticSegmentation:
+    return convert_official_checkpoint(official_weights("convnext_base", seed=1))
+
+
+@pytest.fixture(scope="module")
+def base_processor() -> SEDProcessor:
+    return build_processor(SEDConfig())
+
+
+@torch.no_grad()
+def test_sed_b_equals_the_reference_at_full_size(
+    base_model: SEDForSemanticSegmentation, base_processor: SEDProcessor, base: Reference
+) -> None:
+    every = (..., slice(None, None, base.facts["stride"]), slice(None, None, base.facts["stride"]))
+    inputs = base_processor(
+        images=base["image"].numpy(), text=base.facts["classes"], padding="max_length", return_tensors="pt"
+    )
+    outputs = base_model(**inputs, output_hidden_states=True)
+
+    assert torch.equal(inputs["input_ids"][:, 0], base["input_ids_first_template"])
+    assert_pixel_values_agree(inputs["pixel_values"][every], base["pixel_values"])
+    assert_close(outputs.class_embeddings[..., ::4], base["class_embeddings"], FEATURES)
+    for index, features in enumerate(outputs.encoder_hidden_states):
+        assert_close(features[every], base[f"res{index + 2}"], FEATURES)
+    assert_close(outputs.dense_embeddings[every], base["dense_embeddings"], FEATURES)
+    assert_close(outputs.cost_map.transpose(1, 2)[every], base["cost_map"], FEATURES)
+    assert_close(outputs.decoder_hidden_states[0].transpose(1, 2)[every], base["cost_embedding"], FEATURES)
+    assert_close(outputs.logits[every], base["pool1.logits"], LOGITS)
+    for index, logits in enumerate(outputs.aux_logits):
+        assert_close(logits[every], base[f"pool1.aux_logits_{index}"], LOGITS)
+
+    rejected = base_model(inputs["pixel_values"], class_embeddings=outputs.class_embeddings, early_rejection_topk=1)
+    assert torch.equal(rejected.kept_classes[0], base["top1.kept"])
+    assert_close(rejected.logits.sigmoid()[every], base["top1.probabilities_lowres"], PROBABILITIES)
+
+    size = base["image"].shape[:2]
+    for name, result in (("pool1", outputs), ("top1", rejected)):
+        segmentation = base_processor.post_process_semantic_segmentation(result, target_sizes=[size])[0]
+        disagreement = segmentation[::2, ::2] != base[f"{name}.segmentation"].long()
+        assert disagreement.float().mean() < 1e-3
+
+
+@torch.no_grad()
+def test_sed_l_converts_from_official_names_and_runs() -> None:
+    model = convert_official_checkpoint(official_weights("convnext_large", seed=0))
+    assert model.config.vision_config.architecture == "convnext_large"
+    generator = torch.Generator().manual_seed(0)
+    class_embeddings = torch.nn.functional.normalize(torch.randn(2, 80, 768, generator=generator), dim=-1)
+    logits = model(torch.randn(1, 3, 256, 256, generator=generator), class_embeddings=class_embeddings).logits
+    assert logits.shape == (1, 2, 64, 64)
+    assert logits.isfinite().all()

@@ -1,0 +1,134 @@
+"""The processor: class names to CLIP's tokens, and errors that a user can act on."""
+
+import json
+import logging
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+
+VOCABULARIES = sorted(files("sed_hf").joinpath("data/vocabularies").iterdir(), key=lambda path: path.name)
+THREE_TEMPLATES = ["a photo of a {}.", "itap of my {}.", "{}"]
+UNUSUAL_NAMES = [
+    "Traffic Light",
+    "TV-Monitor",
+    "naïve café",
+    "Ünïcödé STRAẞE",
+    "the sky over a_lake",
+    "no_parking__sign",
+    "7-Eleven 24h 2024",
+    "½ pint, 3²",
+    "🐱 cat face 👩‍👩‍👧",
+    "rock'n'roll, it's, they'll",
+    "“quoted” ‘name’",
+    "fish &amp; chips",
+    "  many   blanks\tand\nlines ",
+    "数字 日本語 한국어",
+    "e\u0301clair",
+    "!important; {braces}",
+    "a",
+]
+
+
+@pytest.fixture(scope="module")
+def three_templates(tiny_processor: SEDProcessor) -> SEDProcessor:
+    return SEDProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, prompt_templates=THREE_TEMPLATES)
+
+
+def assert_tokens_equal_open_clip(processor: SEDProcessor, names: list[str]) -> None:
+    tokens = processor(text=names, padding="max_length", return_tensors="pt")
+    synonyms = [synonym for name in names for synonym in name.split(", ")]
+    prompts = [template.replace("{}", synonym) for synonym in synonyms for template in THREE_TEMPLATES]
+    assert torch.equal(tokens["input_ids"].flatten(0, 1), open_clip.tokenize(prompts))
+
+
+@pytest.mark.parametrize("path", VOCABULARIES, ids=lambda path: path.name)
+def test_tokens_of_every_vocabulary_equal_open_clip(three_templates: SEDProcessor, path: Path) -> None:
+    assert_tokens_equal_open_clip(three_templates, json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("name", UNUSUAL_NAMES)
+def test_tokens_of_unusual_names_equal_open_clip(three_templates: SEDProcessor, name: str) -> None:
+    assert_tokens_equal_open_clip(three_templates, [name])
+
+
+def test_special_tokens_in_a_name_are_plain_text(tiny_processor: SEDProcessor) -> None:
+    input_ids = tiny_processor(text=["cat <|endoftext|> <|startoftext|>"], return_tensors="pt")["input_ids"]
+    assert ((input_ids == 49407).sum(-1) == 1).all()
+    assert ((input_ids == 49406).sum(-1) == 1).all()
+
+
+def test_synonyms_belong_to_their_class(tiny_processor: SEDProcessor) -> None:
+    inputs = tiny_processor(text=["cat", "dog, puppy", "grass"], return_tensors="pt")
+    assert inputs["class_ids"].tolist() == [0, 1, 1, 2]
+    assert inputs["input_ids"].shape[:2] == (4, 80)
+
+
+def test_prompts_are_padded_to_the_longest_only(tiny_processor: SEDProcessor) -> None:
+    input_ids = tiny_processor(text=["cat"], return_tensors="pt")["input_ids"]
+    assert input_ids.shape[2] < 20
+    assert (input_ids[..., -1] == 49407).any()
+
+
+def test_long_names_are_truncated_with_one_warning_that_names_them(
+    tiny_processor: SEDProcessor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)
+    long = "very " * 80 + "long name"
+    with caplog.at_level("WARNING"):
+        input_ids = tiny_processor(text=["cat", long], return_tensors="pt")["input_ids"]
+    assert input_ids.shape[2] == 77
+    assert (input_ids[1, :, -1] == 49407).all()
+    assert [long[:20] in record.message and "'cat'" not in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("cat", TypeError, "text: expected a list of class names, got str 'cat'"),
+        (None, ValueError, "expected images, text or both"),
+        ([], ValueError, "text: expected at least one class name"),
+        (["cat", 7], TypeError, r"text\[1\]: expected a string, got int 7"),
+        (["cat", " "], ValueError, r"text\[1\]: expected a class name"),
+        (["cat, , dog"], ValueError, r"text\[0\]: expected a class name, or several"),
+        (["cat", "dog", "Cat "], ValueError, r"text\[2\]: 'Cat ' is the same class name as text\[0\]='cat'"),
+        ({"cat": 1}, TypeError, "got dict"),
+    ],
+)
+def test_wrong_class_names_are_refused(
+    tiny_processor: SEDProcessor, text: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tiny_processor(text=text)
+
+
+def test_wrong_padding_is_refused(tiny_processor: SEDProcessor) -> None:
+    with pytest.raises(ValueError, match="padding='shortest'"):
+        tiny_processor(text=["cat"], padding="shortest")
+
+
+@torch.no_grad()
+def test_its_output_is_the_input_of_the_model(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
+) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    inputs = tiny_processor(images=[photo, photo], text=["cat", "dog, puppy", "grass"], return_tensors="pt")
+    outputs = tiny_model(**inputs)
+    maps = tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[(48, 64), (48, 64)])
+    assert [tuple(segmentation.shape) for segmentation in maps] == [(48, 64)] * 2
+
+
+def test_settings_survive_saving(three_templates: SEDProcessor, tmp_path: Path) -> None:
+    three_templates.save_pretrained(tmp_path)
+    loaded = SEDProcessor.from_pretrained(tmp_path)
+    assert loaded.prompt_templates == THREE_TEMPLATES
+    assert loaded.image_processor.to_dict() == three_templates.image_processor.to_dict()
+    names = ["naïve café", "dog, puppy"]
+    expected, actual = (processor(text=names, return_tensors="pt") for processor in (three_templates, loaded))
+    assert torch.equal(actual["input_ids"], expected["input_ids"])
