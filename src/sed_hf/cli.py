@@ -1,0 +1,402 @@
+"""The `sed-hf` command: segment pictures, convert official checkpoints, start new models, open the demo.
+
+torch and transformers take seconds to import. Everything that needs them is imported inside functions, so that help
+and refused arguments are immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .data.vocabularies import load_vocabulary, vocabulary_names
+from .segmentation import (
+    encode_classes,
+    find_pictures,
+    plan_jobs,
+    read_pictures,
+    segment_pictures,
+    unused_label,
+    write_results,
+)
+
+if TYPE_CHECKING:
+    from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+
+SEGMENT_EPILOG = """\
+examples:
+  sed-hf segment photo.jpg --model sed-base --classes sky grass "dog, puppy"
+  sed-hf segment holiday/ 'more/**/*.png' --model sed-base --vocabulary ade20k_150 --topk 8
+  sed-hf segment photo.jpg --model sed-base --vocabulary my-classes.txt --threshold 0.3
+
+for photo.jpg it writes photo_overlay.jpg (for people), photo_labels.png (the class
+index of each pixel) and photo.json (classes, their shares and probabilities).
+
+exit status: 0 all pictures written, 1 some could not be read, 2 refused or failed.
+"""
+CONVERT_EPILOG = """\
+examples:
+  sed-hf convert model_final.pth sed-base
+  sed-hf segment photo.jpg --model sed-base --classes sky grass dog
+"""
+INIT_EPILOG = """\
+examples:
+  sed-hf init convnext_base_w_320 sed-base-start --pretrained laion_aesthetic_s13b_b82k
+  sed-hf init convnext_large_d_320 sed-large-start --pretrained laion2b_s29b_b131k_ft_soup
+"""
+DEMO_EPILOG = """\
+example:
+  sed-hf demo --model sed-base --port 8000
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, by default those of the process, and return its exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (OSError, ValueError) as error:
+        print(f"sed-hf: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sed-hf: interrupted", file=sys.stderr)
+        return 130
+
+
+# Arguments -----------------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line; the parsed arguments hold the command's function as `run`."""
+    parser = argparse.ArgumentParser(
+        prog="sed-hf", description="Open-vocabulary semantic segmentation with SED (CVPR 2024)."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_segment_command(commands)
+    add_convert_command(commands)
+    add_init_command(commands)
+    add_demo_command(commands)
+    return parser
+
+
+def add_segment_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "segment",
+        # argparse would put INPUT last, where --classes would swallow it.
+        usage="%(prog)s INPUT [INPUT ...] --model M (--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE) [options]",
+        help="label every pixel of pictures with classes of your choice",
+        description="Label every pixel of pictures with one of the classes that you name.",
+        epilog=SEGMENT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or quoted glob")
+    add_model_arguments(parser)
+    classes = parser.add_mutually_exclusive_group(required=True)
+    classes.add_argument(
+        "--classes", nargs="+", metavar="NAME", help='class names, one argument each; "dog, puppy" are synonyms'
+    )
+    classes.add_argument(
+        "--vocabulary",
+        metavar="NAME_OR_FILE",
+        help=f"built-in vocabulary ({', '.join(vocabulary_names())}), text file with one class a line, or JSON list",
+    )
+    parser.add_argument(
+        "--topk",
+        type=positive_integer,
+        metavar="K",
+        help="early rejection: drop classes that are nowhere among the K best, much faster with many classes;"
+        " SED-fast is 8 (default: the model's own setting)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=probability,
+        metavar="P",
+        help="leave pixels without a class where the best probability is below P (default: every pixel gets a class)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=1, metavar="N", help="pictures at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help="folder for the results (default: %(default)s)",
+    )
+    parser.set_defaults(run=run_segment)
+
+
+def add_convert_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert an official checkpoint to a model folder",
+        description="Convert an official SED checkpoint to a model folder for --model, from_pretrained or the Hub.",
+        epilog=CONVERT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="official .pth file; its code is never run")
+    add_out_arguments(parser)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help="config.json of the model (default: SED-B or SED-L, whichever fits the checkpoint)",
+    )
+    parser.set_defaults(run=run_convert)
+
+
+def add_init_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "init",
+        help="start a new model from CLIP weights of open_clip",
+        description="Write a model folder to train from: the towers of an open_clip ConvNeXt and a fresh decoder.",
+        epilog=INIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "variant",
+        metavar="VARIANT",
+        help="ConvNeXt model of open_clip; convnext_base_w_320 makes SED-B, convnext_large_d_320 SED-L",
+    )
+    add_out_arguments(parser)
+    parser.add_argument(
+        "--pretrained", metavar="TAG", help="weights in open_clip, or a file (default: random weights, no download)"
+    )
+    parser.set_defaults(run=run_init)
+
+
+def add_out_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
+
+
+def add_demo_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="open a demo in the browser",
+        description="Open a demo in the browser: upload a picture, type class names, see the result.",
+        epilog=DEMO_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--port", type=positive_integer, metavar="N", help="port (default: the first free from 7860)")
+    parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
+    parser.set_defaults(run=run_demo)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="M", help="model folder, or OWNER/NAME on the Hugging Face Hub"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
+        help="where to run; auto takes a GPU if there is one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="numbers to compute with; the 16-bit ones are faster on a GPU (default: %(default)s)",
+    )
+
+
+def positive_integer(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """An argument that is a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a probability from 0 to 1, got {text!r}")
+    return value
+
+
+# sed-hf segment ------------------------------------------------------------------------------------------------------
+
+
+def run_segment(arguments: argparse.Namespace) -> int:
+    """Segment pictures; exit status 1 if one of them could not be read."""
+    jobs = plan_jobs(find_pictures(arguments.inputs), arguments.output)
+    class_names = load_vocabulary(arguments.vocabulary) if arguments.vocabulary else arguments.classes
+    no_class_label = unused_label(len(class_names))
+    ignore_index = None if arguments.threshold is None else no_class_label
+    check_model_source(arguments.model)
+
+    from tqdm import tqdm
+
+    from .processing_sed import validate_class_names
+
+    class_names = validate_class_names(class_names)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    class_embeddings = encode_classes(model, processor, class_names)
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    num_written = 0
+    with tqdm(total=len(jobs), desc="Segmenting", unit="picture", disable=len(jobs) == 1) as progress:
+        for start in range(0, len(jobs), arguments.batch_size):
+            batch = jobs[start : start + arguments.batch_size]
+            pictures = read_pictures(batch, processor)
+            results = segment_pictures(
+                model,
+                processor,
+                list(pictures.values()),
+                class_embeddings,
+                topk=arguments.topk,
+                threshold=arguments.threshold,
+                ignore_index=ignore_index,
+            )
+            for (job, picture), result in zip(pictures.items(), results, strict=True):
+                write_results(job, picture, result, class_names, ignore_index, arguments.model)
+            num_written += len(pictures)
+            progress.update(len(batch))
+
+    print(f"sed-hf: {num_written} of {len(jobs)} pictures written to {arguments.output}")
+    return 0 if num_written == len(jobs) else 1
+
+
+# sed-hf convert, sed-hf init -----------------------------------------------------------------------------------------
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Convert an official checkpoint."""
+    if not arguments.checkpoint.is_file():
+        raise FileNotFoundError(f"{arguments.checkpoint}: expected a checkpoint file, but there is none")
+    check_out(arguments.out, arguments.overwrite)
+
+    from .conversion import convert_official_checkpoint
+
+    config = read_config(arguments.config) if arguments.config else None
+    save_model(convert_official_checkpoint(arguments.checkpoint, config=config), arguments.out)
+    return 0
+
+
+def run_init(arguments: argparse.Namespace) -> int:
+    """Start a new model."""
+    check_out(arguments.out, arguments.overwrite)
+
+    from .conversion import from_open_clip
+
+    save_model(from_open_clip(arguments.variant, pretrained=arguments.pretrained), arguments.out)
+    return 0
+
+
+def save_model(model: SEDForSemanticSegmentation, out: Path) -> None:
+    """Write a model folder, in place of the one that may be there."""
+    from .conversion import build_processor
+    from .hub import save_hub_folder
+
+    processor = build_processor(model.config)
+    if out.exists():
+        shutil.rmtree(out)
+    save_hub_folder(model, processor, out)
+    print(f"sed-hf: model written to {out}")
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse to write where something is, unless it is a model folder that may be replaced.
+
+    Raises:
+        FileExistsError: There is something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out}: expected a new or empty folder; --overwrite replaces a model folder")
+    # The old folder will be removed with all it holds, so a slip of the keyboard must not name any folder.
+    if not (out / "config.json").is_file():
+        raise FileExistsError(f"{out}: --overwrite replaces model folders only, and there is no config.json in it")
+
+
+def read_config(path: Path) -> SEDConfig:
+    """Read a configuration.
+
+    Raises:
+        ValueError: The file is no JSON object, or its values make no model.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from . import SEDConfig
+
+    try:
+        return SEDConfig.from_json_file(path)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"--config {path}: {error}") from error
+
+
+# sed-hf demo ---------------------------------------------------------------------------------------------------------
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Serve the demo until it is interrupted."""
+    check_model_source(arguments.model)
+    if find_spec("gradio") is None:
+        raise ValueError("the demo needs gradio: pip install 'sed-hf[demo]'")
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+
+    from .demo import build_demo
+
+    build_demo(model, processor).launch(server_port=arguments.port, share=arguments.share)
+    return 0
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def check_model_source(source: str) -> None:
+    """Refuse what is neither a model folder nor can be a name on the Hub, without loading anything.
+
+    Raises:
+        FileNotFoundError: It is neither.
+    """
+    path = Path(source)
+    if (path / "config.json").is_file():
+        return
+    if path.exists():
+        raise FileNotFoundError(
+            f"--model {source}: expected a model folder, but there is no config.json in it;"
+            " sed-hf convert makes one of an official checkpoint"
+        )
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+        raise FileNotFoundError(f"--model {source}: expected a model folder or OWNER/NAME on the Hub; no such folder")
+
+
+def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
+    """Load a model in evaluation mode, and its processor.
+
+    Args:
+        source: Model folder or name on the Hub.
+        device: "auto" or a torch device.
+        dtype: Name of a torch dtype.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: The device is not there.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from . import SEDForSemanticSegmentation, SEDProcessor
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, is_available in available.items() if is_available)
+    if not available[device]:
+        raise ValueError(f"--device {device}: torch finds no such device here")
+    logging.disable_progress_bar()
+    model = SEDForSemanticSegmentation.from_pretrained(source, dtype=getattr(torch, dtype))
+    return model.to(device).eval(), SEDProcessor.from_pretrained(source)

@@ -1,0 +1,246 @@
+"""Pictures on disk to overlays, label maps and summaries on disk.
+
+torch and transformers are imported inside functions: the command line checks its arguments with the cheap ones first.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from . import SEDForSemanticSegmentation, SEDProcessor
+
+PICTURE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+CLASSES_PER_CHUNK = 32  # classes encoded between two steps of the progress bar
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to segment, and the files to write for it."""
+
+    picture: Path
+    overlay: Path
+    labels: Path
+    summary: Path
+
+
+class UnreadablePictureError(Exception):
+    """A picture cannot be read; the message says why."""
+
+
+def find_pictures(inputs: Sequence[str]) -> list[Path]:
+    """The picture files that the INPUT arguments name, each once, in the order given.
+
+    Of a folder these are the files directly in it whose name ends as a picture's does. A file that is named, or that a
+    glob matches, is taken whatever its name.
+
+    Raises:
+        FileNotFoundError: There is no such file, nothing matches, or a folder holds no picture.
+    """
+    pictures: dict[Path, Path] = {}
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found = [entry for entry in path.iterdir() if is_picture_name(entry.name) and entry.is_file()]
+        elif path.is_file():
+            found = [path]
+        else:
+            found = [match for match in map(Path, glob.glob(str(path), recursive=True)) if match.is_file()]
+        if not found:
+            reason = "a folder without pictures" if path.is_dir() else "no such file, and nothing matches it as a glob"
+            raise FileNotFoundError(f"{given}: expected a picture, a folder of pictures or a glob; it is {reason}")
+        for picture in sorted(found):
+            pictures.setdefault(picture.resolve(), picture)
+    return list(pictures.values())
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name in a folder is taken for a picture."""
+    # macOS leaves "._photo.jpg" beside "photo.jpg" on foreign disks.
+    return Path(name).suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".")
+
+
+def plan_jobs(pictures: Sequence[Path], output: Path) -> list[Job]:
+    """Name the results of each picture after it; of several pictures of one name, the later ones get a number.
+
+    Raises:
+        FileExistsError: `output` is a file, or a picture would be overwritten by a result.
+    """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output {output}: expected a folder, but it is a file")
+    jobs = []
+    taken: set[str] = set()
+    for picture in pictures:
+        stem, number = picture.stem, 2
+        while stem.lower() in taken:  # not all file systems tell upper from lower case
+            stem, number = f"{picture.stem}_{number}", number + 1
+        taken.add(stem.lower())
+        jobs.append(
+            Job(picture, output / f"{stem}_overlay.jpg", output / f"{stem}_labels.png", output / f"{stem}.json")
+        )
+    inputs = {picture.resolve() for picture in pictures}
+    for job in jobs:
+        for result in (job.overlay, job.labels, job.summary):
+            if result.resolve() in inputs:
+                raise FileExistsError(f"--output {output}: {result} is one of the pictures and would be overwritten")
+    return jobs
+
+
+def unused_label(num_classes: int) -> int:
+    """The label of pixels without a class: 255 if the label map has 8 bits, 65535 if it has 16.
+
+    Raises:
+        ValueError: There are more classes than 16 bits tell apart.
+    """
+    if num_classes > 65535:
+        raise ValueError(f"expected at most 65535 classes, which is what a label map can hold, got {num_classes}")
+    return 255 if num_classes <= 255 else 65535
+
+
+def encode_classes(model: SEDForSemanticSegmentation, processor: SEDProcessor, class_names: list[str]) -> torch.Tensor:
+    """Embeddings (T, P, D) of T class names in P prompt templates, with a progress bar if there are many."""
+    import torch
+    from tqdm import tqdm
+
+    chunks = [class_names[start : start + CLASSES_PER_CHUNK] for start in range(0, len(class_names), CLASSES_PER_CHUNK)]
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                model.get_class_embeddings(**processor(text=chunk, return_tensors="pt").to(model.device))
+                for chunk in tqdm(chunks, desc="Encoding classes", disable=len(chunks) == 1)
+            ]
+        )
+
+
+def read_pictures(jobs: Sequence[Job], processor: SEDProcessor) -> dict[Job, Image.Image]:
+    """Read the pictures that can be read, and name the others on standard error with the reason."""
+    from tqdm import tqdm
+
+    pictures = {}
+    for job in jobs:
+        try:
+            pictures[job] = read_picture(job.picture, processor)
+        except UnreadablePictureError as error:
+            tqdm.write(f"sed-hf: skipped {job.picture}: {error}", file=sys.stderr)
+    return pictures
+
+
+def read_picture(path: Path, processor: SEDProcessor) -> Image.Image:
+    """Read a picture of any mode completely, as RGB and the right way up.
+
+    Raises:
+        UnreadablePictureError: The file is missing, no picture, or damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = processor.image_processor.to_rgb(image)
+    except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
+        raise UnreadablePictureError(str(error) or type(error).__name__) from error
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def segment_pictures(
+    model: SEDForSemanticSegmentation,
+    processor: SEDProcessor,
+    pictures: list[Image.Image],
+    class_embeddings: torch.Tensor,
+    *,
+    topk: int | None = None,
+    threshold: float | None = None,
+    ignore_index: int | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Segment RGB pictures of any sizes in one batch.
+
+    Args:
+        class_embeddings: (T, P, D), of [`encode_classes`].
+        topk: Early rejection; `None` for the model's own setting.
+        threshold: Pixels whose best probability is lower get `ignore_index`.
+
+    Returns:
+        For each picture `segmentation`, int64 (height, width), and `probability`, float32 (height, width).
+    """
+    import torch
+
+    if not pictures:
+        return []
+    with torch.inference_mode():
+        pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        outputs = model(
+            pixel_values=pixel_values.to(model.device, model.dtype),
+            class_embeddings=class_embeddings,
+            early_rejection_topk=topk,
+        )
+        maps = processor.post_process_semantic_segmentation(
+            outputs,
+            target_sizes=[(picture.height, picture.width) for picture in pictures],
+            threshold=threshold,
+            ignore_index=ignore_index,
+            return_probabilities=True,
+        )
+    results = cast("list[dict[str, torch.Tensor]]", maps)  # return_probabilities makes them dicts
+    return [{name: tensor.cpu().numpy() for name, tensor in result.items()} for result in results]
+
+
+def write_results(
+    job: Job,
+    picture: Image.Image,
+    result: dict[str, np.ndarray],
+    class_names: list[str],
+    ignore_index: int | None,
+    model_name: str,
+) -> None:
+    """Write overlay, label map and summary; the summary last, so that where it exists, all three are complete."""
+    from PIL import Image
+
+    from .visualization import class_statistics, draw_overlay
+
+    segmentation = result["segmentation"]
+    overlay = draw_overlay(picture, segmentation, class_names, ignore_index=ignore_index)
+    with written_at_once(job.overlay) as path:
+        # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
+        overlay.save(path, format="JPEG", quality=90, subsampling=0)
+
+    labels = segmentation.astype("uint8" if unused_label(len(class_names)) == 255 else "uint16")
+    with written_at_once(job.labels) as path:
+        Image.fromarray(labels).save(path, format="PNG")
+
+    statistics = class_statistics(
+        segmentation, class_names, probability=result["probability"], ignore_index=ignore_index
+    )
+    summary = {
+        "file": os.fsencode(job.picture).decode(errors="replace"),
+        "width": picture.width,
+        "height": picture.height,
+        "model": model_name,
+        "classes": [asdict(entry) for entry in statistics],
+        "ignored_pixels": 0 if ignore_index is None else int((segmentation == ignore_index).sum()),
+    }
+    with written_at_once(job.summary) as path:
+        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written_at_once(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which becomes `path` if that succeeds: an interruption leaves no half a file."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
