@@ -1,0 +1,100 @@
+"""The prepared form of a benchmark: a folder of Parquet files that the Hub and `datasets.load_dataset` read as well.
+
+    README.md
+    data/val-00000-of-00004.parquet ...
+
+Images and labels lie in the files as they decode, labels as 8 or 16-bit PNG of class indices. Each file carries the
+names of the benchmark and its classes, and the ignore index, as JSON in its schema's metadata under [`METADATA_KEY`].
+"""
+
+import json
+from glob import escape
+from hashlib import sha256
+from os import PathLike, fspath
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from sed_hf.data.features import SegmentationImage, SegmentationMap
+
+METADATA_KEY = b"sed_hf"
+
+# `datasets`' own types: whoever reads the files without this package gets images too.
+FEATURES = datasets.Features(
+    image=datasets.Image(mode="RGB"), label=datasets.Image(), file_name=datasets.Value("string")
+)
+
+
+def shard_name(split: str, index: int, num_shards: int) -> str:
+    """The path of a shard inside its folder, by the Hub's convention."""
+    return f"data/{split}-{index:05d}-of-{num_shards:05d}.parquet"
+
+
+def shard_metadata(benchmark: str, dataset: datasets.Dataset) -> dict[str, Any]:
+    """What each shard says of the raw split that it is a part of."""
+    label: SegmentationMap = dataset.features["label"]
+    return {
+        "benchmark": benchmark,
+        "names": label.names,
+        "ignore_index": label.ignore_index,
+        "background_index": label.background_index,
+        "split": str(dataset.split),
+        "files_sha256": sha256("\n".join(dataset["file_name"]).encode()).hexdigest(),
+    }
+
+
+def read_shard_metadata(filesystem: AbstractFileSystem, shard: str) -> dict[str, Any]:
+    """What a shard says of the raw split that it is a part of: the counterpart of [`shard_metadata`].
+
+    Raises:
+        ValueError: The file is no shard of a prepared benchmark.
+    """
+    with filesystem.open(shard, "rb") as file:
+        metadata = pq.read_schema(file).metadata or {}
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{shard} was not written by scripts/prepare_dataset.py: it does not name its classes")
+    return json.loads(metadata[METADATA_KEY])
+
+
+def read_parquet(
+    benchmark: str, data_dir: str | PathLike[str], split: str, *, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset | None:
+    """Read a prepared benchmark from `data_dir` or from the folder in it that has the benchmark's name.
+
+    Returns:
+        The data set, or `None` if `data_dir` is a local folder without Parquet files of the split.
+
+    Raises:
+        FileNotFoundError: A remote folder has no Parquet files of the split.
+        ValueError: The files belong to another benchmark, or some of them are missing.
+    """
+    filesystem, root = fsspec.core.url_to_fs(fspath(data_dir))
+    for folder in (f"{root}/{benchmark}", root):
+        shards = sorted(filesystem.glob(f"{escape(folder)}/data/{split}-*-of-*.parquet"))
+        if shards:
+            break
+    else:
+        if isinstance(filesystem, LocalFileSystem):
+            return None
+        raise FileNotFoundError(f"found no data/{split}-*.parquet in {data_dir}")
+
+    metadata = read_shard_metadata(filesystem, shards[0])
+    if metadata["benchmark"] != benchmark:
+        raise ValueError(f"{folder} holds the benchmark {metadata['benchmark']}, not {benchmark}")
+    num_shards = int(shards[0].rpartition("-of-")[2].removesuffix(".parquet"))
+    if len(shards) != num_shards:
+        raise ValueError(
+            f"{folder}/data holds {len(shards)} of the {num_shards} files of the split {split}:"
+            " run scripts/prepare_dataset.py again to complete it"
+        )
+
+    urls = [escape(filesystem.unstrip_protocol(shard)) for shard in shards]
+    dataset = datasets.load_dataset("parquet", data_files={split: urls}, split=split, streaming=streaming)
+    label = SegmentationMap(
+        names=metadata["names"], ignore_index=metadata["ignore_index"], background_index=metadata["background_index"]
+    )
+    return dataset.cast_column("image", SegmentationImage()).cast_column("label", label)
