@@ -101,7 +101,7 @@ def test_summary_says_which_classes_cover_how_much(
     assert [entry["share"] for entry in classes] == sorted((entry["share"] for entry in classes), reverse=True)
     for entry in classes:
         assert entry["name"] == CLASSES[entry["index"]]
-        assert entry["share"] == pytest.approx(np.mean(labels == entry["index"]))
+        assert entry["share"] == pytest.approx(np.mean(labels == entry["index"]), abs=1e-6)
         assert 0 < entry["mean_probability"] < 1
 
 
@@ -314,8 +314,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("option", "value", "expected"),
         [
-            ("--topk", "0", "a whole number of at least 1"),
-            ("--topk", "two", "a whole number of at least 1"),
+            ("--topk", "-1", "a whole number of at least 0"),
+            ("--topk", "two", "a whole number of at least 0"),
             ("--batch-size", "-1", "a whole number of at least 1"),
             ("--threshold", "1.5", "a probability from 0 to 1"),
             ("--threshold", "nan", "a probability from 0 to 1"),
@@ -367,7 +367,7 @@ def test_interruption_has_an_exit_status_and_no_traceback(
 
     monkeypatch.setattr(cli, "load_model", interrupt)
     assert segment(photo) == 130
-    assert capsys.readouterr().err == "sed-hf: interrupted\n"
+    assert capsys.readouterr().err.splitlines()[-1] == "sed-hf: interrupted"
 
 
 # convert

@@ -73,6 +73,10 @@ class TestOfficialCheckpoints:
             " got (128, 80, 5, 5)"
         )
 
+    def test_another_models_checkpoint_is_named_as_such(self) -> None:
+        with pytest.raises(ValueError, match=r"not of SED; it has no clip_model\.visual\.trunk"):
+            convert_official_checkpoint({"fc.weight": torch.zeros(1)})
+
     def test_an_unknown_variant_needs_a_configuration(self, weights: dict[str, Tensor]) -> None:
         with pytest.raises(ValueError, match=r"neither SED-B nor SED-L .*\(16, 3, 4, 4\).*pass the config"):
             convert_official_checkpoint(weights)
@@ -93,7 +97,9 @@ class TestOfficialCheckpoints:
         with pytest.raises(FileNotFoundError, match=r"no such file: .*absent\.pth"):
             convert_official_checkpoint(tmp_path / "absent.pth")
 
-    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+    @pytest.mark.parametrize(
+        "content", [b"", b"not a checkpoint", b"plain text, exported by mistake", b"PK\x03\x04 cut"]
+    )
     def test_a_damaged_file_is_named(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "damaged.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"checkpoint: .*damaged\.pth"):
@@ -177,6 +183,10 @@ class TestOpenClip:
         assert model.config.vision_config.drop_path_rate == 0
         assert any(type(module).__name__ == "DropPath" for module in clip.modules())
         assert not any(type(module).__name__ == "DropPath" for module in model.modules())
+
+    def test_unknown_weights_are_refused_with_those_there_are(self) -> None:
+        with pytest.raises(ValueError, match="pretrained='nope': expected a file or one of laion_aesthetic_s13b_b82k"):
+            from_open_clip("convnext_base_w_320", pretrained="nope")
 
     @pytest.mark.parametrize("variant", ["ViT-B-32", "convnext_unknown", "RN50"])
     def test_other_architectures_are_refused(self, variant: str) -> None:

@@ -37,6 +37,9 @@ with torch.no_grad():
 assert type(load(AutoConfig)).__name__ == "SEDConfig"
 segmenter = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True)
 assert {result["label"] for result in segmenter(image, candidate_labels=["cat", "dog, puppy"])} <= {"cat", "dog, puppy"}
+load(AutoModel).save_pretrained(outputs + ".again")
+processor.save_pretrained(outputs + ".again")
+pipeline("zero-shot-image-segmentation", model=outputs + ".again", trust_remote_code=True)
 assert not any(name.startswith(("sed_hf.", "open_clip.")) for name in sys.modules)
 save_file(results, outputs)
 """
@@ -109,4 +112,5 @@ def test_an_interrupted_save_leaves_nothing(
 
 def test_plain_save_pretrained_carries_the_code_too(tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
-    assert {"modeling_sed.py", "configuration_sed.py"} <= {path.name for path in tmp_path.iterdir()}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"modeling_sed.py", "configuration_sed.py", "pipeline_sed.py"} <= written

@@ -147,6 +147,7 @@ class TestPictures:
 
     def test_grayscale_arrays_work(self, image_processor: SEDImageProcessor) -> None:
         for picture in (self.color[..., 0], self.color[..., :1], torch.tensor(self.color[..., 0]) > 127):
+            assert image_processor(images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 128, 128)
             rgb = image_processor.to_rgb(picture)
             assert rgb.shape == (3, 24, 40)
             assert torch.equal(rgb[0], rgb[2])
@@ -166,6 +167,14 @@ class TestPictures:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             image_processor.to_rgb(picture)
+
+    def test_no_picture_at_all_is_refused(self, image_processor: SEDImageProcessor) -> None:
+        with pytest.raises(ValueError, match="images: expected at least one picture"):
+            image_processor(images=[])
+
+    def test_a_path_that_does_not_exist_is_named(self, image_processor: SEDImageProcessor) -> None:
+        with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
+            image_processor(images="absent.jpg")
 
     def test_batches_of_mixed_sizes_equal_one_at_a_time(self, image_processor: SEDImageProcessor) -> None:
         pictures = [random_array(20, 40), random_array(60, 30), random_array(33, 33)]

@@ -362,7 +362,7 @@ class TestPrecision:
         model = SEDForSemanticSegmentation.from_pretrained(tiny_hub_folder, dtype=dtype).eval()
         pixel_values, class_embeddings = random_pixel_values(1, 3, 256, 256), random_class_embeddings(10)
         expected = tiny_model(pixel_values, class_embeddings=class_embeddings).logits
-        logits = model(pixel_values.to(dtype), class_embeddings=class_embeddings).logits
+        logits = model(pixel_values, class_embeddings=class_embeddings).logits
         assert logits.dtype == dtype
         assert (logits.float() - expected).abs().max() < 0.05 * (expected.max() - expected.min())
 

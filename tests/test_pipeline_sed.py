@@ -54,6 +54,11 @@ def test_labels_are_encoded_once(segmenter: SEDPipeline, photo: Image.Image, mon
     segmenter(photo, candidate_labels=["sea", "sand"])
 
 
+def test_an_impossible_threshold_is_refused(segmenter: SEDPipeline, photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match="threshold=2"):
+        segmenter(photo, candidate_labels=LABELS, threshold=2)
+
+
 def test_unknown_arguments_are_refused(segmenter: SEDPipeline, photo: Image.Image) -> None:
     with pytest.raises(TypeError, match="unexpected arguments: topk"):
         segmenter(photo, candidate_labels=LABELS, topk=3)

@@ -108,6 +108,15 @@ def test_wrong_class_names_are_refused(
         tiny_processor(text=text)
 
 
+def test_a_comma_without_a_blank_is_pointed_out(
+    tiny_processor: SEDProcessor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        tiny_processor(text=["cat,dog"])
+    assert "'cat,dog' is one name" in caplog.text
+
+
 def test_wrong_padding_is_refused(tiny_processor: SEDProcessor) -> None:
     with pytest.raises(ValueError, match="padding='shortest'"):
         tiny_processor(text=["cat"], padding="shortest")

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sed-hf", description="Open-vocabulary semantic segmentation with SED (CVPR 2024)."
     )
+    parser.add_argument("--version", action="version", version=f"sed-hf {version('sed-hf')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_segment_command(commands)
     add_convert_command(commands)
@@ -108,10 +110,10 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--topk",
-        type=positive_integer,
+        type=whole_number,
         metavar="K",
         help="early rejection: drop classes that are nowhere among the K best, much faster with many classes;"
-        " SED-fast is 8 (default: the model's own setting)",
+        " SED-fast is 8, 0 drops none (default: the model's own setting)",
     )
     parser.add_argument(
         "--threshold",
@@ -208,6 +210,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def whole_number(text: str) -> int:
+    """An argument that is a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def positive_integer(text: str) -> int:
     """An argument that is a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -242,6 +251,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     from .processing_sed import validate_class_names
 
     class_names = validate_class_names(class_names)
+    print(f"sed-hf: loading {arguments.model}", file=sys.stderr)
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     class_embeddings = encode_classes(model, processor, class_names)
 
@@ -275,7 +285,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert an official checkpoint."""
     if not arguments.checkpoint.is_file():
-        raise FileNotFoundError(f"{arguments.checkpoint}: expected a checkpoint file, but there is none")
+        found = "a folder" if arguments.checkpoint.is_dir() else "nothing"
+        raise FileNotFoundError(f"{arguments.checkpoint}: expected a checkpoint file, found {found}")
+    if arguments.config and not arguments.config.is_file():
+        raise FileNotFoundError(f"--config {arguments.config}: expected a config.json, found none")
     check_out(arguments.out, arguments.overwrite)
 
     from .conversion import convert_official_checkpoint
@@ -291,19 +304,24 @@ def run_init(arguments: argparse.Namespace) -> int:
 
     from .conversion import from_open_clip
 
-    save_model(from_open_clip(arguments.variant, pretrained=arguments.pretrained), arguments.out)
+    towers = f"its towers hold {arguments.pretrained}" if arguments.pretrained else "its towers are random"
+    state = f"untrained: its decoder is random, {towers}"
+    save_model(
+        from_open_clip(arguments.variant, pretrained=arguments.pretrained), arguments.out, f"The model is {state}."
+    )
+    print(f"sed-hf: the model is {state}; train it before use")
     return 0
 
 
-def save_model(model: SEDForSemanticSegmentation, out: Path) -> None:
-    """Write a model folder, in place of the one that may be there."""
+def save_model(model: SEDForSemanticSegmentation, out: Path, description: str = "") -> None:
+    """Write a model folder, in place of the one that may be there, with a description in its model card."""
     from .conversion import build_processor
     from .hub import save_hub_folder
 
     processor = build_processor(model.config)
     if out.exists():
         shutil.rmtree(out)
-    save_hub_folder(model, processor, out)
+    save_hub_folder(model, processor, out, description=description)
     print(f"sed-hf: model written to {out}")
 
 
@@ -345,7 +363,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Serve the demo until it is interrupted."""
     check_model_source(arguments.model)
     if find_spec("gradio") is None:
-        raise ValueError("the demo needs gradio: pip install 'sed-hf[demo]'")
+        raise ValueError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf")
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
 
     from .demo import build_demo

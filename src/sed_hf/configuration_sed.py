@@ -91,13 +91,19 @@ OPENAI_IMAGENET_TEMPLATES: tuple[str, ...] = (
 )
 
 
-# The code that a Hub repository carries: what each Auto class makes with `trust_remote_code=True`.
+# The code that a Hub repository carries: what each Auto class and `pipeline` make with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_sed.SEDConfig",
     "AutoModel": "modeling_sed.SEDForSemanticSegmentation",
     "AutoModelForSemanticSegmentation": "modeling_sed.SEDForSemanticSegmentation",
     "AutoImageProcessor": "image_processing_sed.SEDImageProcessor",
     "AutoProcessor": "processing_sed.SEDProcessor",
+}
+CUSTOM_PIPELINES = {
+    "zero-shot-image-segmentation": {
+        "impl": "pipeline_sed.SEDPipeline",
+        "pt": ["AutoModelForSemanticSegmentation"],
+    },
 }
 
 
@@ -217,7 +223,8 @@ class SEDConfig(PreTrainedConfig):
             setattr(self, name, list(getattr(self, name)))
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = {"projection_dim": self.projection_dim, **(self.text_config or {})}
-        super().__post_init__(**{"auto_map": dict(AUTO_MAP), **kwargs})
+        remote_code = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES)}
+        super().__post_init__(**{**remote_code, **kwargs})
 
     def validate_architecture(self) -> None:
         """Refuse values that cannot be built, by name."""

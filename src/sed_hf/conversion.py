@@ -1,6 +1,7 @@
 """Official checkpoints and open_clip weights, turned into this model."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -107,13 +108,13 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
-        with torch.serialization.safe_globals(numpy_globals()):
+        with torch.serialization.safe_globals(numpy_globals()), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"checkpoint: {path} was refused; it holds more than tensors and arrays ({reason})") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"checkpoint: {path} is not a PyTorch checkpoint, or is incomplete ({error})") from error
+        # torch's own message goes on to advise loading the file without this protection.
+        raise ValueError(f"checkpoint: {path} was refused: it holds more than tensors and arrays") from error
+    except Exception as error:  # what torch raises depends on where the file is damaged
+        raise ValueError(f"checkpoint: {path} is not a PyTorch checkpoint, or is incomplete ({error!r})") from error
 
 
 def numpy_globals() -> list[Any]:
@@ -146,10 +147,10 @@ def official_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def recognise_variant(official: Mapping[str, Tensor]) -> SEDConfig:
     """The configuration of SED-B or SED-L, by the width of the trunk and of the text encoder."""
-    shapes = [
-        tuple(official[name].shape) if name in official else None
-        for name in ("clip_model.visual.trunk.stem.0.weight", "clip_model.ln_final.weight")
-    ]
+    names = ("clip_model.visual.trunk.stem.0.weight", "clip_model.ln_final.weight")
+    if absent := [name for name in names if name not in official]:
+        raise ValueError(f"checkpoint: not of SED; it has no {' and no '.join(absent)}")
+    shapes = [tuple(official[name].shape) for name in names]
     variants = {((128, 3, 4, 4), (640,)): SED_BASE, ((192, 3, 4, 4), (768,)): SED_LARGE}
     variant = variants.get(tuple(shapes))  # type: ignore[arg-type]
     if variant is None:
@@ -208,10 +209,15 @@ def from_open_clip(variant: str = SED_BASE, pretrained: str | None = None) -> SE
             from `laion2b_s29b_b131k_ft_soup`. `None` leaves the towers at open_clip's random initialisation.
 
     Raises:
-        ValueError: open_clip has no such model, or its image tower is not a timm ConvNeXt without pooling.
+        ValueError: open_clip has no such model, its image tower is not a timm ConvNeXt without pooling, or the weights
+            are unknown or cannot be downloaded.
     """
     model = SEDForSemanticSegmentation(config_from_open_clip(variant))
-    clip = open_clip.create_model(variant, pretrained=pretrained)
+    try:
+        clip = open_clip.create_model(variant, pretrained=pretrained)
+    except RuntimeError as error:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(variant))
+        raise ValueError(f"pretrained={pretrained!r}: expected a file or one of {tags} ({error})") from error
     towers = {CLIP_PREFIX + name: tensor for name, tensor in clip.state_dict().items()}
     decoder = {
         official_name(name): tensor for name, tensor in model.state_dict().items() if name.startswith("decoder.")

@@ -1,4 +1,4 @@
-"""A demo in the browser: upload a picture, name classes, see the segmentation. Needs `pip install sed-hf[demo]`."""
+"""A demo in the browser: upload a picture, name classes, see the segmentation. Needs the extra `demo`."""
 
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from .visualization import class_statistics, draw_overlay
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError("the demo needs gradio: pip install 'sed-hf[demo]'") from error
+    raise ImportError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf") from error
 
 OWN_CLASSES = "the classes above"
 TABLE_HEADERS = ["", "class", "share of the picture", "mean probability"]

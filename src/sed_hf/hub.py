@@ -1,13 +1,14 @@
 """Complete Hub folders: weights, configuration, processor, tokenizer, and the code that `trust_remote_code` runs."""
 
 import os
-import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from . import SEDForSemanticSegmentation, SEDProcessor, pipeline_sed
+from huggingface_hub import HfApi
+from torch import Tensor
 
-PIPELINE_TASK = "zero-shot-image-segmentation"
+from . import SEDForSemanticSegmentation, SEDProcessor
 
 MODEL_CARD = """---
 library_name: transformers
@@ -27,7 +28,7 @@ Labels every pixel of an image with one of any list of class names
 ```python
 from transformers import pipeline
 
-segmenter = pipeline("{task}", model="PATH_OR_REPO", trust_remote_code=True)
+segmenter = pipeline("zero-shot-image-segmentation", model="PATH_OR_REPO", trust_remote_code=True)
 segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"])
 ```
 
@@ -41,6 +42,7 @@ def save_hub_folder(
     directory: str | os.PathLike,
     description: str = "",
     max_shard_size: str = "5GB",
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write everything that others need to load the model with `trust_remote_code=True`, and a model card.
 
@@ -52,6 +54,7 @@ def save_hub_folder(
         directory: Folder to make; it may exist if it is empty.
         description: Text for the model card: data, recipe, results.
         max_shard_size: Largest size of one weights file.
+        state_dict: Weights to write; by default those of the model, which distributed training may have sharded.
 
     Raises:
         FileExistsError: `directory` exists and is not an empty folder.
@@ -62,11 +65,14 @@ def save_hub_folder(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as parent:
         folder = Path(parent) / directory.name
-        model.config.custom_pipelines = {
-            PIPELINE_TASK: {"impl": "pipeline_sed.SEDPipeline", "pt": ["AutoModelForSemanticSegmentation"]}
-        }
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
         processor.save_pretrained(folder)
-        shutil.copy(pipeline_sed.__file__, folder)
-        (folder / "README.md").write_text(MODEL_CARD.format(task=PIPELINE_TASK, description=description))
+        (folder / "README.md").write_text(MODEL_CARD.format(description=description))
         folder.replace(directory)
+
+
+def push_hub_folder(directory: str | os.PathLike, repo_id: str) -> str:
+    """Upload a folder of [`save_hub_folder`] to a model repository, made if it is missing; return its address."""
+    api = HfApi()
+    api.create_repo(repo_id, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=str(directory), commit_message="Upload SED with sed-hf"))

@@ -100,9 +100,18 @@ class SEDImageProcessor(TorchvisionBackend):
         """Open local paths with PIL, which keeps mode and EXIF orientation; leave the rest to transformers."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(image) for image in image_url_or_urls]
-        if isinstance(image_url_or_urls, str | Path) and Path(image_url_or_urls).is_file():
+        if isinstance(image_url_or_urls, Path) or is_path(image_url_or_urls):
             return Image.open(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
+        """A list of pictures; the library's own refuses a single grayscale array."""
+        images = self.fetch_images(images)
+        if not isinstance(images, list | tuple) and getattr(images, "ndim", None) == 2:
+            return [images]
+        if isinstance(images, list | tuple) and not images:
+            raise ValueError("images: expected at least one picture, got none")
+        return super()._prepare_images_structure(images, expected_ndims)
 
     def _preprocess_image_like_inputs(
         self,
@@ -260,6 +269,11 @@ class SEDImageProcessor(TorchvisionBackend):
                 segmentation = segmentation.masked_fill(probability < threshold, ignore_index)
             results.append({"segmentation": segmentation, "probability": probability})
         return results if return_probabilities else [result["segmentation"] for result in results]
+
+
+def is_path(text: Any) -> bool:
+    """Whether an argument names a file, rather than being a URL or base64 data."""
+    return isinstance(text, str) and not text.startswith(("http://", "https://", "data:")) and len(text) < 1024
 
 
 def pil_to_tensor(image: Image.Image) -> Tensor:

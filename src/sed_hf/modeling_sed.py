@@ -6,9 +6,12 @@ the gradual fusion decoder with category early rejection, and the loss.
 Shapes are written with B images, T classes, P prompt templates, D embedding channels and (h, w) = input size / 32.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -21,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from .configuration_sed import SEDConfig, SEDVisionConfig
 
@@ -471,6 +474,15 @@ class SEDPreTrainedModel(PreTrainedModel):
         if is_first_time:
             init_text_encoder_as_open_clip(self.text_encoder)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the model, with the pipeline's code beside the model's own, which transformers adds."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        pipeline_file: Any = Path(__file__).with_name("pipeline_sed.py")
+        if not pipeline_file.is_file():  # remote code, of which transformers fetches only what it needs
+            pipeline_file = cached_file(self.config.name_or_path, "pipeline_sed.py")
+        if Path(pipeline_file).resolve().parent != Path(save_directory).resolve():
+            shutil.copy(pipeline_file, save_directory)
+
 
 def init_text_encoder_as_open_clip(text_encoder: CLIPTextModelWithProjection) -> None:
     """Initialise by the rule of open_clip, from which that of transformers differs.
@@ -595,7 +607,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
                 f"pixel_values: expected a height and a width that are multiples of {ENCODER_STRIDE},"
                 f" got {height}x{width}"
             )
-        return self.image_encoder(pixel_values)
+        return self.image_encoder(pixel_values.to(self.logit_scale.dtype))
 
     def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor | None = None) -> Tensor:
         """Encode class names: `get_class_embeddings(**processor(text=["cat", "dog, puppy"], return_tensors="pt"))`.
@@ -654,8 +666,8 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
     def _resolve_early_rejection(self, early_rejection_topk: int | None, labels: Tensor | None) -> int | None:
         if early_rejection_topk is None:
             return self.config.early_rejection_topk if labels is None else None
-        if early_rejection_topk < 0:
-            raise ValueError(f"early_rejection_topk={early_rejection_topk}: expected at least 1, or 0 for every class")
+        if not isinstance(early_rejection_topk, int) or early_rejection_topk < 0:
+            raise ValueError(f"early_rejection_topk={early_rejection_topk}: expected a whole number; 0 is every class")
         if early_rejection_topk and labels is not None:
             raise ValueError(
                 f"early_rejection_topk={early_rejection_topk}: expected none with labels; the loss is of all classes"
@@ -672,8 +684,9 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
 
     def _compute_losses(self, all_logits: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, ...]:
         batch_size, num_classes = all_logits[0].shape[:2]
-        if labels.ndim != 3 or len(labels) != batch_size:
-            raise ValueError(f"labels: expected ({batch_size}, height, width), got {tuple(labels.shape)}")
+        if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
+            got = f"{labels.dtype} of {tuple(labels.shape)}"
+            raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
         if not torch.compiler.is_compiling():
             wrong = (labels != self.config.ignore_index) & ((labels < 0) | (labels >= num_classes))
             if wrong.any():

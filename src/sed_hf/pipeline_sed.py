@@ -57,6 +57,8 @@ class SEDPipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if kwargs:
             raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1")
         forward = {"candidate_labels": candidate_labels, "early_rejection_topk": early_rejection_topk}
         return {}, forward, {"candidate_labels": candidate_labels, "threshold": threshold}
 

@@ -3,6 +3,7 @@
 import html
 import unicodedata
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ class SEDProcessor(ProcessorMixin):
         text: Sequence[str] | None = None,
         segmentation_maps: ImageInput | None = None,
         padding: Literal["longest", "max_length"] = "longest",
-        return_tensors: str | None = None,
+        return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare pictures, class names, or both.
@@ -49,7 +50,7 @@ class SEDProcessor(ProcessorMixin):
             text: One string for each class. Synonyms are separated by ", ".
             segmentation_maps: A label map for each picture, when training.
             padding: Pad prompts to the longest one, or to CLIP's 77 tokens. The model encodes no padding either way.
-            return_tensors: `"pt"` or `"np"`.
+            return_tensors: `"pt"`, `"np"`, or `None` for lists.
             **kwargs: Arguments of the image processor.
 
         Returns:
@@ -86,7 +87,7 @@ class SEDProcessor(ProcessorMixin):
         max_length, num_templates = self.tokenizer.model_max_length, len(self.prompt_templates)
         too_long = {index // num_templates for index, prompt in enumerate(tokens) if len(prompt) > max_length}
         if too_long:
-            names = ", ".join(repr(synonyms[index]) for index in sorted(too_long))
+            names = ", ".join(repr(shorten(synonyms[index], 60, placeholder="…")) for index in sorted(too_long))
             logger.warning(f"Class names truncated to CLIP's {max_length} tokens in at least one template: {names}")
         # The end-of-text token stays last: CLIP reads the embedding there.
         tokens = [prompt if len(prompt) <= max_length else [*prompt[: max_length - 1], prompt[-1]] for prompt in tokens]
@@ -126,6 +127,8 @@ def validate_class_names(text: Any) -> list[str]:
             raise TypeError(f"text[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
         if not all(synonym.strip() for synonym in name.split(SYNONYM_SEPARATOR)):
             raise ValueError(f"text[{index}]: expected a class name, or several separated by ', '; got {name!r}")
+        if SYNONYM_SEPARATOR not in name and "," in name:
+            logger.warning(f"text[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
         same = first_index.setdefault(clean_text(name), index)
         if same != index:
             raise ValueError(f"text[{index}]: {name!r} is the same class name as text[{same}]={text[same]!r}")

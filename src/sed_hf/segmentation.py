@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-CLASSES_PER_CHUNK = 32  # classes encoded between two steps of the progress bar
+CLASSES_PER_CHUNK = 8  # classes encoded between two steps of the progress bar
+ENCODING_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def unused_label(num_classes: int) -> int:
 
 
 def encode_classes(model: SEDForSemanticSegmentation, processor: SEDProcessor, class_names: list[str]) -> torch.Tensor:
-    """Embeddings (T, P, D) of T class names in P prompt templates, with a progress bar if there are many."""
+    """Embeddings (T, P, D) of T class names in P prompt templates, with a progress bar."""
     import torch
     from tqdm import tqdm
 
@@ -121,7 +122,7 @@ def encode_classes(model: SEDForSemanticSegmentation, processor: SEDProcessor, c
         return torch.cat(
             [
                 model.get_class_embeddings(**processor(text=chunk, return_tensors="pt").to(model.device))
-                for chunk in tqdm(chunks, desc="Encoding classes", disable=len(chunks) == 1)
+                for chunk in tqdm(chunks, desc=f"Encoding {len(class_names)} classes", bar_format=ENCODING_BAR)
             ]
         )
 
@@ -228,11 +229,16 @@ def write_results(
         "width": picture.width,
         "height": picture.height,
         "model": model_name,
-        "classes": [asdict(entry) for entry in statistics],
+        "classes": [rounded(asdict(entry)) for entry in statistics],
         "ignored_pixels": 0 if ignore_index is None else int((segmentation == ignore_index).sum()),
     }
     with written_at_once(job.summary) as path:
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with numbers rounded to six decimals: a millionth of a picture is about a pixel."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
 
 
 @contextmanager

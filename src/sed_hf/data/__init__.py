@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in ("benchmark_info", "load_benchmark"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".benchmarks", __name__), name)
+    try:
+        benchmarks = import_module(".benchmarks", __name__)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{name} needs {error.name}: pip install '.[train]' in the clone of sed-hf") from error
+    return getattr(benchmarks, name)
 
 
 __all__ = ["benchmark_info", "load_benchmark", "load_vocabulary", "vocabulary_names"]
