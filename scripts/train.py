@@ -1,0 +1,13 @@
+"""Train SED: `accelerate launch scripts/train.py --config configs/sed_convnext_base.yaml --data_dir DATA`."""
+
+import sys
+
+from sed_hf.training.loop import train
+from sed_hf.training.recipe import load_recipe
+
+if __name__ == "__main__":
+    try:
+        recipe = load_recipe(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        sys.exit(f"train.py: error: {error}")
+    train(recipe)

@@ -1,0 +1,1 @@
+"""Training on accelerate: recipe, data, optimizer, checkpoints, loop."""

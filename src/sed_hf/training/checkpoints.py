@@ -1,0 +1,52 @@
+"""Checkpoints that are complete or not there."""
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+PREFIX = "step-"
+STATE_FILE = "state.json"
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep: int) -> Path:
+    """Write model, optimizer, schedule, random states and position after `step` steps; called by every process.
+
+    The checkpoint is written under another name and renamed when it is complete. The newest `keep` remain.
+
+    Raises:
+        OSError: It could not be written, for want of space for example. What was written before is still there.
+    """
+    folder = output_dir / "checkpoints" / f"{PREFIX}{step:08d}"
+    partial = folder.with_name(f".{folder.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+    except Exception as error:  # torch, safetensors and accelerate each have errors of their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        last = find_checkpoints(output_dir)[-1:]
+        there = f"{last[0]} is still there, to continue with --resume" if last else "there is none yet"
+        raise OSError(f"the checkpoint {folder} could not be written ({error}); of earlier ones, {there}") from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / STATE_FILE).write_text(json.dumps({"step": step}))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+        for old in find_checkpoints(output_dir)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def find_checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, the oldest first."""
+    return sorted(path.parent for path in (output_dir / "checkpoints").glob(f"{PREFIX}*/{STATE_FILE}"))
+
+
+def steps_done(folder: Path) -> int:
+    """The number of steps after which a checkpoint was written."""
+    return json.loads((folder / STATE_FILE).read_text())["step"]

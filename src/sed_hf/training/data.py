@@ -1,0 +1,91 @@
+"""Training samples by their position in the run: neither an interruption nor the number of processes matters."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from sed_hf.data.transforms import training_transform
+
+from .recipe import Recipe
+
+
+class TrainingSamples(Dataset[dict[str, Any]]):
+    """The samples of a whole run: position p is the p-th picture that training sees.
+
+    Each pass over the data set has an order of its own, and each position an augmentation of its own, both drawn from
+    the seed. A dataloader that starts at any position, in any number of processes, gives the same samples.
+
+    Args:
+        dataset: Items with `image` (PIL), `label` (PIL or (H, W) integers) and `file_name`.
+        length: Number of positions.
+        seed: Seed of order and augmentation.
+        transform: Augmentation of (`tv_tensors.Image`, `tv_tensors.Mask`).
+    """
+
+    def __init__(self, dataset: Any, length: int, seed: int, transform: Callable) -> None:
+        self.dataset = dataset
+        self.length = length
+        self.seed = seed
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """`pixel_values` (3, S, S), `labels` (S, S) int64 and `file_name` of the sample at a position."""
+        epoch, offset = divmod(position, len(self.dataset))
+        sample = self.dataset[int(epoch_order(len(self.dataset), self.seed, epoch)[offset])]
+        image = tv_tensors.Image(tvF.pil_to_tensor(sample["image"].convert("RGB")))
+        label = tv_tensors.Mask(torch.from_numpy(np.array(sample["label"]).astype(np.int64)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.seed, position)) % 2**63)
+            image, label = self.transform(image, label)
+        pixel_values = tvF.normalize(image.float() / 255, list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD))
+        return {
+            "pixel_values": pixel_values.as_subclass(Tensor),
+            "labels": label.as_subclass(Tensor),
+            "file_name": sample["file_name"],
+        }
+
+
+@lru_cache(maxsize=2)
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the data set in one pass."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def build_training_samples(dataset: Any, recipe: Recipe, ignore_index: int) -> TrainingSamples:
+    """The samples that a recipe trains with."""
+    transform = training_transform(
+        recipe.shortest_edge,
+        recipe.longest_edge,
+        recipe.crop_size,
+        recipe.color_jitter,
+        recipe.horizontal_flip,
+        ignore_index,
+    )
+    return TrainingSamples(dataset, recipe.steps * recipe.images_per_step, recipe.seed, transform)
+
+
+def sample_vocabulary(labels: Tensor, num_classes: int, size: int, ignore_index: int, seed: Sequence[int]) -> Tensor:
+    """The classes that occur in the labels and random others, up to `size` where that many occur: sorted indices."""
+    present = labels[labels != ignore_index].unique().cpu()
+    others = np.setdiff1d(np.arange(num_classes), present.numpy())
+    chosen = np.random.default_rng(list(seed)).permutation(others)[: max(0, size - len(present))]
+    return torch.cat([present, torch.from_numpy(chosen)]).sort().values
+
+
+def relabel(labels: Tensor, vocabulary: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels as positions in a vocabulary that holds all of them; ignored pixels stay ignored."""
+    position = torch.full((num_classes,), ignore_index, device=labels.device)
+    position[vocabulary.to(labels.device)] = torch.arange(len(vocabulary), device=labels.device)
+    ignored = labels == ignore_index
+    return position[labels.masked_fill(ignored, 0)].masked_fill(ignored, ignore_index)

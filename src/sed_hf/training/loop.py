@@ -1,0 +1,240 @@
+"""The training loop."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.conversion import build_processor, from_open_clip
+from sed_hf.data import load_benchmark
+from sed_hf.data.scenes import SceneDataset
+from sed_hf.hub import push_hub_folder, save_hub_folder
+
+from .alignment import TowerAlignment
+from .checkpoints import find_checkpoints, save_checkpoint, steps_done
+from .classes import TrainingClasses
+from .data import build_training_samples, relabel, sample_vocabulary
+from .optimizer import build_optimizer, build_schedule, set_trainable
+from .recipe import Recipe
+
+LOG_FILE = "log.jsonl"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number or infinite; the message gives the step and the files of the batch."""
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe, and return the Hub folder of the trained model.
+
+    Raises:
+        ValueError: Images cannot be split evenly over processes and accumulation steps, or `output_dir` holds a run
+            and `resume` is not set.
+        NonFiniteLossError: The loss is not finite. A checkpoint is written first.
+    """
+    output_dir = Path(recipe.output_dir)
+    checkpoints = find_checkpoints(output_dir)
+    if checkpoints and not recipe.resume:
+        raise ValueError(f"output_dir: {output_dir} holds a run already; continue it with --resume, or choose another")
+    accelerator = Accelerator(
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        mixed_precision=recipe.mixed_precision,
+        log_with=recipe.tracker,
+        project_dir=str(output_dir),
+    )
+    batch_size = images_per_batch(recipe, accelerator.num_processes)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.allow_tf32
+    set_seed(recipe.seed)
+
+    dataset, class_names, ignore_index = load_training_data(recipe)
+    model, processor = load_starting_model(recipe)
+    model.config.ignore_index = ignore_index
+    set_trainable(model, recipe)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    classes = TrainingClasses(class_names, processor, model.to(accelerator.device))
+    network: nn.Module = TowerAlignment(model) if recipe.objective == "alignment" else model
+    optimizer = build_optimizer(model, recipe)
+    schedule = build_schedule(optimizer, recipe)
+
+    start = steps_done(checkpoints[-1]) if checkpoints else 0
+    samples = build_training_samples(dataset, recipe, ignore_index)
+    dataloader = DataLoader(
+        Subset(samples, range(start * recipe.images_per_step, len(samples))),
+        batch_size=batch_size,
+        num_workers=recipe.num_workers,
+        persistent_workers=recipe.num_workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # or starting it would draw from the random state that a checkpoint restores
+    )
+    network, optimizer, dataloader = accelerator.prepare(network, optimizer, dataloader)
+    accelerator.register_for_checkpointing(schedule)
+    network.train()
+    batches = iter(dataloader)
+    if checkpoints:
+        accelerator.load_state(str(checkpoints[-1]))
+
+    log = TrainingLog(accelerator, recipe, start)
+    for step in tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, disable=not accelerator.is_main_process
+    ):
+        total_loss = torch.zeros((), device=accelerator.device)
+        for part in range(recipe.gradient_accumulation_steps):
+            batch = next(batches)
+            with accelerator.accumulate(network):
+                loss = compute_loss(network, batch, classes, recipe, ignore_index, seed=[recipe.seed, step, part])
+                if not torch.isfinite(accelerator.gather(loss.detach())).all():
+                    stop_at_non_finite_loss(accelerator, recipe, step, batch["file_name"])
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(network.parameters(), recipe.max_grad_norm)
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    schedule.step()
+                optimizer.zero_grad()
+            total_loss += loss.detach() / recipe.gradient_accumulation_steps
+        log.record(step + 1, total_loss, grad_norm, schedule.get_last_lr())
+        if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
+            save_checkpoint(accelerator, output_dir, step + 1, recipe.keep_checkpoints)
+    save_checkpoint(accelerator, output_dir, recipe.steps, recipe.keep_checkpoints)
+    log.close()
+
+    folder = output_dir / "model"
+    state_dict = accelerator.get_state_dict(network)
+    if accelerator.is_main_process:
+        # The wrapper of the alignment objective puts "model." before each name.
+        state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+        shutil.rmtree(folder, ignore_errors=True)
+        save_hub_folder(model.eval(), processor, folder, description=describe_run(recipe), state_dict=state_dict)
+        if recipe.push_to_hub is not None:
+            push_hub_folder(folder, recipe.push_to_hub)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def images_per_batch(recipe: Recipe, num_processes: int) -> int:
+    """Images that one process handles at once.
+
+    Raises:
+        ValueError: They cannot be split evenly.
+    """
+    parts = num_processes * recipe.gradient_accumulation_steps
+    if recipe.images_per_step % parts:
+        raise ValueError(
+            f"images_per_step={recipe.images_per_step}: expected a multiple of {parts} ({num_processes} processes"
+            f" × {recipe.gradient_accumulation_steps} accumulation steps)"
+        )
+    return recipe.images_per_step // parts
+
+
+def load_training_data(recipe: Recipe) -> tuple[Any, list[str], int]:
+    """The data set, its class names and its ignored label."""
+    if recipe.dataset == "scenes":
+        scenes = SceneDataset("train", recipe.steps * recipe.images_per_step, recipe.seed, recipe.crop_size)
+        return scenes, scenes.class_names, 255
+    assert recipe.data_dir is not None  # which the recipe has checked
+    dataset = load_benchmark(recipe.dataset, recipe.data_dir, recipe.split)
+    label = dataset.features["label"]
+    return dataset, list(label.names), label.ignore_index
+
+
+def load_starting_model(recipe: Recipe) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
+    """The model that training starts from, and its processor."""
+    if recipe.open_clip_variant is not None:
+        model = from_open_clip(recipe.open_clip_variant, recipe.open_clip_pretrained)
+        return model, build_processor(model.config)
+    return SEDForSemanticSegmentation.from_pretrained(recipe.model), SEDProcessor.from_pretrained(recipe.model)
+
+
+def compute_loss(
+    network: nn.Module,
+    batch: dict[str, Any],
+    classes: TrainingClasses,
+    recipe: Recipe,
+    ignore_index: int,
+    seed: list[int],
+) -> Tensor:
+    """The loss of a batch, with all classes or a sampled vocabulary."""
+    labels, vocabulary = batch["labels"], None
+    if recipe.classes_per_step is not None:
+        num_classes = len(classes.names)
+        vocabulary = sample_vocabulary(labels, num_classes, recipe.classes_per_step, ignore_index, seed)
+        labels = relabel(labels, vocabulary, num_classes, ignore_index)
+    pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)  # faster convolutions
+    result = network(pixel_values=pixel_values, labels=labels, **classes.model_inputs(vocabulary))
+    return result if isinstance(result, Tensor) else result.loss
+
+
+def stop_at_non_finite_loss(accelerator: Accelerator, recipe: Recipe, step: int, files: list[str]) -> None:
+    """Save what has been trained, and stop."""
+    folder = save_checkpoint(accelerator, Path(recipe.output_dir), step, recipe.keep_checkpoints)
+    raise NonFiniteLossError(
+        f"the loss at step {step + 1} is not finite; process {accelerator.process_index} had {', '.join(files)}."
+        f" The state before that step is in {folder}"
+    )
+
+
+class TrainingLog:
+    """Loss, learning rate, gradient norm and throughput, to accelerate's tracker and to a JSON-lines file."""
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int) -> None:
+        self.accelerator = accelerator
+        self.recipe = recipe
+        self.path = Path(recipe.output_dir) / LOG_FILE
+        self.losses: list[Tensor] = []
+        self.start_time = time.perf_counter()
+        settings = {name: str(value) for name, value in asdict(recipe).items()}
+        accelerator.init_trackers("train", config=settings)
+        if accelerator.is_main_process:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Lines that the interrupted run wrote after its last checkpoint will be written again.
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= start]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def record(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: Sequence[float | Tensor]) -> None:
+        """Note a step; every `log_every` steps, write a line."""
+        self.losses.append(loss)
+        if step % self.recipe.log_every and step != self.recipe.steps:
+            return
+        now = time.perf_counter()
+        mean_loss = self.accelerator.reduce(torch.stack(self.losses).mean(), reduction="mean")
+        values = {
+            "loss": mean_loss.item(),
+            "learning_rate": float(max(learning_rates)),
+            "grad_norm": float(grad_norm),
+            "images_per_second": len(self.losses) * self.recipe.images_per_step / (now - self.start_time),
+        }
+        self.losses, self.start_time = [], now
+        self.write(step, values)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write values of a step."""
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        self.accelerator.end_training()
+
+
+def describe_run(recipe: Recipe) -> str:
+    """The part of the model card that says how the model was trained."""
+    settings = {name: value for name, value in asdict(recipe).items() if value is not None}
+    settings |= {name: version(name) for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+    return f"## Training\n\n| setting or version | value |\n|---|---|\n{rows}\n"

@@ -1,0 +1,139 @@
+"""What one training run does, as a YAML file and the command line state it."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The settings of a training run. The defaults are those of the official training of SED-B."""
+
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
+
+    model: str | None = field(default=None, metadata={"help": "Model folder or Hub name to start from."})
+    open_clip_variant: str | None = field(
+        default=None, metadata={"help": "Start instead from this ConvNeXt of open_clip, with a fresh decoder."}
+    )
+    open_clip_pretrained: str | None = field(
+        default=None, metadata={"help": "Weights of open_clip_variant: a tag or a file."}
+    )
+    objective: Literal["segmentation", "alignment"] = field(
+        default="segmentation",
+        metadata={"help": "segmentation trains SED; alignment trains the two towers alone, before it."},
+    )
+    finetuning: Literal["full", "last_stage", "frozen", "auxiliary_heads", "text"] = field(
+        default="full",
+        metadata={
+            "help": "What is trained beside the decoder: the image encoder, its last stage, nothing, image and text"
+            " encoder; or the auxiliary heads alone."
+        },
+    )
+
+    dataset: str = field(
+        default="coco_stuff_171", metadata={"help": "Benchmark, 'custom', or 'scenes' for generated scenes."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set; none for scenes."})
+    split: str = field(default="train", metadata={"help": "Split to train on."})
+    num_workers: int = field(default=4, metadata={"help": "Processes that prepare pictures, a training process."})
+
+    shortest_edge: int | None = field(default=768, metadata={"help": "Resize the shortest side to this many pixels."})
+    longest_edge: int = field(default=2666, metadata={"help": "At most this many pixels for the longest side."})
+    crop_size: int = field(default=768, metadata={"help": "Side of the random crop, in pixels; a multiple of 32."})
+    color_jitter: bool = field(default=True, metadata={"help": "SSD-style colour jitter."})
+    horizontal_flip: bool = field(default=True, metadata={"help": "Flip half of the pictures."})
+    classes_per_step: int | None = field(
+        default=None,
+        metadata={"help": "Train with the classes that occur in the batch and random others up to this many."},
+    )
+
+    steps: int = field(default=80_000, metadata={"help": "Optimizer steps."})
+    images_per_step: int = field(default=4, metadata={"help": "Images of one step, over all processes."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a process takes its images."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the decoder."})
+    image_encoder_lr_factor: float = field(default=0.01, metadata={"help": "Times the learning rate, image encoder."})
+    text_encoder_lr_factor: float = field(default=0.01, metadata={"help": "Times the learning rate, text encoder."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
+    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up before the cosine decay to 0."})
+    max_grad_norm: float = field(default=0.01, metadata={"help": "Clip the gradient of the whole model to this norm."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in backward."})
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
+        default=None, metadata={"help": "Defaults to what accelerate is configured with."}
+    )
+    allow_tf32: bool = field(default=True, metadata={"help": "TF32 matrix products on GPUs that have them."})
+    seed: int = field(default=0, metadata={"help": "Seed of the order of the data, augmentation and dropout."})
+
+    log_every: int = field(default=20, metadata={"help": "Steps between two lines of the log."})
+    tracker: str = field(default="tensorboard", metadata={"help": "Tracker of accelerate: tensorboard, wandb, ..."})
+    checkpoint_every: int = field(default=5_000, metadata={"help": "Steps between two checkpoints."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
+    evaluate_every: int | None = field(default=None, metadata={"help": "Steps between two evaluations."})
+    evaluate_on: str | None = field(default=None, metadata={"help": "Benchmark, or 'scenes', to evaluate on."})
+    evaluate_data_dir: str | None = field(default=None, metadata={"help": "Folder of evaluate_on."})
+    evaluate_images: int | None = field(default=None, metadata={"help": "Evaluate on the first images alone."})
+    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository for the trained model."})
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.open_clip_variant is None):
+            raise ValueError("model, open_clip_variant: expected exactly one of them")
+        if self.dataset != "scenes" and self.data_dir is None:
+            raise ValueError(f"data_dir: expected the folder of {self.dataset}")
+        if (self.evaluate_every is None) != (self.evaluate_on is None):
+            raise ValueError("evaluate_every, evaluate_on: expected both or none of them")
+        for name in (
+            "num_workers", "classes_per_step", "steps", "images_per_step", "gradient_accumulation_steps", "log_every",
+            "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_images", "shortest_edge", "crop_size",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            minimum = 0 if name == "num_workers" else 1
+            if value is not None and value < minimum:
+                raise ValueError(f"{name}={value}: expected at least {minimum}")
+        if self.crop_size % 32:
+            raise ValueError(f"crop_size={self.crop_size}: expected a multiple of 32")
+        for name in (
+            "learning_rate", "image_encoder_lr_factor", "text_encoder_lr_factor", "weight_decay", "warmup_steps",
+            "max_grad_norm",
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
+
+
+def load_recipe(arguments: Sequence[str]) -> Recipe:
+    """Read `--config FILE` and the values that override it, e.g. `--learning_rate 1e-4`.
+
+    Raises:
+        SystemExit: An argument is unknown or has no value of its type; the message says which.
+        ValueError: The file has a key that is no setting, or a value is impossible.
+    """
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", type=Path, metavar="YAML", help="e.g. configs/sed_convnext_base.yaml")
+    known, overrides = config_parser.parse_known_args(arguments)
+    stated = {} if known.config is None else read_recipe_file(known.config)
+
+    parser = HfArgumentParser(Recipe, parents=[config_parser], allow_abbrev=False)
+    parser.set_defaults(**stated)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in stated
+    namespace = vars(parser.parse_args(overrides))
+    del namespace["config"]
+    return Recipe(**namespace)
+
+
+def read_recipe_file(path: Path) -> dict[str, object]:
+    """The settings that a YAML file states."""
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no such file: {path}")
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds {type(values).__name__}, expected settings by name")
+    known = {setting.name for setting in dataclasses.fields(Recipe)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"config: {path} has unknown settings: {', '.join(unknown)}")
+    return values

@@ -1,0 +1,47 @@
+"""Training of the towers alone, against plain formulations."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from sed_hf import SEDProcessor
+from sed_hf.training.alignment import TowerAlignment, alignment_loss, cell_shares
+
+
+def test_cell_shares_are_average_pooled_one_hot_labels() -> None:
+    labels = torch.randint(0, 5, (2, 64, 96), generator=torch.Generator().manual_seed(0))
+    expected = F.avg_pool2d(F.one_hot(labels, 5).permute(0, 3, 1, 2).float(), 32)
+    torch.testing.assert_close(cell_shares(labels, 5), expected)
+
+
+def test_ignored_pixels_belong_to_no_class() -> None:
+    labels = torch.full((1, 32, 32), 255)
+    labels[:, :16] = 1
+    assert cell_shares(labels, 3).flatten().tolist() == [0, 0.5, 0]
+
+
+def test_loss_is_the_mean_over_classes_of_their_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 2, 3, 3, generator=generator)  # one picture, 4 classes, 2 templates, 3 x 3 cells
+    labels = torch.tensor([[0, 0, 1], [0, 2, 1], [0, 0, 0]])
+    shares = F.one_hot(labels, 4).permute(2, 0, 1)[None].float()
+    expected = torch.stack(
+        [
+            F.cross_entropy(logits[0, :, template][:, labels == index].T, labels[labels == index])
+            for index in range(3)
+            for template in range(2)
+        ]
+    ).mean()
+    torch.testing.assert_close(alignment_loss(logits, shares), expected)
+
+
+def test_gradient_reaches_both_towers_and_the_temperature(
+    make_tiny_model: Callable, tiny_processor: SEDProcessor
+) -> None:
+    model = make_tiny_model(freeze_text_encoder=False).train()
+    tokens = tiny_processor(text=["cat", "grass"], return_tensors="pt")
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    TowerAlignment(model)(torch.randn(1, 3, 64, 64), labels, **tokens).backward()
+    trained = {name.partition(".")[0] for name, value in model.named_parameters() if value.grad is not None}
+    assert trained == {"image_encoder", "text_encoder", "logit_scale"}

@@ -1,0 +1,316 @@
+"""The loop: equal to the reference, in any number of processes, after any interruption."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from conftest import REFERENCE
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
+from sed_hf.conversion import build_clip_tokenizer, official_name
+from sed_hf.hub import save_hub_folder
+from sed_hf.training.checkpoints import find_checkpoints
+from sed_hf.training.classes import TrainingClasses
+from sed_hf.training.loop import NonFiniteLossError, compute_loss, train
+from sed_hf.training.recipe import Recipe
+
+TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+TEMPLATES = ["{}", "a {}."]
+# Parts of a batch must be trained with the same classes. Adam turns rounding in the nearly zero gradients of class
+# attention into a part of the learning rate, which therefore is small.
+EXACT = {"classes_per_step": None, "learning_rate": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate_state() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that trains in milliseconds, with dropout and drop path, whose random numbers must survive a restart."""
+    torch.manual_seed(0)
+    config = SEDConfig(
+        projection_dim=16,
+        prompt_templates=TEMPLATES,
+        vision_config={
+            "model_args": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "ls_init_value": 0.5},
+            "drop_path_rate": 0.2,
+            "projection": "mlp",
+            "projection_dropout": 0.2,
+        },
+        text_config={
+            "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
+        },
+        decoder_hidden_sizes=[16, 16, 16, 16],
+        skip_guidance_sizes=[8, 8, 8],
+        cost_guidance_sizes=[8, 8, 8],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("start") / "model"
+    processor = SEDProcessor(
+        SEDImageProcessor(do_resize=False, input_size={"height": 64, "width": 64}), build_clip_tokenizer(), TEMPLATES
+    )
+    save_hub_folder(SEDForSemanticSegmentation(config), processor, folder)
+    return folder
+
+
+@pytest.fixture
+def make_recipe(start: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    def make(name: str = "run", **values: object) -> Recipe:
+        return Recipe(
+            **{
+                "output_dir": str(tmp_path / name), "model": str(start), "dataset": "scenes", "num_workers": 0,
+                "shortest_edge": None, "crop_size": 64, "color_jitter": True, "steps": 5, "images_per_step": 2,
+                "learning_rate": 3e-3, "image_encoder_lr_factor": 0.1, "max_grad_norm": 1.0, "log_every": 1,
+                "checkpoint_every": 2, "classes_per_step": 10, **values,
+            }
+        )  # fmt: skip
+
+    return make
+
+
+def launch(recipe: Recipe, num_processes: int = 1, wait: bool = True) -> subprocess.Popen:
+    """Run scripts/train.py as a user does."""
+    arguments = [f"--{name}={value}" for name, value in vars(recipe).items() if value is not None]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={num_processes}"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", str(TRAIN_SCRIPT)]
+    # No value on the command line means none, so null needs a file.
+    config = Path(recipe.output_dir).with_suffix(".yaml")
+    config.write_text("shortest_edge: null\n")
+    process = subprocess.Popen(
+        [*command, "--config", str(config), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    if wait:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    return process
+
+
+def trained_weights(recipe: Recipe) -> dict[str, Tensor]:
+    return load_file(Path(recipe.output_dir) / "model" / "model.safetensors")
+
+
+def assert_weights_equal(actual: Recipe, expected: Recipe, tolerance: float = 0) -> None:
+    actual_weights, expected_weights = trained_weights(actual), trained_weights(expected)
+    assert set(actual_weights) == set(expected_weights)
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(actual_weights[name], weight, rtol=0, atol=tolerance, msg=name)
+
+
+def log_of(recipe: Recipe) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(recipe.output_dir) / "log.jsonl").read_text().splitlines()]
+
+
+def test_losses_and_gradients_equal_the_reference_through_the_training_step(
+    make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: Callable[..., Recipe]
+) -> None:
+    with safe_open(REFERENCE / "tiny.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["meta"])
+    model = make_tiny_model().train()
+    classes = TrainingClasses(facts["classes"], tiny_processor, model)
+    batch = tiny_processor(
+        images=tensors["train_image"].numpy(),
+        segmentation_maps=tensors["labels"].numpy(),
+        do_resize=False,
+        do_input_resize=False,
+        return_tensors="pt",
+    )
+    loss = compute_loss(model, batch, classes, make_recipe(), ignore_index=255, seed=[0])
+    expected = sum(tensors[f"train.loss_sem_seg_{index}"] for index in range(4))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    norms = {
+        f"sem_seg_head.predictor.{official_name(name)}": parameter.grad.norm()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    actual = torch.stack([norms[name] for name in facts["grad_names"]])
+    torch.testing.assert_close(actual, tensors["train.grad_norm"], rtol=1e-3, atol=0)
+
+
+def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(keep_checkpoints=2)
+    folder = train(recipe)
+    log = log_of(recipe)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5]
+    assert set(log[0]) == {"step", "loss", "learning_rate", "grad_norm", "images_per_second"}
+    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000004", "step-00000005"]
+    assert "| steps | 5 |" in (folder / "README.md").read_text()
+    SEDForSemanticSegmentation.from_pretrained(folder)
+    SEDProcessor.from_pretrained(folder)
+
+
+def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(steps=16, checkpoint_every=100)
+    train(recipe)
+    losses = [line["loss"] for line in log_of(recipe)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("values", [{"objective": "alignment"}, {"classes_per_step": None}, {"finetuning": "text"}])
+def test_other_objectives_and_modes_run(make_recipe: Callable[..., Recipe], values: dict[str, object]) -> None:
+    SEDForSemanticSegmentation.from_pretrained(train(make_recipe(steps=1, **values)))
+
+
+def test_accumulation_equals_a_batch_of_twice_the_size(make_recipe: Callable[..., Recipe]) -> None:
+    whole, parts = make_recipe("whole", **EXACT), make_recipe("parts", **EXACT, gradient_accumulation_steps=2)
+    for recipe in (whole, parts):
+        without_dropout(recipe)
+        train(recipe)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert_weights_equal(parts, whole, tolerance=1e-6)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(make_recipe: Callable[..., Recipe]) -> None:
+    one, two = make_recipe("one", **EXACT), make_recipe("two", **EXACT)
+    for recipe in (one, two):
+        without_dropout(recipe)
+    train(one)
+    launch(two, num_processes=2)
+    assert_weights_equal(two, one, tolerance=1e-6)
+    assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], rel=1e-5)
+
+
+def without_dropout(recipe: Recipe) -> None:
+    """Give a recipe a starting model whose processes draw no random numbers."""
+    model = SEDForSemanticSegmentation.from_pretrained(
+        recipe.model, vision_config={"drop_path_rate": 0.0, "projection_dropout": 0.0}
+    )
+    folder = Path(recipe.output_dir).with_name(Path(recipe.output_dir).name + "-start")
+    save_hub_folder(model, SEDProcessor.from_pretrained(recipe.model), folder)
+    recipe.model = str(folder)
+
+
+def test_kill_and_resume_gives_bit_equal_weights(make_recipe: Callable[..., Recipe]) -> None:
+    expected = make_recipe("expected", steps=12)
+    launch(expected)
+
+    killed = make_recipe("killed", steps=12, resume=True)
+    process = launch(killed, wait=False)
+    deadline = time.monotonic() + 120
+    while not find_checkpoints(Path(killed.output_dir)) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert find_checkpoints(Path(killed.output_dir)), "no checkpoint was written in time"
+    assert not (Path(killed.output_dir) / "model").exists(), "the run ended before it was killed"
+    launch(killed)
+    assert_weights_equal(killed, expected)
+    assert [line["loss"] for line in log_of(killed)] == [line["loss"] for line in log_of(expected)]
+
+
+def test_an_interrupted_checkpoint_is_ignored(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make_recipe("expected")
+    train(expected)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    class KilledError(BaseException):
+        pass
+
+    recipe = make_recipe("interrupted")
+    original, calls = Accelerator.save_state, []
+
+    def die_in_the_second(self: Accelerator, folder: str) -> None:
+        calls.append(folder)
+        if len(calls) == 2:
+            (Path(folder) / "model.safetensors").write_bytes(b"half")
+            raise KilledError
+        original(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", die_in_the_second)
+        with pytest.raises(KilledError):
+            train(recipe)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000002"]
+    recipe.resume = True
+    train(recipe)
+    assert_weights_equal(recipe, expected)
+
+
+def test_a_full_disk_says_what_is_still_there(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Accelerator.save_state, []
+
+    def fill_in_the_second(self: Accelerator, folder: str) -> None:
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        original(self, folder)
+
+    monkeypatch.setattr(Accelerator, "save_state", fill_in_the_second)
+    recipe = make_recipe()
+    with pytest.raises(OSError, match=r"step-00000004 could not be written .*No space left.*step-00000002 is still"):
+        train(recipe)
+    names = sorted(path.name for path in (Path(recipe.output_dir) / "checkpoints").iterdir())
+    assert names == ["step-00000002"]
+
+
+def test_a_loss_that_is_not_finite_stops_after_saving(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def break_the_third(*args: object, **kwargs: object) -> Tensor:
+        calls.append(1)
+        return compute_loss(*args, **kwargs) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr("sed_hf.training.loop.compute_loss", break_the_third)
+    recipe = make_recipe(checkpoint_every=100)
+    with pytest.raises(NonFiniteLossError, match=r"step 3 is not finite.*scene-train.*step-00000002"):
+        train(recipe)
+    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000002"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(steps=1)
+    train(recipe)
+    with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
+        train(recipe)
+
+
+def test_images_that_cannot_be_split_are_refused(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(ValueError, match="images_per_step=2: expected a multiple of 3"):
+        train(make_recipe(gradient_accumulation_steps=3))
+
+
+def test_pushing_uploads_a_folder_that_loads(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uploaded = tmp_path / "uploaded"
+    calls = []
+    monkeypatch.setattr("sed_hf.hub.HfApi.create_repo", lambda self, repo_id, exist_ok: calls.append(repo_id))
+    monkeypatch.setattr(
+        "sed_hf.hub.HfApi.upload_folder",
+        lambda self, repo_id, folder_path, commit_message: shutil.copytree(folder_path, uploaded),
+    )
+    train(make_recipe(steps=1, push_to_hub="someone/sed-scenes"))
+    assert calls == ["someone/sed-scenes"]
+    assert {"config.json", "model.safetensors", "modeling_sed.py", "README.md"} <= {p.name for p in uploaded.iterdir()}
+    SEDForSemanticSegmentation.from_pretrained(uploaded)

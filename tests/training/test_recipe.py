@@ -1,0 +1,80 @@
+"""Recipes: a file, overridden on the command line, and no unknown or impossible setting."""
+
+from pathlib import Path
+
+import pytest
+
+from sed_hf.training.recipe import Recipe, load_recipe
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "output_dir: out\nmodel: start\ndataset: scenes\nsteps: 10\nlearning_rate: 1.0e-3\nshortest_edge: null\n"
+    )
+    return path
+
+
+def test_a_file_states_settings_and_the_command_line_overrides_them(recipe_file: Path) -> None:
+    recipe = load_recipe(["--config", str(recipe_file), "--steps", "20", "--no_color_jitter"])
+    assert (recipe.steps, recipe.learning_rate, recipe.shortest_edge) == (20, 1e-3, None)
+    assert not recipe.color_jitter
+    assert recipe.horizontal_flip
+
+
+def test_a_file_is_not_needed() -> None:
+    recipe = load_recipe(["--output_dir", "out", "--model", "start", "--dataset", "scenes"])
+    assert recipe.steps == 80_000
+
+
+def test_unknown_settings_in_a_file_are_refused(recipe_file: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text() + "learning_rat: 1\n")
+    with pytest.raises(ValueError, match="unknown settings: learning_rat"):
+        load_recipe(["--config", str(recipe_file)])
+
+
+def test_unknown_settings_on_the_command_line_are_refused(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load_recipe(["--config", str(recipe_file), "--learning_rat", "1"])
+    assert "unrecognized arguments: --learning_rat 1" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"config: no such file: absent\.yaml"):
+        load_recipe(["--config", "absent.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": None}, "model, open_clip_variant"),
+        ({"open_clip_variant": "convnext_base_w_320"}, "model, open_clip_variant"),
+        ({"dataset": "ade20k_150"}, "data_dir: expected the folder of ade20k_150"),
+        ({"crop_size": 100}, "crop_size=100"),
+        ({"steps": 0}, "steps=0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"evaluate_every": 5}, "evaluate_every, evaluate_on"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"output_dir": "out", "model": "start", "dataset": "scenes", **values})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_loads(path: Path) -> None:
+    load_recipe(["--config", str(path)])
+
+
+@pytest.mark.parametrize("name", ["sed_convnext_base", "sed_convnext_large"])
+def test_official_recipes_have_the_values_of_the_paper(name: str) -> None:
+    recipe = load_recipe(["--config", str(CONFIGS / f"{name}.yaml")])
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.image_encoder_lr_factor) == (2e-4, 1e-4, 0.01)
+    assert (recipe.steps, recipe.images_per_step, recipe.warmup_steps, recipe.max_grad_norm) == (80_000, 4, 0, 0.01)
+    assert (recipe.shortest_edge, recipe.longest_edge, recipe.crop_size) == (768, 2666, 768)
+    assert (recipe.color_jitter, recipe.horizontal_flip, recipe.finetuning) == (True, True, "full")
