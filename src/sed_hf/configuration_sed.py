@@ -189,7 +189,7 @@ class SEDConfig(PreTrainedConfig):
     """
 
     model_type = "sed"
-    sub_configs_defaults = {"vision_config": SEDVisionConfig, "text_config": SEDTextConfig}
+    sub_configs = {"vision_config": SEDVisionConfig, "text_config": SEDTextConfig}
 
     vision_config: dict | SEDVisionConfig | None = None
     text_config: dict | SEDTextConfig | None = None
@@ -221,8 +221,10 @@ class SEDConfig(PreTrainedConfig):
         # Lists, as JSON gives them, so that a configuration equals itself after a round trip.
         for name in ("prompt_templates", "decoder_hidden_sizes", "skip_guidance_sizes", "cost_guidance_sizes"):
             setattr(self, name, list(getattr(self, name)))
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = SEDVisionConfig(**(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
-            self.text_config = {"projection_dim": self.projection_dim, **(self.text_config or {})}
+            self.text_config = SEDTextConfig(**{"projection_dim": self.projection_dim, **(self.text_config or {})})
         remote_code = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES)}
         super().__post_init__(**{**remote_code, **kwargs})
 
