@@ -1,6 +1,10 @@
 """Train SED: `accelerate launch scripts/train.py --config configs/sed_convnext_base.yaml --data_dir DATA`."""
 
 import sys
+from pathlib import Path
+
+# Python searches a script's own folder first, where evaluate.py would hide the library `evaluate` from the metric.
+sys.path.remove(str(Path(__file__).resolve().parent))
 
 from sed_hf.training.loop import train
 from sed_hf.training.recipe import load_recipe

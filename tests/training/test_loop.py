@@ -87,14 +87,17 @@ def make_recipe(start: Path, tmp_path: Path) -> Callable[..., Recipe]:
 def launch(recipe: Recipe, num_processes: int = 1, wait: bool = True) -> subprocess.Popen:
     """Run scripts/train.py as a user does."""
     arguments = [f"--{name}={value}" for name, value in vars(recipe).items() if value is not None]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={num_processes}"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", str(TRAIN_SCRIPT)]
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    if num_processes > 1:  # with --cpu, accelerate launches one process whatever it is told
+        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_port=29571"]
+    command = [sys.executable, *launcher, str(TRAIN_SCRIPT)]
     # No value on the command line means none, so null needs a file.
     config = Path(recipe.output_dir).with_suffix(".yaml")
     config.write_text("shortest_edge: null\n")
     process = subprocess.Popen(
         [*command, "--config", str(config), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -161,6 +164,19 @@ def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Callable[.
     SEDProcessor.from_pretrained(folder)
 
 
+def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Callable[..., Recipe]) -> None:
+    plain = make_recipe("plain", steps=3)
+    evaluated = make_recipe("evaluated", steps=3, evaluate_on="scenes", evaluate_every=2, evaluate_images=2)
+    for recipe in (plain, evaluated):
+        train(recipe)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    lines = [line for line in log_of(evaluated) if "mIoU" in line]
+    assert [line["step"] for line in lines] == [2, 3]
+    assert not any(name.startswith("IoU-") for name in lines[0])
+    assert_weights_equal(evaluated, plain)
+
+
 def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(steps=16, checkpoint_every=100)
     train(recipe)
@@ -189,6 +205,7 @@ def test_two_processes_equal_one_with_twice_the_batch(make_recipe: Callable[...,
         without_dropout(recipe)
     train(one)
     launch(two, num_processes=2)
+    assert "| processes | 2 |" in (Path(two.output_dir) / "model" / "README.md").read_text()
     assert_weights_equal(two, one, tolerance=1e-6)
     assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], rel=1e-5)
 

@@ -59,6 +59,8 @@ def test_a_missing_file_is_named() -> None:
         ({"steps": 0}, "steps=0"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"evaluate_every": 5}, "evaluate_every, evaluate_on"),
+        ({"evaluate_every": 5, "evaluate_on": "ade20k_150"}, "evaluate_data_dir: expected the folder of ade20k_150"),
+        ({"evaluate_every": 5, "evaluate_on": "scenes", "objective": "alignment"}, "evaluate_on: expected none"),
     ],
 )
 def test_impossible_values_are_refused_by_name(values: dict[str, object], message: str) -> None:

@@ -20,6 +20,7 @@ from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.conversion import build_processor, from_open_clip
 from sed_hf.data import load_benchmark
 from sed_hf.data.scenes import SceneDataset
+from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
 from sed_hf.hub import push_hub_folder, save_hub_folder
 
 from .alignment import TowerAlignment
@@ -86,6 +87,9 @@ def train(recipe: Recipe) -> Path:
     if checkpoints:
         accelerator.load_state(str(checkpoints[-1]))
 
+    evaluation_set = None
+    if recipe.evaluate_on is not None:
+        evaluation_set = load_evaluation_set(recipe.evaluate_on, recipe.evaluate_data_dir, recipe.evaluate_images)
     log = TrainingLog(accelerator, recipe, start)
     for step in tqdm(
         range(start, recipe.steps), initial=start, total=recipe.steps, disable=not accelerator.is_main_process
@@ -106,10 +110,13 @@ def train(recipe: Recipe) -> Path:
                 optimizer.zero_grad()
             total_loss += loss.detach() / recipe.gradient_accumulation_steps
         log.record(step + 1, total_loss, grad_norm, schedule.get_last_lr())
+        if evaluation_set is not None and is_evaluation_due(step + 1, recipe):
+            figures = evaluate_benchmark(network, processor, evaluation_set, progress_bar=f"step {step + 1}")
+            log.write(step + 1, summary_figures(figures))
         if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
             save_checkpoint(accelerator, output_dir, step + 1, recipe.keep_checkpoints)
-    save_checkpoint(accelerator, output_dir, recipe.steps, recipe.keep_checkpoints)
-    log.close()
+    if start < recipe.steps:
+        save_checkpoint(accelerator, output_dir, recipe.steps, recipe.keep_checkpoints)
 
     folder = output_dir / "model"
     state_dict = accelerator.get_state_dict(network)
@@ -117,10 +124,12 @@ def train(recipe: Recipe) -> Path:
         # The wrapper of the alignment objective puts "model." before each name.
         state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
         shutil.rmtree(folder, ignore_errors=True)
-        save_hub_folder(model.eval(), processor, folder, description=describe_run(recipe), state_dict=state_dict)
+        description = describe_run(recipe, accelerator.num_processes, log.last_line())
+        save_hub_folder(model.eval(), processor, folder, description=description, state_dict=state_dict)
         if recipe.push_to_hub is not None:
             push_hub_folder(folder, recipe.push_to_hub)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return folder
 
 
@@ -227,14 +236,30 @@ class TrainingLog:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def close(self) -> None:
-        """Finish the trackers."""
-        self.accelerator.end_training()
+    def last_line(self) -> dict[str, float]:
+        """The values written last; on the main process."""
+        return json.loads(self.path.read_text().splitlines()[-1])
 
 
-def describe_run(recipe: Recipe) -> str:
-    """The part of the model card that says how the model was trained."""
+def is_evaluation_due(step: int, recipe: Recipe) -> bool:
+    """Whether to evaluate after so many steps."""
+    return step == recipe.steps or (recipe.evaluate_every is not None and step % recipe.evaluate_every == 0)
+
+
+def summary_figures(figures: dict[str, float | None]) -> dict[str, float]:
+    """The figures of an evaluation that are of all classes or of a group, not of one class."""
+    return {
+        name: value for name, value in figures.items() if value is not None and not name.startswith(("IoU-", "ACC-"))
+    }
+
+
+def describe_run(recipe: Recipe, num_processes: int, results: dict[str, float]) -> str:
+    """The part of the model card that says how the model was trained, and what came of it."""
     settings = {name: value for name, value in asdict(recipe).items() if value is not None}
+    settings["processes"] = num_processes
     settings |= {name: version(name) for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")}
-    rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
-    return f"## Training\n\n| setting or version | value |\n|---|---|\n{rows}\n"
+    tables = {"Training": settings, "Last line of the log": results}
+    return "\n".join(
+        f"## {title}\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in table.items()) + "\n"
+        for title, table in tables.items()
+    )

@@ -87,6 +87,10 @@ class Recipe:
             raise ValueError(f"data_dir: expected the folder of {self.dataset}")
         if (self.evaluate_every is None) != (self.evaluate_on is None):
             raise ValueError("evaluate_every, evaluate_on: expected both or none of them")
+        if self.evaluate_on is not None and self.objective == "alignment":
+            raise ValueError("evaluate_on: expected none with the objective alignment, which trains no decoder")
+        if self.evaluate_on not in (None, "scenes") and self.evaluate_data_dir is None:
+            raise ValueError(f"evaluate_data_dir: expected the folder of {self.evaluate_on}")
         for name in (
             "num_workers", "classes_per_step", "steps", "images_per_step", "gradient_accumulation_steps", "log_every",
             "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_images", "shortest_edge", "crop_size",

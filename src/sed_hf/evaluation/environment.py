@@ -1,0 +1,44 @@
+"""What figures depend on besides the options: weights, library versions, hardware."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+LIBRARIES = ("sed-hf", "torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "evaluate", "pillow")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions of Python and the libraries, the hardware's name, and the number of processes."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "hardware": hardware_name(device),
+        "num_processes": PartialState().num_processes,
+    }
+
+
+def hardware_name(device: torch.device) -> str:
+    """The name of a device as its maker gives it, such as "NVIDIA H200", or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")  # `platform` knows no more than the architecture on Linux
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A hash of all parameters and buffers, by which a model is known wherever it was loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""The state of an unfinished evaluation on disk, from which a later run goes on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sed_hf.segmentation import written_at_once
+
+SETTINGS_KEY = "settings"
+
+
+@dataclass(frozen=True)
+class ProgressFile:
+    """A file with what `MeanIoU.state_dict` has counted so far, and the settings it was counted with.
+
+    Attributes:
+        path: A safetensors file.
+        settings: What JSON can hold, by the names that a user knows. A state of other settings is refused.
+        images_per_save: How many images, of all processes together, may be lost by an interruption.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    images_per_save: int = 100
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The saved state, or `None` if there is none.
+
+        Raises:
+            ValueError: It was saved with other settings; the message names them.
+        """
+        if not self.path.exists():
+            return None
+        with safe_open(self.path, framework="pt") as file:
+            require_same_settings(json.loads(file.metadata()[SETTINGS_KEY]), self.settings, self.path)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the saved state; an interruption leaves the previous one."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with written_at_once(self.path) as temporary:
+            save_file(tensors, temporary, metadata={SETTINGS_KEY: json.dumps(dict(self.settings))})
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+
+def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on from a file of other settings.
+
+    Raises:
+        ValueError: Some differ; the message gives name and both values of each.
+    """
+    current = json.loads(json.dumps(dict(current)))  # as the saved ones: lists in place of tuples
+    differences = [
+        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
+        for name in [*current, *(name for name in saved if name not in current)]
+        if saved.get(name) != current.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} is from an evaluation with other settings: {'; '.join(differences)}."
+            " Repeat them to go on with it, or choose another output folder"
+        )

@@ -1,0 +1,103 @@
+"""Stand-ins for the network, whose predictions are plain to see, and small data to try them on."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sed_hf import SEDProcessor
+from sed_hf.data.benchmarks import load_benchmark
+from sed_hf.modeling_sed import SEDSemanticSegmentationOutput
+
+CLASS_NAMES = ["cat", "dog", "sky"]
+
+
+class MadeUpPredictor(nn.Module):
+    """What [`SEDForSemanticSegmentation`] offers to an evaluation; subclasses say what they see."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(early_rejection_topk=None)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.num_encodings = 0
+        self.num_images = 0
+        self.topk_seen: int | None = -1  # what no evaluation passes
+
+    def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor) -> Tensor:
+        self.num_encodings += 1
+        return torch.zeros(int(class_ids.max()) + 1, 1, 1)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        class_embeddings: Tensor,
+        early_rejection_topk: int | None = None,
+        return_dict: bool | None = None,
+    ) -> SEDSemanticSegmentationOutput:
+        self.num_images += len(pixel_values)
+        self.topk_seen = early_rejection_topk
+        return SEDSemanticSegmentationOutput(logits=self.logits(pixel_values, len(class_embeddings)))
+
+    def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:
+        raise NotImplementedError
+
+
+class HalvesPredictor(MadeUpPredictor):
+    """Sees one class in the left half of every picture, and another in the right half."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:
+        logits = torch.full((len(pixel_values), num_classes, 8, 8), -9.0)
+        logits[:, self.left, :, :4] = 9.0
+        logits[:, self.right, :, 4:] = 9.0
+        return logits
+
+
+class BrightnessPredictor(MadeUpPredictor):
+    """Sees the classes in the order of brightness, so that every picture counts."""
+
+    def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:
+        brightness = pixel_values.mean(dim=1, keepdim=True)
+        expected = torch.linspace(-2, 2, num_classes).view(1, -1, 1, 1)
+        return -((brightness - expected) ** 2)
+
+
+def small_processor(processor: SEDProcessor) -> SEDProcessor:
+    """A quick copy: 32×32 pixels, one prompt template."""
+    image_processor = copy.deepcopy(processor.image_processor)
+    image_processor.do_resize = False
+    image_processor.input_size = {"height": 32, "width": 32}
+    return SEDProcessor(image_processor, processor.tokenizer, prompt_templates=["{}"])
+
+
+def lower_resolution(processor: SEDProcessor) -> SEDProcessor:
+    """A copy for the tiny model, of 64×64 pixels."""
+    image_processor = copy.deepcopy(processor.image_processor)
+    image_processor.size = {"shortest_edge": 96, "longest_edge": 384}
+    image_processor.input_size = {"height": 64, "width": 64}
+    return SEDProcessor(image_processor, processor.tokenizer, processor.prompt_templates)
+
+
+def write_own_pictures(root: Path, sizes: list[tuple[int, int]]) -> datasets.Dataset:
+    """Own data of `CLASS_NAMES` with random pictures and labels of the given (height, width), some ignored."""
+    generator = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for index, (height, width) in enumerate(sizes):
+        pixels = generator.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((width, height)).save(root / "images" / f"{index}.png")
+        label = generator.choice(np.array([0, 1, 2, 255], dtype=np.uint8), (height, width))
+        Image.fromarray(label).save(root / "masks" / f"{index}.png")
+    (root / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    return load_benchmark("custom", root)
