@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from conftest import REFERENCE
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -303,6 +305,46 @@ def test_a_loss_that_is_not_finite_stops_after_saving(
     with pytest.raises(NonFiniteLossError, match=r"step 3 is not finite.*scene-train.*step-00000002"):
         train(recipe)
     assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000002"]
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """Two pictures of two classes."""
+    for folder in ("images", "masks"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "own" / "images" / f"{index}.jpg")
+        Image.fromarray((pixels[..., 0] > 127).astype(np.uint8)).save(tmp_path / "own" / "masks" / f"{index}.png")
+    (tmp_path / "own" / "classes.txt").write_text("sky\ngrass\n")
+    return tmp_path / "own"
+
+
+def test_own_data_train(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
+    train(make_recipe(dataset="custom", data_dir=str(own_data), steps=2, shortest_edge=64))
+
+
+def test_a_corrupt_picture_is_named(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
+    (own_data / "images" / "1.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cannot read the image .*1\.jpg"):
+        train(make_recipe(dataset="custom", data_dir=str(own_data)))
+
+
+def test_a_label_out_of_range_is_named_with_its_value(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
+    Image.fromarray(np.full((80, 90), 7, dtype=np.uint8)).save(own_data / "masks" / "0.png")
+    with pytest.raises(ValueError, match=r"cannot read the label .*0\.png: .*7"):
+        train(make_recipe(dataset="custom", data_dir=str(own_data)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"), [("ade20k_150", "ADEChallengeData2016"), ("ade20k_15", "unknown benchmark 'ade20k_15'")]
+)
+def test_an_empty_folder_or_a_wrong_name_is_refused_before_a_model_is_loaded(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, dataset: str, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        train(make_recipe(dataset=dataset, data_dir=str(tmp_path / "empty"), split="val", model="absent"))
 
 
 def test_a_folder_with_a_run_is_not_overwritten(make_recipe: Callable[..., Recipe]) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.conversion import build_processor, from_open_clip
-from sed_hf.data import load_benchmark
+from sed_hf.data.benchmarks import OWN_DATA, load_benchmark
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
 from sed_hf.hub import push_hub_folder, save_hub_folder
@@ -154,7 +154,8 @@ def load_training_data(recipe: Recipe) -> tuple[Any, list[str], int]:
         scenes = SceneDataset("train", recipe.steps * recipe.images_per_step, recipe.seed, recipe.crop_size)
         return scenes, scenes.class_names, 255
     assert recipe.data_dir is not None  # which the recipe has checked
-    dataset = load_benchmark(recipe.dataset, recipe.data_dir, recipe.split)
+    split = recipe.split or (None if recipe.dataset == OWN_DATA else "train")
+    dataset = load_benchmark(recipe.dataset, recipe.data_dir, split)
     label = dataset.features["label"]
     return dataset, list(label.names), label.ignore_index
 

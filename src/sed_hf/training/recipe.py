@@ -40,7 +40,9 @@ class Recipe:
         default="coco_stuff_171", metadata={"help": "Benchmark, 'custom', or 'scenes' for generated scenes."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set; none for scenes."})
-    split: str = field(default="train", metadata={"help": "Split to train on."})
+    split: str | None = field(
+        default=None, metadata={"help": "Split to train on. Defaults to train, and to all pictures of own data."}
+    )
     num_workers: int = field(default=4, metadata={"help": "Processes that prepare pictures, a training process."})
 
     shortest_edge: int | None = field(default=768, metadata={"help": "Resize the shortest side to this many pixels."})
