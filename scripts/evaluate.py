@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.cli import check_model_source, positive_integer
+from sed_hf.cli import check_model_source, positive_integer, whole_number
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.report import EvaluationReport
@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=positive_integer, metavar="N", help="evaluate on the first N images alone")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--topk", type=natural_number, metavar="K", help="early rejection; 0 keeps every class")
+    model.add_argument("--topk", type=whole_number, metavar="K", help="early rejection; 0 keeps every class")
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     model.add_argument("--flip", action="store_true", help="average with the probabilities of the mirror image")
     model.add_argument(
@@ -58,7 +58,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     speed = parser.add_argument_group("speed")
     speed.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="on each process")
     speed.add_argument(
-        "--num-workers", type=natural_number, default=0, metavar="N", help="reading pictures, for each process"
+        "--num-workers", type=whole_number, default=0, metavar="N", help="reading pictures, for each process"
     )
 
     results = parser.add_argument_group("results")
@@ -71,12 +71,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return arguments
-
-
-def natural_number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def augmentation(arguments: argparse.Namespace) -> MultiScaleFlip | None:

@@ -30,6 +30,8 @@ from .segmentation import (
 if TYPE_CHECKING:
     from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 
+MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
+
 SEGMENT_EPILOG = """\
 examples:
   sed-hf segment photo.jpg --model sed-base --classes sky grass "dog, puppy"
@@ -91,7 +93,7 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "segment",
         # argparse would put INPUT last, where --classes would swallow it.
-        usage="%(prog)s INPUT [INPUT ...] --model M (--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE) [options]",
+        usage="%(prog)s INPUT [INPUT ...] (--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE) [options]",
         help="label every pixel of pictures with classes of your choice",
         description="Label every pixel of pictures with one of the classes that you name.",
         epilog=SEGMENT_EPILOG,
@@ -194,7 +196,10 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="M", help="model folder, or OWNER/NAME on the Hugging Face Hub"
+        "--model",
+        metavar="M",
+        help="model folder, or OWNER/NAME on the Hugging Face Hub (default: the model in the box, which knows generated"
+        " scenes alone)",
     )
     parser.add_argument(
         "--device",
@@ -244,15 +249,15 @@ def run_segment(arguments: argparse.Namespace) -> int:
     class_names = load_vocabulary(arguments.vocabulary) if arguments.vocabulary else arguments.classes
     no_class_label = unused_label(len(class_names))
     ignore_index = None if arguments.threshold is None else no_class_label
-    check_model_source(arguments.model)
+    model_source = choose_model(arguments.model)
 
     from tqdm import tqdm
 
     from .processing_sed import validate_class_names
 
     class_names = validate_class_names(class_names)
-    print(f"sed-hf: loading {arguments.model}", file=sys.stderr)
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    print(f"sed-hf: loading {model_source}", file=sys.stderr)
+    model, processor = load_model(model_source, arguments.device, arguments.dtype)
     class_embeddings = encode_classes(model, processor, class_names)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -271,7 +276,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
                 ignore_index=ignore_index,
             )
             for (job, picture), result in zip(pictures.items(), results, strict=True):
-                write_results(job, picture, result, class_names, ignore_index, arguments.model)
+                write_results(job, picture, result, class_names, ignore_index, model_source)
             num_written += len(pictures)
             progress.update(len(batch))
 
@@ -361,10 +366,10 @@ def read_config(path: Path) -> SEDConfig:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Serve the demo until it is interrupted."""
-    check_model_source(arguments.model)
+    model_source = choose_model(arguments.model)
     if find_spec("gradio") is None:
         raise ValueError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf")
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(model_source, arguments.device, arguments.dtype)
 
     from .demo import build_demo
 
@@ -373,6 +378,19 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 # Models --------------------------------------------------------------------------------------------------------------
+
+
+def choose_model(source: str | None) -> str:
+    """The model that is asked for, or the one in the box; refused if it cannot be one."""
+    if source is None:
+        print(
+            "sed-hf: no --model is given: taking the model in the box, a small SED that was trained on generated scenes"
+            " (coloured shapes on textured grounds) and knows nothing else",
+            file=sys.stderr,
+        )
+        return str(MODEL_IN_THE_BOX)
+    check_model_source(source)
+    return source
 
 
 def check_model_source(source: str) -> None:
