@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.conversion import build_processor, convert_official_checkpoint
+from sed_hf.conversion import build_processor, convert_official_checkpoint, official_name
 from sed_hf.hub import save_hub_folder
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -41,6 +41,15 @@ def make_tiny_config(**kwargs: object) -> SEDConfig:
         },
         **kwargs,
     )
+
+
+def official_gradient_norms(model: SEDForSemanticSegmentation) -> dict[str, Tensor]:
+    """The norm of each gradient that there is, by official name."""
+    return {
+        f"sem_seg_head.predictor.{official_name(name)}": parameter.grad.norm()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @pytest.fixture(autouse=True)

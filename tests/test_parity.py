@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import REFERENCE, official_weights
+from conftest import REFERENCE, official_gradient_norms, official_weights
 from safetensors import safe_open
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
-from sed_hf.conversion import build_processor, convert_official_checkpoint, official_name
+from sed_hf.conversion import build_processor, convert_official_checkpoint
 
 FEATURES, LOGITS, PROBABILITIES = 1e-5, 1e-4, 2e-5
 
@@ -168,10 +168,7 @@ def test_losses_and_gradient_norms_equal_the_reference(
     outputs.loss.backward()
     for index, loss in enumerate(outputs.losses):
         torch.testing.assert_close(loss, tiny[f"train.loss_sem_seg_{index}"], rtol=1e-5, atol=0)
-    gradients: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            gradients[f"sem_seg_head.predictor.{official_name(name)}"] = parameter.grad.norm()
+    gradients = official_gradient_norms(model)
     assert set(gradients) == set(tiny.facts["grad_names"])
     actual = torch.stack([gradients[name] for name in tiny.facts["grad_names"]])
     torch.testing.assert_close(actual, tiny["train.grad_norm"], rtol=1e-3, atol=0)

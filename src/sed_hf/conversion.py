@@ -19,7 +19,6 @@ from . import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProce
 
 OFFICIAL_PREFIX = "sem_seg_head.predictor."
 CLIP_PREFIX = "clip_model."
-DECODER_PREFIX = "transformer."
 
 SED_BASE = "convnext_base_w_320"
 SED_LARGE = "convnext_large_d_320"

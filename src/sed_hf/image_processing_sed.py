@@ -264,7 +264,7 @@ class SEDImageProcessor(TorchvisionBackend):
         results = []
         for index, image_logits in enumerate(logits):
             size = image_logits.shape[-2:] if target_sizes is None else tuple(int(edge) for edge in target_sizes[index])
-            probability, segmentation = most_probable_class(image_logits.float().sigmoid(), size)
+            probability, segmentation = most_probable_class([image_logits.float().sigmoid()], size)
             if threshold is not None:
                 segmentation = segmentation.masked_fill(probability < threshold, ignore_index)
             results.append({"segmentation": segmentation, "probability": probability})
@@ -341,17 +341,26 @@ def shortest_edge_size(size: Sequence[int], shortest_edge: int, longest_edge: in
     return height, width
 
 
-def most_probable_class(probabilities: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Highest probability and its class, both (H, W), of (T, h, w) probabilities resized to (H, W)."""
+def most_probable_class(views: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The highest probability at every pixel, summed over views, and its class: both (H, W).
+
+    Args:
+        views: (T, h, w) probabilities, each at a resolution of its own; without test-time augmentation there is one.
+        size: (H, W) in pixels, to which each is resized.
+    """
     height, width = size
     chunk_size = max(1, POST_PROCESS_ELEMENTS_PER_CHUNK // (height * width))
-    best = probabilities.new_full((height, width), -1.0)
-    best_class = torch.zeros((height, width), dtype=torch.long, device=probabilities.device)
-    for first_class in range(0, len(probabilities), chunk_size):
-        chunk = probabilities[None, first_class : first_class + chunk_size]
-        if chunk.shape[-2:] != (height, width):
-            chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
-        value, index = chunk[0].max(dim=0)
+    best = views[0].new_full((height, width), -1.0)
+    best_class = torch.zeros((height, width), dtype=torch.long, device=best.device)
+    for first_class in range(0, len(views[0]), chunk_size):
+        total: Tensor | None = None
+        for view in views:
+            chunk = view[None, first_class : first_class + chunk_size]
+            if chunk.shape[-2:] != (height, width):
+                chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
+            total = chunk if total is None else total + chunk
+        assert total is not None
+        value, index = total[0].max(dim=0)
         is_better = value > best
         best = torch.where(is_better, value, best)
         best_class = torch.where(is_better, index + first_class, best_class)

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.evaluation import MultiScaleFlip, augmentation, evaluate_benchmark
-from sed_hf.evaluation.augmentation import most_probable_class_of_views, scaled_sizes
+from sed_hf.evaluation import MultiScaleFlip, evaluate_benchmark
+from sed_hf.evaluation.augmentation import scaled_sizes
+from sed_hf.image_processing_sed import most_probable_class
 
 PICTURE_SIZE = (20, 30)
 
@@ -72,8 +73,8 @@ def test_chunks_of_classes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     views = [torch.rand(7, size, size, generator=generator) for size in (4, 6)]
     expected = sum(resized(view[None], (9, 5)) for view in views)[0].argmax(dim=0)
     for elements in (1, 3 * 9 * 5, 2**24):
-        monkeypatch.setattr(augmentation, "ELEMENTS_PER_CHUNK", elements)
-        assert torch.equal(most_probable_class_of_views(views, (9, 5)), expected)
+        monkeypatch.setattr("sed_hf.image_processing_sed.POST_PROCESS_ELEMENTS_PER_CHUNK", elements)
+        assert torch.equal(most_probable_class(views, (9, 5))[1], expected)
 
 
 def test_flip_takes_the_mean_of_the_picture_and_its_mirror_image() -> None:

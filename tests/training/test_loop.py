@@ -15,14 +15,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from conftest import REFERENCE
+from conftest import REFERENCE, official_gradient_norms
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from sed_hf.conversion import build_clip_tokenizer, official_name
+from sed_hf.conversion import build_clip_tokenizer
 from sed_hf.hub import save_hub_folder
 from sed_hf.training.checkpoints import find_checkpoints
 from sed_hf.training.classes import TrainingClasses
@@ -145,11 +145,7 @@ def test_losses_and_gradients_equal_the_reference_through_the_training_step(
     expected = sum(tensors[f"train.loss_sem_seg_{index}"] for index in range(4))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()
-    norms = {
-        f"sem_seg_head.predictor.{official_name(name)}": parameter.grad.norm()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
+    norms = official_gradient_norms(model)
     actual = torch.stack([norms[name] for name in facts["grad_names"]])
     torch.testing.assert_close(actual, tensors["train.grad_norm"], rtol=1e-3, atol=0)
 

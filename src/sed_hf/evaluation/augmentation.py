@@ -8,17 +8,13 @@ Detectron2 scales the shortest edge alone. SED then resizes every view to the sa
 differ; here that square is scaled too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sed_hf.image_processing_sed import SEDImageProcessor
 from sed_hf.modeling_sed import ENCODER_STRIDE
-
-ELEMENTS_PER_CHUNK = 2**24
 
 
 @dataclass(frozen=True)
@@ -61,30 +57,3 @@ def scaled_sizes(image_processor: SEDImageProcessor, scale: float) -> dict[str, 
         for edge, pixels in dict(image_processor.input_size).items()
     }
     return {"size": size, "input_size": input_size}
-
-
-def most_probable_class_of_views(views: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """The class of the highest mean probability at every pixel.
-
-    Args:
-        views: (T, h, w) probabilities, each at a resolution of its own.
-        size: (H, W) in pixels, to which each is resized.
-
-    Returns:
-        int64 (H, W).
-    """
-    height, width = size
-    chunk_size = max(1, ELEMENTS_PER_CHUNK // (height * width))
-    best = views[0].new_full((height, width), -1.0)
-    best_class = torch.zeros((height, width), dtype=torch.long, device=best.device)
-    for first_class in range(0, len(views[0]), chunk_size):
-        # A sum has the argmax of the mean.
-        total = best.new_zeros(())
-        for view in views:
-            chunk = view[None, first_class : first_class + chunk_size]
-            total = total + F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)[0]
-        value, index = total.max(dim=0)
-        is_better = value > best
-        best = torch.where(is_better, value, best)
-        best_class = torch.where(is_better, index + first_class, best_class)
-    return best_class

@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sed_hf.evaluation.augmentation import MultiScaleFlip, most_probable_class_of_views
+from sed_hf.evaluation.augmentation import MultiScaleFlip
+from sed_hf.image_processing_sed import most_probable_class
 from sed_hf.processing_sed import SEDProcessor
 
 
@@ -46,7 +47,7 @@ class Segmenter:
             class_maps = self.processor.post_process_semantic_segmentation(self._outputs(view), target_sizes=sizes)
             return cast("list[Tensor]", class_maps)  # dicts only on request
         views = [self.augmentation.mean_over_flips(self._probabilities, view) for view in pixel_values]
-        return [most_probable_class_of_views([view[i] for view in views], size) for i, size in enumerate(sizes)]
+        return [most_probable_class([view[i] for view in views], size)[1] for i, size in enumerate(sizes)]
 
     def _outputs(self, pixel_values: Tensor) -> Any:
         return self.model(
