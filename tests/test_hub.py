@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.hub import save_hub_folder
 
-REMOTE_MODULES = ["configuration_sed", "image_processing_sed", "modeling_sed", "pipeline_sed", "processing_sed"]
+REMOTE_MODULES = [
+    "configuration_sed",
+    "decoder_sed",
+    "image_processing_sed",
+    "modeling_sed",
+    "pipeline_sed",
+    "processing_sed",
+]
 
 REMOTE_CODE = """
 import sys
@@ -113,4 +120,4 @@ def test_an_interrupted_save_leaves_nothing(
 def test_plain_save_pretrained_carries_the_code_too(tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"modeling_sed.py", "configuration_sed.py", "pipeline_sed.py"} <= written
+    assert {"modeling_sed.py", "decoder_sed.py", "configuration_sed.py", "pipeline_sed.py"} <= written

@@ -180,6 +180,8 @@ class SEDConfig(PreTrainedConfig):
         inference_pooling_size (`int`): The same in inference; the official evaluation uses 1 (no pooling).
         early_rejection_topk (`int`, *optional*): Category early rejection keeps the classes that are among the k best
             at some pixel. `None` decodes every class (dense).
+        class_chunk_size (`int`, *optional*): Classes that the decoder takes at a time. By default as many as fit a
+            CPU's cache, or keep a GPU busy, at each resolution. The result does not depend on it.
         freeze_text_encoder (`bool`): No gradient reaches the text encoder, as SED trains.
         logit_scale_init_value (`float`): Initial logarithm of CLIP's temperature. SED's cost map has no temperature;
             it is kept so that the two towers remain a complete CLIP.
@@ -212,6 +214,7 @@ class SEDConfig(PreTrainedConfig):
     inference_pooling_size: int = 1
 
     early_rejection_topk: int | None = None
+    class_chunk_size: int | None = None
     freeze_text_encoder: bool = True
     logit_scale_init_value: float | int = 2.6592
     ignore_index: int = 255
@@ -238,6 +241,7 @@ class SEDConfig(PreTrainedConfig):
             "train_pooling_size",
             "inference_pooling_size",
             "early_rejection_topk",
+            "class_chunk_size",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,6 +1,6 @@
 """Pictures to `pixel_values`, and logits back to a label for every pixel of the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,20 +251,21 @@ class SEDImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: An argument has another length or range, or `ignore_index` is also the number of a class.
         """
-        logits = outputs.logits
+        logits, classes = outputs.logits, getattr(outputs, "logit_classes", None)
+        num_classes = logits.shape[1] if classes is None else outputs.kept_classes.shape[-1]
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(f"target_sizes: expected {len(logits)}, one for each image; got {len(target_sizes)}")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1")
-        if threshold is not None and 0 <= ignore_index < logits.shape[1]:
-            raise ValueError(
-                f"ignore_index={ignore_index} is also one of the {logits.shape[1]} classes; pass e.g. 65535"
-            )
+        if threshold is not None and 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index={ignore_index} is also one of the {num_classes} classes; pass e.g. 65535")
         results = []
         for index, image_logits in enumerate(logits):
             size = image_logits.shape[-2:] if target_sizes is None else tuple(int(edge) for edge in target_sizes[index])
-            probability, segmentation = most_probable_class([image_logits.float().sigmoid()], size)
+            probability, segmentation = most_probable_class([image_logits], size, to_probability=torch.sigmoid)
+            if classes is not None:
+                segmentation = classes[segmentation]
             if threshold is not None:
                 segmentation = segmentation.masked_fill(probability < threshold, ignore_index)
             results.append({"segmentation": segmentation, "probability": probability})
@@ -341,21 +342,25 @@ def shortest_edge_size(size: Sequence[int], shortest_edge: int, longest_edge: in
     return height, width
 
 
-def most_probable_class(views: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def most_probable_class(
+    views: Sequence[Tensor], size: Sequence[int], to_probability: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """The highest probability at every pixel, summed over views, and its class: both (H, W).
 
     Args:
         views: (T, h, w) probabilities, each at a resolution of its own; without test-time augmentation there is one.
         size: (H, W) in pixels, to which each is resized.
+        to_probability: What turns the views into probabilities, if they are none.
     """
     height, width = size
     chunk_size = max(1, POST_PROCESS_ELEMENTS_PER_CHUNK // (height * width))
-    best = views[0].new_full((height, width), -1.0)
+    best = views[0].new_full((height, width), -1.0, dtype=torch.float32)
     best_class = torch.zeros((height, width), dtype=torch.long, device=best.device)
     for first_class in range(0, len(views[0]), chunk_size):
         total: Tensor | None = None
         for view in views:
-            chunk = view[None, first_class : first_class + chunk_size]
+            chunk = view[None, first_class : first_class + chunk_size].float()
+            chunk = chunk if to_probability is None else to_probability(chunk)
             if chunk.shape[-2:] != (height, width):
                 chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
             total = chunk if total is None else total + chunk

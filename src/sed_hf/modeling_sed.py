@@ -1,7 +1,7 @@
 """SED: a simple encoder-decoder for open-vocabulary semantic segmentation (Xie et al., CVPR 2024, arXiv 2311.15537).
 
-Top to bottom as in the paper's figure 2: the hierarchical image encoder, the text encoder, the cost map between them,
-the gradual fusion decoder with category early rejection, and the loss.
+Top to bottom: the hierarchical image encoder, the loss, and the model with its text encoder. The gradual fusion decoder
+is a module of its own, `decoder_sed.py`.
 
 Shapes are written with B images, T classes, P prompt templates, D embedding channels and (h, w) = input size / 32.
 """
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, cached_file
 
 from .configuration_sed import SEDConfig, SEDVisionConfig
+from .decoder_sed import SEDConvNextBlock, SEDDecoder, compute_cost_map, restore_rejected_classes
 
 ENCODER_STRIDE = 32
 PROMPTS_PER_BATCH = 256
-LOSS_ELEMENTS_PER_CHUNK = 2**24
+LOSS_ELEMENTS_PER_CHUNK = 2**21
 
 
 class SEDImageEncoderOutput(NamedTuple):
@@ -51,11 +51,13 @@ class SEDSemanticSegmentationOutput(ModelOutput):
 
     Attributes:
         loss: Sum of `losses`, when labels are given.
-        logits: (B, T, 8h, 8w), at a quarter of the input size. A sigmoid turns them into probabilities. A rejected
-            class holds the lowest number of the dtype, whose sigmoid is exactly 0.
-        aux_logits: (B, T, h, w), (B, T, 2h, 2w), (B, T, 4h, 4w): what the auxiliary heads see before each stage.
+        logits: (B, T, 8h, 8w), at a quarter of the input size. A sigmoid turns them into probabilities. With early
+            rejection (B, K, 8h, 8w), of the classes `logit_classes` alone; see also [`all_logits`].
+        aux_logits: (B, T, h, w), (B, T, 2h, 2w), (B, T, 4h, 4w): what the auxiliary heads see before each stage; in
+            dense decoding only.
         losses: The terms of the loss: of `logits`, then of each of `aux_logits`.
-        kept_classes: (B, T) bool, with early rejection: the classes that survived all rejections.
+        logit_classes: (K,) sorted indices, with early rejection: the classes that survive in some image.
+        kept_classes: (B, S, T) bool, with early rejection: the classes that enter each of the S stages.
         class_embeddings: (T, P, D), on request (`output_hidden_states=True`, as all that follows).
         dense_embeddings: (B, D, h, w), not normalised.
         cost_map: (B, T, P, h, w) cosine similarities.
@@ -68,12 +70,20 @@ class SEDSemanticSegmentationOutput(ModelOutput):
     logits: Tensor | None = None
     aux_logits: tuple[Tensor, ...] | None = None
     losses: tuple[Tensor, ...] | None = None
+    logit_classes: Tensor | None = None
     kept_classes: Tensor | None = None
     class_embeddings: Tensor | None = None
     dense_embeddings: Tensor | None = None
     cost_map: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
+
+    def all_logits(self) -> Tensor:
+        """The logits (B, T, 8h, 8w) of every class; for a rejected one, so low that their sigmoid is 0."""
+        assert self.logits is not None
+        if self.logit_classes is None or self.kept_classes is None:
+            return self.logits
+        return restore_rejected_classes(self.logits, self.logit_classes, self.kept_classes.shape[-1])
 
 
 # Image encoder (section 3.2) -----------------------------------------------------------------------------------------
@@ -130,274 +140,11 @@ class SEDImageEncoder(nn.Module):
         return SEDImageEncoderOutput(dense_embeddings=dense_embeddings, hidden_states=tuple(hidden_states))
 
 
-# Cost map (section 3.2) ----------------------------------------------------------------------------------------------
-
-
-def compute_cost_map(dense_embeddings: Tensor, class_embeddings: Tensor) -> Tensor:
-    """Cosine similarity of every location and every prompt of every class, with no temperature.
-
-    Args:
-        dense_embeddings: (B, D, h, w), of any length.
-        class_embeddings: (T, P, D), of length 1.
-
-    Returns:
-        (B, T, P, h, w).
-    """
-    dense_embeddings = F.normalize(dense_embeddings, dim=1)
-    return torch.einsum("bdhw,tpd->btphw", dense_embeddings, class_embeddings)
-
-
-# Gradual fusion decoder (section 3.3) --------------------------------------------------------------------------------
-
-
-def for_each_class(layer: nn.Module, features: Tensor) -> Tensor:
-    """Apply a layer on (N, C, H, W) to every class of (B, T, C, H, W) on its own."""
-    return layer(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-
-
-def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Linear attention with feature map elu(x) + 1 (Katharopoulos et al., 2020); the cost is linear in T.
-
-    Args:
-        query, key, value: (..., heads, T, channels).
-
-    Returns:
-        (..., heads, T, channels).
-    """
-    num_classes = key.shape[-2]
-    query = F.elu(query) + 1
-    key = (F.elu(key) + 1) / num_classes  # means rather than sums over classes, which would overflow float16
-    eps = max(1e-6 / num_classes, torch.finfo(key.dtype).tiny)
-    normalizer = query @ key.sum(-2).unsqueeze(-1) + eps
-    return query @ (key.transpose(-1, -2) @ value) / normalizer
-
-
-CLASS_ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "linear": linear_attention,
-    "full": F.scaled_dot_product_attention,
-}
-
-
-class SEDClassAttention(nn.Module):
-    """Class-level fusion of the feature aggregation module: at each location, attention over the classes.
-
-    The only part of the decoder in which classes see each other.
-    """
-
-    def __init__(self, config: SEDConfig, hidden_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.attend = CLASS_ATTENTION[config.class_attention_type]
-        self.attention_norm = nn.LayerNorm(hidden_size)
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
-        self.mlp_norm = nn.LayerNorm(hidden_size)
-        self.mlp = Mlp(hidden_size, config.decoder_mlp_ratio * hidden_size, act_layer=nn.ReLU)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Mix the classes of (B, T, C, h, w); the result has the same shape and is to be added to the input."""
-        height, width = features.shape[-2:]
-        pooling_size = self.config.train_pooling_size if self.training else self.config.inference_pooling_size
-        kernel = (min(pooling_size, height), min(pooling_size, width))
-        if kernel == (1, 1):
-            return self.mix_classes(features)
-        pooled = F.avg_pool2d(features.flatten(0, 1), kernel).unflatten(0, features.shape[:2])
-        mixed = self.mix_classes(pooled).flatten(0, 1)
-        mixed = F.interpolate(mixed, size=(height, width), mode="bilinear", align_corners=True)
-        return mixed.unflatten(0, features.shape[:2])
-
-    def mix_classes(self, features: Tensor) -> Tensor:
-        """Across classes: a transformer layer over T at every location of (B, T, C, h, w)."""
-        tokens = features.permute(0, 3, 4, 1, 2)  # (B, h, w, T, C)
-        normed = self.attention_norm(tokens)
-        heads = [
-            projection(normed).unflatten(-1, (self.config.num_attention_heads, -1)).transpose(-2, -3)
-            for projection in (self.query, self.key, self.value)
-        ]
-        tokens = tokens + self.attend(*heads).transpose(-2, -3).flatten(-2)
-        tokens = tokens + self.mlp(self.mlp_norm(tokens))
-        return tokens.permute(0, 3, 4, 1, 2)
-
-
-class SEDConvNextBlock(nn.Module):
-    """Spatial-level fusion of the feature aggregation module: a large-kernel ConvNeXt block, for each class."""
-
-    def __init__(self, config: SEDConfig, hidden_size: int) -> None:
-        super().__init__()
-        kernel_size = config.decoder_kernel_size
-        self.depthwise = nn.Conv2d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(hidden_size, config.decoder_mlp_ratio * hidden_size)
-        self.layer_scale = nn.Parameter(torch.full((hidden_size,), float(config.layer_scale_init_value)))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
-        residual = self.depthwise(features).permute(0, 2, 3, 1)
-        residual = self.layer_scale * self.mlp(self.norm(residual))
-        return features + residual.permute(0, 3, 1, 2)
-
-
-class SEDSkipLayerFusion(nn.Module):
-    """Skip-layer fusion module: doubles the resolution and merges skip guidance and cost guidance, for each class."""
-
-    def __init__(self, config: SEDConfig, hidden_size: int, out_size: int, skip_size: int, cost_size: int) -> None:
-        super().__init__()
-        num_groups = out_size // config.group_norm_group_size
-        self.upsample = nn.ConvTranspose2d(hidden_size, hidden_size - skip_size, kernel_size=2, stride=2)
-        self.fuse = nn.Sequential(
-            nn.Conv2d(hidden_size + cost_size, out_size, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(num_groups, out_size),
-            nn.ReLU(),
-            nn.Conv2d(out_size, out_size, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(num_groups, out_size),
-            nn.ReLU(),
-        )
-
-    def forward(self, features: Tensor, skip_guidance: Tensor, cost_guidance: Tensor) -> Tensor:
-        """(B, T, C, H, W), (B, S, 2H, 2W), (B, T, G, 2H, 2W) to (B, T, C_out, 2H, 2W)."""
-        features = for_each_class(self.upsample, features)
-        skip_guidance = skip_guidance.unsqueeze(1).expand(-1, features.shape[1], -1, -1, -1)
-        return for_each_class(self.fuse, torch.cat([features, skip_guidance, cost_guidance], dim=2))
-
-
-class SEDDecoderStage(GradientCheckpointingLayer):
-    """One stage of the decoder: feature aggregation (spatial, then class), then skip-layer fusion at twice the size."""
-
-    def __init__(self, config: SEDConfig, index: int, skip_channels: int) -> None:
-        super().__init__()
-        hidden_size, out_size = config.decoder_hidden_sizes[index : index + 2]
-        skip_size, cost_size = config.skip_guidance_sizes[index], config.cost_guidance_sizes[index]
-        cost_channels = config.cost_guidance_sizes[index - 1] if index else len(config.prompt_templates)
-        self.spatial_block = SEDConvNextBlock(config, hidden_size)
-        self.class_attention = SEDClassAttention(config, hidden_size)
-        self.skip_guidance = nn.Sequential(nn.Conv2d(skip_channels, skip_size, kernel_size=3, padding=1), nn.ReLU())
-        self.cost_guidance = nn.Sequential(nn.ConvTranspose2d(cost_channels, cost_size, 2, stride=2), nn.ReLU())
-        self.skip_fusion = SEDSkipLayerFusion(config, hidden_size, out_size, skip_size, cost_size)
-
-    def forward(self, features: Tensor, skip_features: Tensor, cost_guidance: Tensor) -> tuple[Tensor, Tensor]:
-        """Refine (B, T, C, H, W) to (B, T, C_out, 2H, 2W).
-
-        Args:
-            features: (B, T, C, H, W).
-            skip_features: (B, channels, 2H, 2W), of the image encoder.
-            cost_guidance: (B, T, channels, H, W), of the stage before; the cost map itself for the first stage.
-
-        Returns:
-            The refined features, and this stage's cost guidance (B, T, G, 2H, 2W).
-        """
-        features = for_each_class(self.spatial_block, features)
-        # The attention block has a residual of its own: without pooling the input counts twice, as it officially does.
-        features = features + self.class_attention(features)
-        cost_guidance = for_each_class(self.cost_guidance, cost_guidance)
-        return self.skip_fusion(features, self.skip_guidance(skip_features), cost_guidance), cost_guidance
-
-
-class SEDDecoderOutput(NamedTuple):
-    """Output of [`SEDDecoder`]; the fields are those of [`SEDSemanticSegmentationOutput`]."""
-
-    logits: Tensor
-    aux_logits: tuple[Tensor, ...]
-    kept_classes: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-
-
-class SEDDecoder(nn.Module):
-    """Gradual fusion decoder: from the cost map to a logit for each class and pixel, at a quarter of the input size."""
-
-    def __init__(self, config: SEDConfig, encoder_hidden_sizes: list[int]) -> None:
-        super().__init__()
-        kernel_size = config.cost_embedding_kernel_size
-        widths = config.decoder_hidden_sizes
-        self.cost_embedding = nn.Conv2d(len(config.prompt_templates), widths[0], kernel_size, padding=kernel_size // 2)
-        self.auxiliary_heads = nn.ModuleList(nn.Conv2d(width, 1, kernel_size=3, padding=1) for width in widths[:-1])
-        self.stages = nn.ModuleList(
-            SEDDecoderStage(config, index, skip_channels)
-            for index, skip_channels in enumerate(reversed(encoder_hidden_sizes[:-1]))
-        )
-        self.head = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
-
-    def forward(
-        self, cost_map: Tensor, encoder_hidden_states: tuple[Tensor, ...], early_rejection_topk: int | None = None
-    ) -> SEDDecoderOutput:
-        """Decode (B, T, P, h, w) with the image encoder's res2, res3, res4, res5; see [`SEDDecoderOutput`]."""
-        # Detached: the image encoder learns through the cost map alone.
-        skip_features = [features.detach() for features in reversed(encoder_hidden_states[:-1])]
-        if early_rejection_topk is None:
-            return self.decode(cost_map, skip_features)
-        # Each image keeps classes of its own, so that each is decoded on its own.
-        images = [
-            self.decode_with_early_rejection(
-                cost_map[index : index + 1],
-                [features[index : index + 1] for features in skip_features],
-                early_rejection_topk,
-            )
-            for index in range(len(cost_map))
-        ]
-        return SEDDecoderOutput(
-            logits=torch.cat([image.logits for image in images]),
-            aux_logits=tuple(torch.cat(logits) for logits in zip(*(image.aux_logits for image in images), strict=True)),
-            kept_classes=torch.cat([image.kept_classes for image in images if image.kept_classes is not None]),
-        )
-
-    def decode(self, cost_map: Tensor, skip_features: list[Tensor]) -> SEDDecoderOutput:
-        """Dense decoding: every class through every stage."""
-        features, cost_guidance = for_each_class(self.cost_embedding, cost_map), cost_map
-        hidden_states, aux_logits = [features], []
-        for auxiliary_head, stage, skip in zip(self.auxiliary_heads, self.stages, skip_features, strict=True):
-            aux_logits.append(predict(auxiliary_head, features.detach()))  # they train only themselves
-            features, cost_guidance = stage(features, skip, cost_guidance)
-            hidden_states.append(features)
-        return SEDDecoderOutput(
-            logits=predict(self.head, features),
-            aux_logits=tuple(aux_logits),
-            decoder_hidden_states=tuple(hidden_states),
-        )
-
-    def decode_with_early_rejection(self, cost_map: Tensor, skip_features: list[Tensor], topk: int) -> SEDDecoderOutput:
-        """Category early rejection (section 3.4) for one image: only the classes that survive reach the next stage."""
-        num_classes = cost_map.shape[1]
-        kept = torch.arange(num_classes, device=cost_map.device)
-        features, cost_guidance = for_each_class(self.cost_embedding, cost_map), cost_map
-        aux_logits = []
-        for auxiliary_head, stage, skip in zip(self.auxiliary_heads, self.stages, skip_features, strict=True):
-            logits = predict(auxiliary_head, features)
-            aux_logits.append(restore_rejected_classes(logits, kept, num_classes))
-            survivors = surviving_classes(logits[0], topk)
-            kept, features, cost_guidance = kept[survivors], features[:, survivors], cost_guidance[:, survivors]
-            features, cost_guidance = stage(features, skip, cost_guidance)
-        return SEDDecoderOutput(
-            logits=restore_rejected_classes(predict(self.head, features), kept, num_classes),
-            aux_logits=tuple(aux_logits),
-            kept_classes=torch.zeros(1, num_classes, dtype=torch.bool, device=kept.device).index_fill_(1, kept, True),
-        )
-
-
-def predict(head: nn.Module, features: Tensor) -> Tensor:
-    """The logits (B, T, H, W) that a one-channel head gives for (B, T, C, H, W)."""
-    return for_each_class(head, features).squeeze(2)
-
-
-def surviving_classes(logits: Tensor, topk: int) -> Tensor:
-    """Sorted indices of the classes that are among the `topk` best of (T, H, W) logits at some pixel."""
-    return logits.topk(min(topk, len(logits)), dim=0).indices.unique()
-
-
-def restore_rejected_classes(logits: Tensor, kept: Tensor, num_classes: int) -> Tensor:
-    """Spread (1, T', H, W) logits of the classes `kept` over (1, T, H, W); the others get probability exactly 0."""
-    # The lowest finite number rather than -inf, whose interpolation gives NaN.
-    restored = logits.new_full((1, num_classes, *logits.shape[2:]), torch.finfo(logits.dtype).min)
-    return restored.index_copy_(1, kept, logits)
-
-
 # Loss (section 3.5) --------------------------------------------------------------------------------------------------
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int, ignored_as_negative: bool) -> Tensor:
     """Binary cross-entropy of logits, resized to the labels' size, against one-hot labels; mean of pixels and classes.
-
-    Classes are handled in chunks that backward recomputes: neither the resized logits nor a one-hot target of
-    (B, T, H, W) is ever held.
 
     Args:
         logits: (B, T, h, w).
@@ -405,25 +152,52 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int, ignored
         ignore_index: Label of pixels without a class.
         ignored_as_negative: Whether those count as pixels whose every class is negative; otherwise not at all.
     """
-    num_classes = logits.shape[1]
     labels = labels.long()
-    counted = torch.ones_like(labels, dtype=torch.bool) if ignored_as_negative else labels != ignore_index
-    positive = labels.masked_fill(labels == ignore_index, -1)
-    chunk_size = max(1, LOSS_ELEMENTS_PER_CHUNK // labels.numel())
+    ignored = labels == ignore_index
+    positive = labels.masked_fill(ignored, -1)
+    uncounted = None if ignored_as_negative else ignored
+    num_counted = labels.numel() if uncounted is None else (~uncounted).sum().clamp(min=1)
+    total: Tensor = ChunkedBinaryCrossEntropy.apply(logits, positive, uncounted)
+    return total / (num_counted * logits.shape[1])
 
-    def chunk_loss(chunk: Tensor, first_class: int) -> Tensor:
-        resized = F.interpolate(chunk.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        index = positive - first_class
-        inside = (index >= 0) & (index < chunk.shape[1])
-        positive_logits = resized.gather(1, index.clamp(0, chunk.shape[1] - 1).unsqueeze(1)).squeeze(1)
-        # BCE(x, y) = softplus(x) - x y
-        return (F.softplus(resized).sum(1) * counted).sum() - (positive_logits * inside).sum()
 
-    total = logits.new_zeros((), dtype=torch.float32)
-    for first_class in range(0, num_classes, chunk_size):
-        chunk = logits[:, first_class : first_class + chunk_size]
-        total = total + checkpoint(chunk_loss, chunk, first_class, use_reentrant=False)
-    return total / (counted.sum().clamp(min=1) * num_classes)
+class ChunkedBinaryCrossEntropy(torch.autograd.Function):
+    """The sum of the binary cross-entropy over all classes and all counted pixels, with logits resized to the labels.
+
+    Classes are handled in chunks, and a chunk's gradient is taken while its resized logits are at hand. So neither the
+    resized logits nor a one-hot target of (B, T, H, W) is ever held, and backward recomputes nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, positive: Tensor, uncounted: Tensor | None) -> Tensor:
+        """Sum for (B, T, h, w) logits and (B, H, W) `positive` classes, -1 where there is none."""
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = logits.new_zeros((), dtype=torch.float32)
+        chunk_size = max(1, LOSS_ELEMENTS_PER_CHUNK // positive.numel())
+        for first_class in range(0, logits.shape[1], chunk_size):
+            chunk = logits[:, first_class : first_class + chunk_size].float()
+            resized = F.interpolate(chunk, size=positive.shape[-2:], mode="bilinear", align_corners=False)
+            if uncounted is not None:
+                resized = resized.masked_fill_(uncounted.unsqueeze(1), -torch.inf)  # loss and gradient 0
+            index = (positive - first_class).unsqueeze(1)
+            inside = (index >= 0) & (index < chunk.shape[1])
+            index = index.clamp(0, chunk.shape[1] - 1)
+            # BCE(x, y) = softplus(x) - x y, whose derivative is sigmoid(x) - y.
+            total += F.softplus(resized).sum() - resized.gather(1, index).where(inside, 0).sum()
+            if gradient is not None:
+                difference = resized.sigmoid_().scatter_add_(1, index, -inside.to(resized.dtype))
+                gradient[:, first_class : first_class + chunk_size] = torch.ops.aten.upsample_bilinear2d_backward(
+                    difference, list(difference.shape[-2:]), list(chunk.shape), False, None, None
+                )
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of the logits."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total, None, None
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
@@ -438,7 +212,7 @@ class SEDPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ConvNeXtBlock", "CLIPTextEmbeddings", "CLIPEncoderLayer", "SEDDecoderStage"]
+    _no_split_modules = ["ConvNeXtBlock", "CLIPTextEmbeddings", "CLIPEncoderLayer", "SEDDecoder"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -571,23 +345,34 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         assert class_embeddings is not None
         self._check_class_embeddings(class_embeddings)
         dense_embeddings = image_features.dense_embeddings
-        cost_map = compute_cost_map(dense_embeddings, class_embeddings.to(dense_embeddings))
-        decoded = self.decoder(cost_map, image_features.hidden_states, topk)
-        losses = None if labels is None else self._compute_losses((decoded.logits, *decoded.aux_logits), labels)
+        class_embeddings = class_embeddings.to(dense_embeddings)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        decoded = self.decoder(
+            F.normalize(dense_embeddings, dim=1),
+            class_embeddings,
+            image_features.hidden_states,
+            topk,
+            output_hidden_states,
+        )
+        losses = None
+        if labels is not None:
+            losses = self._compute_losses((decoded.logits, *decoded.aux_logits), labels)
 
         output = SEDSemanticSegmentationOutput(
             loss=None if losses is None else torch.stack(losses).sum(),
             logits=decoded.logits,
             aux_logits=decoded.aux_logits,
             losses=losses,
+            logit_classes=decoded.logit_classes,
             kept_classes=decoded.kept_classes,
         )
-        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+        if output_hidden_states:
             output.class_embeddings = class_embeddings
             output.dense_embeddings = dense_embeddings
-            output.cost_map = cost_map
+            output.cost_map = compute_cost_map(F.normalize(dense_embeddings, dim=1), class_embeddings)
             output.encoder_hidden_states = image_features.hidden_states
-            output.decoder_hidden_states = decoded.decoder_hidden_states
+            output.decoder_hidden_states = decoded.hidden_states
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor) -> SEDImageEncoderOutput:

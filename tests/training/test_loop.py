@@ -182,7 +182,15 @@ def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("values", [{"objective": "alignment"}, {"classes_per_step": None}, {"finetuning": "text"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"objective": "alignment"},
+        {"classes_per_step": None},
+        {"finetuning": "text"},
+        {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"},
+    ],
+)
 def test_other_objectives_and_modes_run(make_recipe: Callable[..., Recipe], values: dict[str, object]) -> None:
     SEDForSemanticSegmentation.from_pretrained(train(make_recipe(steps=1, **values)))
 

@@ -58,6 +58,11 @@ def test_a_missing_file_is_named() -> None:
         ({"crop_size": 100}, "crop_size=100"),
         ({"steps": 0}, "steps=0"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"min_classes_per_step": 5}, "min_classes_per_step=5: expected at most classes_per_step, which is None"),
+        (
+            {"min_classes_per_step": 5, "classes_per_step": 4},
+            "min_classes_per_step=5: expected at most classes_per_step, which is 4",
+        ),
         ({"evaluate_every": 5}, "evaluate_every, evaluate_on"),
         ({"evaluate_every": 5, "evaluate_on": "ade20k_150"}, "evaluate_data_dir: expected the folder of ade20k_150"),
         ({"evaluate_every": 5, "evaluate_on": "scenes", "objective": "alignment"}, "evaluate_on: expected none"),

@@ -110,14 +110,20 @@ class TestSampledVocabulary:
     labels = torch.tensor([[[3, 3, 255], [7, 1, 255]]])
 
     def test_it_holds_the_classes_that_occur_and_random_others(self) -> None:
-        vocabulary = sample_vocabulary(self.labels, 20, 6, 255, seed=[0, 1])
+        vocabulary = sample_vocabulary(self.labels, 20, (6, 6), 255, seed=[0, 1])
         assert len(vocabulary) == 6
         assert {1, 3, 7} <= set(vocabulary.tolist())
         assert vocabulary.tolist() == sorted(vocabulary.tolist())
-        assert not torch.equal(vocabulary, sample_vocabulary(self.labels, 20, 6, 255, seed=[0, 2]))
+        assert not torch.equal(vocabulary, sample_vocabulary(self.labels, 20, (6, 6), 255, seed=[0, 2]))
+
+    def test_its_size_is_drawn_between_two_bounds_with_small_ones_as_common_as_large_ones(self) -> None:
+        sizes = [len(sample_vocabulary(self.labels, 300, (4, 256), 255, seed=[0, step])) for step in range(400)]
+        assert min(sizes) < 8
+        assert max(sizes) > 128
+        assert 0.4 < sum(size < 32 for size in sizes) / len(sizes) < 0.6
 
     def test_no_class_that_occurs_is_left_out(self) -> None:
-        assert sample_vocabulary(self.labels, 20, 1, 255, seed=[0]).tolist() == [1, 3, 7]
+        assert sample_vocabulary(self.labels, 20, (1, 1), 255, seed=[0]).tolist() == [1, 3, 7]
 
     def test_labels_become_positions_and_ignored_pixels_stay(self) -> None:
         relabelled = relabel(self.labels, torch.tensor([1, 3, 5, 7]), 20, 255)

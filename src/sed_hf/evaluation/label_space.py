@@ -4,12 +4,11 @@ from dataclasses import dataclass, field, replace
 
 import datasets
 
+from sed_hf.data.distractors import distractors
 from sed_hf.data.features import SegmentationMap
 from sed_hf.data.scenes import SceneDataset, unseen_classes
 from sed_hf.data.scenes.vocabulary import BACKGROUNDS
-from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.sets import EvaluationSet
-from sed_hf.processing_sed import SYNONYM_SEPARATOR, clean_text
 
 DISTRACTOR_VOCABULARIES = ("pascal_context_459", "ade20k_847")
 
@@ -41,12 +40,12 @@ class LabelSpace:
         num_distractors = vocabulary_size - len(self.vocabulary)
         if num_distractors < 0:
             raise ValueError(f"vocabulary size {vocabulary_size}: expected at least {len(self.vocabulary)}")
-        distractors = _other_classes(self.vocabulary)
-        if num_distractors > len(distractors):
+        others = distractors(self.vocabulary, DISTRACTOR_VOCABULARIES)
+        if num_distractors > len(others):
             raise ValueError(
-                f"vocabulary size {vocabulary_size}: expected at most {len(self.vocabulary) + len(distractors)}"
+                f"vocabulary size {vocabulary_size}: expected at most {len(self.vocabulary) + len(others)}"
             )
-        vocabulary = self.vocabulary + distractors[:num_distractors]
+        vocabulary = self.vocabulary + others[:num_distractors]
         class_names = self.class_names if self.last_class_is_background else vocabulary
         return replace(self, vocabulary=vocabulary, class_names=class_names)
 
@@ -83,20 +82,3 @@ def _scene_groups(scenes: SceneDataset) -> dict[str, list[str]]:
         "unseen": [name for name in compositions if name in unseen],
     }
     return {group: names for group, names in groups.items() if names}
-
-
-def _other_classes(vocabulary: list[str]) -> list[str]:
-    """Classes of the large vocabularies that share no synonym with `vocabulary`, nor with one another."""
-    taken = set().union(*map(_synonyms, vocabulary))
-    others = []
-    for name in DISTRACTOR_VOCABULARIES:
-        for class_name in load_vocabulary(name):
-            synonyms = _synonyms(class_name)
-            if taken.isdisjoint(synonyms):
-                others.append(class_name)
-                taken |= synonyms
-    return others
-
-
-def _synonyms(class_name: str) -> set[str]:
-    return {clean_text(synonym) for synonym in class_name.split(SYNONYM_SEPARATOR)}

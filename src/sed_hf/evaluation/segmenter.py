@@ -59,4 +59,4 @@ class Segmenter:
 
     def _probabilities(self, pixel_values: Tensor) -> Tensor:
         """Float32 (B, T, h, w), at the resolution of the logits."""
-        return self._outputs(pixel_values).logits.float().sigmoid()
+        return self._outputs(pixel_values).all_logits().float().sigmoid()

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sed_hf.modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation, compute_cost_map
+from sed_hf.decoder_sed import compute_cost_map
+from sed_hf.modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
 
 MAX_LOGIT_SCALE = 4.6052  # a temperature of 1/100, where CLIP's training stops it
 
@@ -30,7 +31,7 @@ class TowerAlignment(nn.Module):
         """
         class_embeddings = self.model.get_class_embeddings(input_ids, class_ids)
         dense_embeddings = self.model.get_image_features(pixel_values).dense_embeddings
-        cost_map = compute_cost_map(dense_embeddings, class_embeddings)
+        cost_map = compute_cost_map(F.normalize(dense_embeddings, dim=1), class_embeddings)
         logits = self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cost_map
         return alignment_loss(logits, cell_shares(labels, len(class_embeddings)))
 

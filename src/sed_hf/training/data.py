@@ -75,11 +75,25 @@ def build_training_samples(dataset: Any, recipe: Recipe, ignore_index: int) -> T
     return TrainingSamples(dataset, recipe.steps * recipe.images_per_step, recipe.seed, transform)
 
 
-def sample_vocabulary(labels: Tensor, num_classes: int, size: int, ignore_index: int, seed: Sequence[int]) -> Tensor:
-    """The classes that occur in the labels and random others, up to `size` where that many occur: sorted indices."""
+def sample_vocabulary(
+    labels: Tensor, num_classes: int, sizes: tuple[int, int], ignore_index: int, seed: Sequence[int]
+) -> Tensor:
+    """The classes that occur in the labels and random others: sorted indices.
+
+    Args:
+        labels: Integers of any shape.
+        num_classes: The number of classes to draw from.
+        sizes: The least and the greatest size of the vocabulary. Its logarithm is drawn uniformly, so that few and many
+            classes are equally common. More are returned where more occur.
+        ignore_index: The label of pixels without a class.
+        seed: Determines the draw.
+    """
+    rng = np.random.default_rng(list(seed))
+    least, greatest = sizes
+    size = least if least == greatest else round(least * (greatest / least) ** rng.random())
     present = labels[labels != ignore_index].unique().cpu()
     others = np.setdiff1d(np.arange(num_classes), present.numpy())
-    chosen = np.random.default_rng(list(seed)).permutation(others)[: max(0, size - len(present))]
+    chosen = rng.permutation(others)[: max(0, size - len(present))]
     return torch.cat([present, torch.from_numpy(chosen)]).sort().values
 
 

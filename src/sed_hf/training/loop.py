@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.conversion import build_processor, from_open_clip
 from sed_hf.data.benchmarks import OWN_DATA, load_benchmark
+from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
 from sed_hf.hub import push_hub_folder, save_hub_folder
@@ -65,6 +66,8 @@ def train(recipe: Recipe) -> Path:
     set_trainable(model, recipe)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if recipe.distractor_vocabulary is not None:
+        class_names = class_names + distractors(class_names, [recipe.distractor_vocabulary])
     classes = TrainingClasses(class_names, processor, model.to(accelerator.device))
     network: nn.Module = TowerAlignment(model) if recipe.objective == "alignment" else model
     optimizer = build_optimizer(model, recipe)
@@ -180,7 +183,8 @@ def compute_loss(
     labels, vocabulary = batch["labels"], None
     if recipe.classes_per_step is not None:
         num_classes = len(classes.names)
-        vocabulary = sample_vocabulary(labels, num_classes, recipe.classes_per_step, ignore_index, seed)
+        sizes = (recipe.min_classes_per_step or recipe.classes_per_step, recipe.classes_per_step)
+        vocabulary = sample_vocabulary(labels, num_classes, sizes, ignore_index, seed)
         labels = relabel(labels, vocabulary, num_classes, ignore_index)
     pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)  # faster convolutions
     result = network(pixel_values=pixel_values, labels=labels, **classes.model_inputs(vocabulary))

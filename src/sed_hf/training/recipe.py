@@ -54,6 +54,14 @@ class Recipe:
         default=None,
         metadata={"help": "Train with the classes that occur in the batch and random others up to this many."},
     )
+    min_classes_per_step: int | None = field(
+        default=None,
+        metadata={"help": "Draw the number of classes anew for each batch, from this up to classes_per_step."},
+    )
+    distractor_vocabulary: str | None = field(
+        default=None,
+        metadata={"help": "Vocabulary, by name or path, of further classes that no picture is labelled with."},
+    )
 
     steps: int = field(default=80_000, metadata={"help": "Optimizer steps."})
     images_per_step: int = field(default=4, metadata={"help": "Images of one step, over all processes."})
@@ -93,9 +101,15 @@ class Recipe:
             raise ValueError("evaluate_on: expected none with the objective alignment, which trains no decoder")
         if self.evaluate_on not in (None, "scenes") and self.evaluate_data_dir is None:
             raise ValueError(f"evaluate_data_dir: expected the folder of {self.evaluate_on}")
+        if self.min_classes_per_step is not None and self.min_classes_per_step > (self.classes_per_step or 0):
+            raise ValueError(
+                f"min_classes_per_step={self.min_classes_per_step}: expected at most classes_per_step,"
+                f" which is {self.classes_per_step}"
+            )
         for name in (
-            "num_workers", "classes_per_step", "steps", "images_per_step", "gradient_accumulation_steps", "log_every",
-            "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_images", "shortest_edge", "crop_size",
+            "num_workers", "classes_per_step", "min_classes_per_step", "steps", "images_per_step",
+            "gradient_accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every",
+            "evaluate_images", "shortest_edge", "crop_size",
         ):  # fmt: skip
             value = getattr(self, name)
             minimum = 0 if name == "num_workers" else 1

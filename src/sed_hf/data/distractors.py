@@ -1,0 +1,23 @@
+"""Names that no picture of a data set is labelled with."""
+
+from collections.abc import Iterable, Sequence
+
+from sed_hf.data.vocabularies import load_vocabulary
+from sed_hf.processing_sed import SYNONYM_SEPARATOR, clean_text
+
+
+def distractors(class_names: Sequence[str], vocabularies: Iterable[str]) -> list[str]:
+    """The classes of vocabularies, by name or path, that share no synonym with `class_names`, nor with one another."""
+    taken = set().union(*map(_synonyms, class_names))
+    others = []
+    for vocabulary in vocabularies:
+        for class_name in load_vocabulary(vocabulary):
+            synonyms = _synonyms(class_name)
+            if taken.isdisjoint(synonyms):
+                others.append(class_name)
+                taken |= synonyms
+    return others
+
+
+def _synonyms(class_name: str) -> set[str]:
+    return {clean_text(synonym) for synonym in class_name.split(SYNONYM_SEPARATOR)}
