@@ -133,6 +133,41 @@ def test_vocabulary_file_names_the_classes(segment: Callable[..., int], photo: P
     assert names <= {"cat", "dog, puppy"}
 
 
+def test_encoded_vocabulary_gives_the_results_of_its_names(
+    segment: Callable[..., int], photo: Path, tiny_hub_folder: Path, tmp_path: Path
+) -> None:
+    encoded = tmp_path / "classes.safetensors"
+    assert main(["encode", str(encoded), "--model", str(tiny_hub_folder), "--classes", *CLASSES]) == 0
+    segment(photo)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert segment(photo, "--vocabulary", encoded) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_classes_of_an_earlier_run_are_not_encoded_again(
+    segment: Callable[..., int], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment(photo)
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("a class was encoded again")
+
+    monkeypatch.setattr("sed_hf.class_embeddings.encode_chunk", fail)
+    assert segment(photo) == 0
+
+
+def test_cache_is_shown_and_cleared(
+    segment: Callable[..., int], photo: Path, cache_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(photo)
+    assert main(["cache"]) == 0
+    assert f"3 classes, 0 MiB in {cache_home}" in capsys.readouterr().out
+    assert main(["cache", "--clear"]) == 0
+    assert "3 classes, 0 MiB removed from" in capsys.readouterr().out
+    assert main(["cache"]) == 0
+    assert "0 classes" in capsys.readouterr().out
+
+
 def test_topk_reaches_the_model(segment: Callable[..., int], photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     forward = SEDForSemanticSegmentation.forward

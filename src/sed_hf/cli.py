@@ -1,4 +1,4 @@
-"""The `sed-hf` command: segment pictures, convert official checkpoints, start new models, open the demo.
+"""The `sed-hf` command: segment pictures, encode vocabularies, convert checkpoints, start models, open the demo.
 
 torch and transformers take seconds to import. Everything that needs them is imported inside functions, so that help
 and refused arguments are immediate.
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from .data.vocabularies import load_vocabulary, vocabulary_names
 from .segmentation import (
-    encode_classes,
     find_pictures,
     plan_jobs,
     read_pictures,
@@ -28,6 +27,8 @@ from .segmentation import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 
 MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
@@ -52,6 +53,11 @@ INIT_EPILOG = """\
 examples:
   sed-hf init convnext_base_w_320 sed-base-start --pretrained laion_aesthetic_s13b_b82k
   sed-hf init convnext_large_d_320 sed-large-start --pretrained laion2b_s29b_b131k_ft_soup
+"""
+ENCODE_EPILOG = """\
+example:
+  sed-hf encode ade20k.safetensors --model sed-base --vocabulary ade20k_847
+  sed-hf segment photo.jpg --model sed-base --vocabulary ade20k.safetensors
 """
 DEMO_EPILOG = """\
 example:
@@ -83,6 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sed-hf {version('sed-hf')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_segment_command(commands)
+    add_encode_command(commands)
+    add_cache_command(commands)
     add_convert_command(commands)
     add_init_command(commands)
     add_demo_command(commands)
@@ -101,15 +109,7 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or quoted glob")
     add_model_arguments(parser)
-    classes = parser.add_mutually_exclusive_group(required=True)
-    classes.add_argument(
-        "--classes", nargs="+", metavar="NAME", help='class names, one argument each; "dog, puppy" are synonyms'
-    )
-    classes.add_argument(
-        "--vocabulary",
-        metavar="NAME_OR_FILE",
-        help=f"built-in vocabulary ({', '.join(vocabulary_names())}), text file with one class a line, or JSON list",
-    )
+    add_class_arguments(parser)
     parser.add_argument(
         "--topk",
         type=whole_number,
@@ -134,6 +134,31 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
         help="folder for the results (default: %(default)s)",
     )
     parser.set_defaults(run=run_segment)
+
+
+def add_encode_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "encode",
+        usage="%(prog)s OUT (--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE) [options]",
+        help="encode class names to a file that segment takes as --vocabulary",
+        description="Encode class names once, to a file that `sed-hf segment --vocabulary` and other machines take.",
+        epilog=ENCODE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write; its name ends in .safetensors")
+    add_model_arguments(parser)
+    add_class_arguments(parser)
+    parser.set_defaults(run=run_encode)
+
+
+def add_cache_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "cache",
+        help="show or clear the cache of encoded class names",
+        description="Show where encoded class names are cached, and how much that is.",
+    )
+    parser.add_argument("--clear", action="store_true", help="remove them")
+    parser.set_defaults(run=run_cache)
 
 
 def add_convert_command(commands: argparse._SubParsersAction) -> None:
@@ -194,6 +219,19 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run_demo)
 
 
+def add_class_arguments(parser: argparse.ArgumentParser) -> None:
+    classes = parser.add_mutually_exclusive_group(required=True)
+    classes.add_argument(
+        "--classes", nargs="+", metavar="NAME", help='class names, one argument each; "dog, puppy" are synonyms'
+    )
+    classes.add_argument(
+        "--vocabulary",
+        metavar="NAME_OR_FILE",
+        help=f"built-in vocabulary ({', '.join(vocabulary_names())}), text file with one class a line, JSON list, or"
+        " .safetensors file of sed-hf encode",
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -246,19 +284,14 @@ def probability(text: str) -> float:
 def run_segment(arguments: argparse.Namespace) -> int:
     """Segment pictures; exit status 1 if one of them could not be read."""
     jobs = plan_jobs(find_pictures(arguments.inputs), arguments.output)
-    class_names = load_vocabulary(arguments.vocabulary) if arguments.vocabulary else arguments.classes
+    class_names = read_class_names(arguments)
     no_class_label = unused_label(len(class_names))
     ignore_index = None if arguments.threshold is None else no_class_label
     model_source = choose_model(arguments.model)
 
     from tqdm import tqdm
 
-    from .processing_sed import validate_class_names
-
-    class_names = validate_class_names(class_names)
-    print(f"sed-hf: loading {model_source}", file=sys.stderr)
-    model, processor = load_model(model_source, arguments.device, arguments.dtype)
-    class_embeddings = encode_classes(model, processor, class_names)
+    model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     num_written = 0
@@ -282,6 +315,70 @@ def run_segment(arguments: argparse.Namespace) -> int:
 
     print(f"sed-hf: {num_written} of {len(jobs)} pictures written to {arguments.output}")
     return 0 if num_written == len(jobs) else 1
+
+
+# sed-hf encode, sed-hf cache -----------------------------------------------------------------------------------------
+
+
+def run_encode(arguments: argparse.Namespace) -> int:
+    """Encode class names to a file."""
+    out = arguments.out
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"OUT {out}: expected a file whose name ends in .safetensors")
+    class_names = read_class_names(arguments)
+    model_source = choose_model(arguments.model)
+
+    from .class_embeddings import save_class_embeddings, text_encoder_sha256
+
+    model, processor, class_names, embeddings = load_model_and_classes(arguments, model_source, class_names)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_class_embeddings(out, class_names, embeddings, text_encoder_sha256(model, processor))
+    print(f"sed-hf: {len(class_names)} classes written to {out}")
+    return 0
+
+
+def run_cache(arguments: argparse.Namespace) -> int:
+    """Show or clear the cache."""
+    from .class_embeddings import ClassEmbeddingCache
+
+    cache = ClassEmbeddingCache()
+    num_classes, num_bytes = cache.size()
+    if arguments.clear:
+        cache.clear()
+    state = "removed from" if arguments.clear else "in"
+    print(f"sed-hf: {num_classes} classes, {num_bytes / 2**20:.0f} MiB {state} {cache.directory}")
+    return 0
+
+
+def read_class_names(arguments: argparse.Namespace) -> list[str]:
+    """The names that are asked for, with the vocabulary file read but nothing encoded."""
+    if not arguments.vocabulary:
+        return arguments.classes
+    if Path(arguments.vocabulary).suffix == ".safetensors":
+        if not Path(arguments.vocabulary).is_file():
+            raise FileNotFoundError(f"--vocabulary {arguments.vocabulary}: no such file")
+
+        from .class_embeddings import load_class_embeddings
+
+        return load_class_embeddings(arguments.vocabulary)[0]
+    return load_vocabulary(arguments.vocabulary)
+
+
+def load_model_and_classes(
+    arguments: argparse.Namespace, model_source: str, class_names: list[str]
+) -> tuple[SEDForSemanticSegmentation, SEDProcessor, list[str], Tensor]:
+    """The model, its processor, the class names, and their embeddings (T, P, D): from a file, the cache, or encoded."""
+    from .class_embeddings import ClassEmbeddingCache, encode_classes, load_class_embeddings, text_encoder_sha256
+    from .processing_sed import validate_class_names
+
+    class_names = validate_class_names(class_names)
+    print(f"sed-hf: loading {model_source}", file=sys.stderr)
+    model, processor = load_model(model_source, arguments.device, arguments.dtype)
+    if arguments.vocabulary and Path(arguments.vocabulary).suffix == ".safetensors":
+        encoder = text_encoder_sha256(model, processor)
+        _, class_embeddings = load_class_embeddings(arguments.vocabulary, encoder)
+        return model, processor, class_names, class_embeddings.to(model.device)
+    return model, processor, class_names, encode_classes(model, processor, class_names, ClassEmbeddingCache())
 
 
 # sed-hf convert, sed-hf init -----------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from . import SEDForSemanticSegmentation, SEDProcessor
+from .class_embeddings import ClassEmbeddingCache, encode_classes
 from .data.vocabularies import load_vocabulary, vocabulary_names
 from .processing_sed import validate_class_names
-from .segmentation import encode_classes, segment_pictures
+from .segmentation import segment_pictures
 from .visualization import class_statistics, draw_overlay
 
 try:
@@ -35,7 +36,7 @@ def build_demo(model: SEDForSemanticSegmentation, processor: SEDProcessor) -> gr
 
     @lru_cache(maxsize=CACHED_CLASS_LISTS)
     def cached_class_embeddings(class_names: tuple[str, ...]) -> torch.Tensor:
-        return encode_classes(model, processor, list(class_names))
+        return encode_classes(model, processor, class_names, ClassEmbeddingCache())
 
     def segment(
         picture: Image.Image | None, class_text: str, vocabulary: str, topk: int

@@ -172,10 +172,11 @@ class ChunkedBinaryCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, positive: Tensor, uncounted: Tensor | None) -> Tensor:
         """Sum for (B, T, h, w) logits and (B, H, W) `positive` classes, -1 where there is none."""
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        total = logits.new_zeros((), dtype=torch.float32)
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # half precision is too coarse for sums
+        total = logits.new_zeros((), dtype=dtype)
         chunk_size = max(1, LOSS_ELEMENTS_PER_CHUNK // positive.numel())
         for first_class in range(0, logits.shape[1], chunk_size):
-            chunk = logits[:, first_class : first_class + chunk_size].float()
+            chunk = logits[:, first_class : first_class + chunk_size].to(dtype)
             resized = F.interpolate(chunk, size=positive.shape[-2:], mode="bilinear", align_corners=False)
             if uncounted is not None:
                 resized = resized.masked_fill_(uncounted.unsqueeze(1), -torch.inf)  # loss and gradient 0
@@ -185,7 +186,7 @@ class ChunkedBinaryCrossEntropy(torch.autograd.Function):
             # BCE(x, y) = softplus(x) - x y, whose derivative is sigmoid(x) - y.
             total += F.softplus(resized).sum() - resized.gather(1, index).where(inside, 0).sum()
             if gradient is not None:
-                difference = resized.sigmoid_().scatter_add_(1, index, -inside.to(resized.dtype))
+                difference = resized.sigmoid_().scatter_add_(1, index, -inside.to(dtype))
                 gradient[:, first_class : first_class + chunk_size] = torch.ops.aten.upsample_bilinear2d_backward(
                     difference, list(difference.shape[-2:]), list(chunk.shape), False, None, None
                 )

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-CLASSES_PER_CHUNK = 8  # classes encoded between two steps of the progress bar
-ENCODING_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True)
@@ -112,21 +110,6 @@ def unused_label(num_classes: int) -> int:
     return 255 if num_classes <= 255 else 65535
 
 
-def encode_classes(model: SEDForSemanticSegmentation, processor: SEDProcessor, class_names: list[str]) -> torch.Tensor:
-    """Embeddings (T, P, D) of T class names in P prompt templates, with a progress bar."""
-    import torch
-    from tqdm import tqdm
-
-    chunks = [class_names[start : start + CLASSES_PER_CHUNK] for start in range(0, len(class_names), CLASSES_PER_CHUNK)]
-    with torch.inference_mode():
-        return torch.cat(
-            [
-                model.get_class_embeddings(**processor(text=chunk, return_tensors="pt").to(model.device))
-                for chunk in tqdm(chunks, desc=f"Encoding {len(class_names)} classes", bar_format=ENCODING_BAR)
-            ]
-        )
-
-
 def read_pictures(jobs: Sequence[Job], processor: SEDProcessor) -> dict[Job, Image.Image]:
     """Read the pictures that can be read, and name the others on standard error with the reason."""
     from tqdm import tqdm
@@ -169,7 +152,7 @@ def segment_pictures(
     """Segment RGB pictures of any sizes in one batch.
 
     Args:
-        class_embeddings: (T, P, D), of [`encode_classes`].
+        class_embeddings: (T, P, D).
         topk: Early rejection; `None` for the model's own setting.
         threshold: Pixels whose best probability is lower get `ignore_index`.
 

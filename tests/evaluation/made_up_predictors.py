@@ -25,7 +25,11 @@ class MadeUpPredictor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(early_rejection_topk=None)
+        self.config = SimpleNamespace(early_rejection_topk=None, prompt_templates=["{}"], projection_dim=1)
+        self.text_encoder = nn.Module()
+        self.text_encoder.config = SimpleNamespace(
+            num_attention_heads=1, hidden_act="gelu", layer_norm_eps=1e-5, eos_token_id=0
+        )
         self.weight = nn.Parameter(torch.zeros(1))
         self.num_encodings = 0
         self.num_images = 0

@@ -10,8 +10,8 @@ from made_up_predictors import BrightnessPredictor, HalvesPredictor, small_proce
 from sed_hf import SEDProcessor
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
-from sed_hf.evaluation.environment import weights_sha256
 from sed_hf.evaluation.report import EvaluationReport
+from sed_hf.weights import weights_sha256
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,8 @@ from sed_hf.training.recipe import Recipe
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 TEMPLATES = ["{}", "a {}."]
-# Parts of a batch must be trained with the same classes. Adam turns rounding in the nearly zero gradients of class
-# attention into a part of the learning rate, which therefore is small.
-EXACT = {"classes_per_step": None, "learning_rate": 1e-5}
+# Parts of a batch must be trained with the same classes.
+EXACT = {"classes_per_step": None}
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +203,7 @@ def test_accumulation_equals_a_batch_of_twice_the_size(make_recipe: Callable[...
         train(recipe)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    assert_weights_equal(parts, whole, tolerance=1e-6)
+    assert_weights_equal(parts, whole, tolerance=1e-9)
 
 
 def test_two_processes_equal_one_with_twice_the_batch(make_recipe: Callable[..., Recipe]) -> None:
@@ -214,15 +213,18 @@ def test_two_processes_equal_one_with_twice_the_batch(make_recipe: Callable[...,
     train(one)
     launch(two, num_processes=2)
     assert "| processes | 2 |" in (Path(two.output_dir) / "model" / "README.md").read_text()
-    assert_weights_equal(two, one, tolerance=1e-6)
+    assert_weights_equal(two, one, tolerance=1e-9)
     assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], rel=1e-5)
 
 
 def without_dropout(recipe: Recipe) -> None:
-    """Give a recipe a starting model whose processes draw no random numbers."""
+    """Give a recipe a starting model whose processes draw no random numbers.
+
+    In double precision: Adam turns the rounding of a gradient that is nearly zero into a part of the learning rate.
+    """
     model = SEDForSemanticSegmentation.from_pretrained(
         recipe.model, vision_config={"drop_path_rate": 0.0, "projection_dropout": 0.0}
-    )
+    ).double()
     folder = Path(recipe.output_dir).with_name(Path(recipe.output_dir).name + "-start")
     save_hub_folder(model, SEDProcessor.from_pretrained(recipe.model), folder)
     recipe.model = str(folder)

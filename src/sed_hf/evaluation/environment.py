@@ -1,6 +1,5 @@
-"""What figures depend on besides the options: weights, library versions, hardware."""
+"""What figures depend on besides options and weights: library versions, hardware."""
 
-import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
 
 LIBRARIES = ("sed-hf", "torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "evaluate", "pillow")
 
@@ -33,12 +31,3 @@ def hardware_name(device: torch.device) -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, by which a model is known wherever it was loaded from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -5,14 +5,17 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.evaluation.augmentation import MultiScaleFlip
-from sed_hf.evaluation.environment import describe_environment, weights_sha256
+from sed_hf.evaluation.environment import describe_environment
 from sed_hf.evaluation.evaluate import evaluate_benchmark
+from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.progress import ProgressFile
 from sed_hf.evaluation.report import EvaluationReport
 from sed_hf.evaluation.sets import EvaluationSet, set_title
 from sed_hf.modeling_sed import SEDForSemanticSegmentation
 from sed_hf.processing_sed import SEDProcessor
+from sed_hf.weights import weights_sha256
 
 
 def evaluate_suite(
@@ -70,12 +73,15 @@ def evaluate_suite(
     for name, dataset in sets.items():
         if report.is_finished(name, len(dataset)):
             continue
+        vocabulary = label_space(dataset, vocabulary_size).vocabulary
+        class_embeddings = encode_classes(model, processor, vocabulary, ClassEmbeddingCache(), is_main_process)
         num_images = {f"number of images of {name}": len(dataset)}
         progress_file = ProgressFile(output / f"{name}.progress.safetensors", {**settings, **num_images})
         figures = evaluate_benchmark(
             model,
             processor,
             dataset,
+            class_embeddings=class_embeddings,
             early_rejection_topk=early_rejection_topk,
             augmentation=augmentation,
             vocabulary_size=vocabulary_size,
