@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_tiny_config
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from largest_tensor import LargestTensor
 from plain_decoder import PlainOutput, plain_decode
 from torch import Tensor, nn
 
@@ -95,6 +96,20 @@ class TestDenseDecoding:
         logits = tiny_model.decoder(**inputs).logits
         inputs["class_embeddings"] = inputs["class_embeddings"][order]
         torch.testing.assert_close(tiny_model.decoder(**inputs).logits, logits[:, order], rtol=0, atol=LOGITS)
+
+    @torch.no_grad()
+    def test_twice_the_classes_make_no_larger_tensor(
+        self, make_tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 2**16)  # of the tiles
+        decoder = make_tiny_model(class_chunk_size=2).decoder
+        sizes = []
+        for num_classes in (12, 24):
+            inputs = random_inputs(num_classes, height=64, width=64)
+            with LargestTensor() as largest:
+                decoder(**inputs)
+            sizes.append(largest.num_bytes)
+        assert sizes[0] == sizes[1]
 
 
 class TestEarlyRejection:

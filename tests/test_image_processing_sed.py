@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from largest_tensor import LargestTensor
 from PIL import Image
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -247,6 +248,15 @@ class TestPostProcessing:
             probability, segmentation = self.plain(logits, size).max(0)
             assert torch.equal(result["segmentation"], segmentation)
             torch.testing.assert_close(result["probability"], probability, rtol=0, atol=1e-6)
+
+    def test_no_tensor_of_all_classes_at_full_size_is_made(
+        self, monkeypatch: pytest.MonkeyPatch, image_processor: SEDImageProcessor
+    ) -> None:
+        monkeypatch.setattr("sed_hf.image_processing_sed.POST_PROCESS_ELEMENTS_PER_CHUNK", 4 * 100 * 130)
+        outputs = self.outputs(1, 50, 12, 16)
+        with LargestTensor() as largest:
+            image_processor.post_process_semantic_segmentation(outputs, [(100, 130)])
+        assert largest.num_bytes <= 8 * 100 * 130 * 4  # of four classes; some tensors hold 64-bit numbers
 
     def test_without_target_sizes_the_logits_keep_theirs(self, image_processor: SEDImageProcessor) -> None:
         outputs = self.outputs(1, 5, 12, 16)

@@ -1,0 +1,74 @@
+"""scripts/benchmark.py, on the model in the box."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sed_hf.cli import MODEL_IN_THE_BOX
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+
+
+def benchmark(output: Path, *options: object) -> subprocess.CompletedProcess:
+    sweep = ["--models", MODEL_IN_THE_BOX, "--sizes", 64, "--classes", 5, "--repeats", 1, "--device", "cpu"]
+    command = [sys.executable, SCRIPT, "--output", output, *sweep, *options]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark") / "new" / "folder"
+    process = benchmark(folder, "--tasks", "segment", "train", "text", "--decoders", "fast", "--topk", 0, 1)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_every_point_has_times_memory_and_machine(output: Path) -> None:
+    results = json.loads((output / "results.json").read_text())
+    assert [result["task"] for result in results.values()] == ["segment", "segment", "train", "text"]
+    for result in results.values():
+        assert result["peak_memory_gib"] > 0
+        assert result["environment"]["hardware"]
+        assert result["seconds"]["whole"]["min"] <= result["seconds"]["whole"]["median"]
+    dense, rejecting = list(results.values())[:2]
+    assert {"image encoder", "decoder", "stage 1 locations", "stage 3 fusion"} <= set(dense["seconds"])
+    assert len(rejecting["kept_classes"]) == 3
+
+
+def test_the_report_has_a_table_and_plots(output: Path) -> None:
+    table = (output / "results.md").read_text()
+    assert "encoder times a class" in table
+    assert "torch" in table
+    assert "stage 2 classes" in table
+    assert (output / "time.png").stat().st_size > 1000
+    assert (output / "memory.png").stat().st_size > 1000
+
+
+def test_what_is_measured_is_not_measured_again_and_the_plain_decoder_joins(output: Path) -> None:
+    before = json.loads((output / "results.json").read_text())
+    assert benchmark(output, "--decoders", "fast", "plain").returncode == 0
+    after = json.loads((output / "results.json").read_text())
+    assert {name: after[name] for name in before} == before
+    (added,) = set(after) - set(before)
+    assert " plain " in added
+
+
+def test_a_point_that_fails_says_why_and_the_others_are_measured(tmp_path: Path) -> None:
+    process = benchmark(tmp_path, "--models", tmp_path / "nothing", MODEL_IN_THE_BOX, "--decoders", "fast")
+    assert process.returncode == 0
+    failed, measured = json.loads((tmp_path / "results.json").read_text()).values()
+    assert "nothing" in failed["error"]
+    assert "seconds" in measured
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--sizes", 100], "--sizes 100"), (["--classes", 0], "--classes 0"), (["--repeats", 0], "--repeats 0")],
+)
+def test_impossible_options_are_refused_by_name(tmp_path: Path, options: list[object], message: str) -> None:
+    process = benchmark(tmp_path, *options)
+    assert process.returncode == 2
+    assert message in process.stderr
