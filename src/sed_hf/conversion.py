@@ -194,6 +194,8 @@ def select_weights(name: str, tensor: Tensor) -> Tensor:
     """The part of an official tensor that is one of our parameters."""
     if name == "text_encoder.text_projection.weight":
         return tensor.T  # open_clip multiplies from the right
+    if name == "logit_scale":
+        return tensor.reshape(1)
     if match := re.search(r"\.self_attn\.([qkv])_proj\.", name):
         return tensor.chunk(3)["qkv".index(match[1])]
     return tensor

@@ -301,7 +301,8 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         super().__init__(config)
         self.image_encoder = SEDImageEncoder(config.vision_config, config.projection_dim)  # type: ignore[arg-type]
         self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        # Of one element rather than a scalar, which FSDP cannot shard.
+        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
         self.decoder = SEDDecoder(config, self.image_encoder.hidden_sizes)
         self.post_init()
 
