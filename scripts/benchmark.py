@@ -2,7 +2,8 @@
 
 Every point of the sweep (classes, resolution, data type, ...) runs in a process of its own, whose peak memory is its
 own, too. Points that `results.json` in the output folder holds are not measured again, so that an interrupted sweep
-goes on, and a later one adds to it. Inputs are random, and so are weights unless a model folder is named.
+goes on, and a later one adds to it. Weights and inputs are random, but with a model folder they are its weights, a
+generated scene, and the names of its classes and of others.
 """
 
 import argparse
@@ -32,7 +33,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
+from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.conversion import build_processor, config_from_open_clip
+from sed_hf.data.distractors import distractors
+from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
 from sed_hf.segmentation import written_at_once
@@ -178,8 +182,7 @@ def time_segmentation(
     point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """A batch from pixels to label maps."""
-    pixel_values = random_pixel_values(point, model)
-    class_embeddings = random_class_embeddings(point, model)
+    pixel_values, class_embeddings = make_inputs(point, model, processor)
     encode: Callable = torch.compile(model.image_encoder) if point.compiled else model.image_encoder
     decoder = model.decoder
     decode: Callable = torch.compile(decoder) if point.compiled else decoder
@@ -233,7 +236,7 @@ def time_training_step(
     if point.decoder == "plain":
         replace_decoder(model)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-6)
-    pixel_values, class_embeddings = random_pixel_values(point, model), random_class_embeddings(point, model)
+    pixel_values, class_embeddings = make_inputs(point, model, processor)
     labels = torch.randint(point.classes, (point.batch_size, point.size, point.size), device=model.device)
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):  # a step takes so long that a first one is like any other
@@ -281,10 +284,21 @@ def time_text(
     return seconds, {"prompts": len(prompts)}
 
 
-def random_pixel_values(point: Point, model: SEDForSemanticSegmentation) -> Tensor:
-    """(B, 3, size, size)."""
-    pixel_values = torch.randn(point.batch_size, 3, point.size, point.size, device=model.device, dtype=model.dtype)
-    return pixel_values.contiguous(memory_format=torch.channels_last)
+def make_inputs(point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor) -> tuple[Tensor, Tensor]:
+    """Pixel values (B, 3, size, size) and class embeddings (T, P, D)."""
+    shape = (point.batch_size, 3, point.size, point.size)
+    if point.model in VARIANTS:
+        pixel_values = torch.randn(shape, device=model.device, dtype=model.dtype)
+        return pixel_values.contiguous(memory_format=torch.channels_last), random_class_embeddings(point, model)
+    dataset = SceneDataset("test", point.batch_size, size=point.size)
+    scenes = [dataset[index]["image"] for index in range(point.batch_size)]
+    size = {"height": point.size, "width": point.size}
+    pixel_values = processor(images=scenes, input_size=size)["pixel_values"].to(model.device, model.dtype)
+    names = [*scene_vocabulary(), *distractors(scene_vocabulary(), ["pascal_context_459", "ade20k_847"])]
+    if point.classes > len(names):
+        raise ValueError(f"--classes {point.classes}: expected at most {len(names)} with a model folder")
+    class_embeddings = encode_classes(model, processor, names[: point.classes], ClassEmbeddingCache())
+    return pixel_values.contiguous(memory_format=torch.channels_last), class_embeddings
 
 
 def random_class_embeddings(point: Point, model: SEDForSemanticSegmentation) -> Tensor:
