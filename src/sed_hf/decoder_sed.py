@@ -174,7 +174,9 @@ class SEDSkipLayerFusion(nn.Module):
 
     def upsampling_kernel(self) -> Tensor:
         """`upsample` and the first convolution as one transposed convolution of stride 2: (C, C_out, 4, 4)."""
-        return F.conv2d(weights_of(self.upsample)[0], weights_of(self.fuse[0])[0][:, : self.sizes[0]], padding=2)
+        upsample, fuse = weights_of(self.upsample)[0], weights_of(self.fuse[0])[0]
+        dtype = torch.promote_types(upsample.dtype, torch.float32)  # so that half precision rounds once
+        return F.conv2d(upsample.to(dtype), fuse[:, : self.sizes[0]].to(dtype), padding=2).to(upsample.dtype)
 
     def forward(
         self, features: Tensor, fused_skip_guidance: Tensor, upsampling_kernel: Tensor, cost_guidance: Tensor
