@@ -17,11 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.cli import check_model_source, positive_integer, whole_number
+from sed_hf.cli import positive_integer, whole_number
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.report import EvaluationReport
 from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, load_evaluation_sets
+from sed_hf.model_source import check_model_source
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

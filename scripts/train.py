@@ -6,12 +6,13 @@ from pathlib import Path
 # Python searches a script's own folder first, where evaluate.py would hide the library `evaluate` from the metric.
 sys.path.remove(str(Path(__file__).resolve().parent))
 
-from sed_hf.training.loop import train
+from sed_hf.training.loop import NonFiniteLossError, train
 from sed_hf.training.recipe import load_recipe
 
 if __name__ == "__main__":
     try:
-        recipe = load_recipe(sys.argv[1:])
-    except (OSError, ValueError) as error:
+        train(load_recipe(sys.argv[1:]))
+    except (OSError, ValueError, NonFiniteLossError) as error:
         sys.exit(f"train.py: error: {error}")
-    train(recipe)
+    except KeyboardInterrupt:
+        sys.exit("train.py: interrupted; the same command with --resume goes on from the last checkpoint")

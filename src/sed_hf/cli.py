@@ -7,7 +7,6 @@ and refused arguments are immediate.
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.vocabularies import load_vocabulary, vocabulary_names
+from .model_source import check_model_source
 from .segmentation import (
     find_pictures,
     plan_jobs,
@@ -488,24 +488,6 @@ def choose_model(source: str | None) -> str:
         return str(MODEL_IN_THE_BOX)
     check_model_source(source)
     return source
-
-
-def check_model_source(source: str) -> None:
-    """Refuse what is neither a model folder nor can be a name on the Hub, without loading anything.
-
-    Raises:
-        FileNotFoundError: It is neither.
-    """
-    path = Path(source)
-    if (path / "config.json").is_file():
-        return
-    if path.exists():
-        raise FileNotFoundError(
-            f"--model {source}: expected a model folder, but there is no config.json in it;"
-            " sed-hf convert makes one of an official checkpoint"
-        )
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        raise FileNotFoundError(f"--model {source}: expected a model folder or OWNER/NAME on the Hub; no such folder")
 
 
 def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:

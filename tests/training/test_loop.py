@@ -381,3 +381,17 @@ def test_pushing_uploads_a_folder_that_loads(
     assert calls == ["someone/sed-scenes"]
     assert {"config.json", "model.safetensors", "modeling_sed.py", "README.md"} <= {p.name for p in uploaded.iterdir()}
     SEDForSemanticSegmentation.from_pretrained(uploaded)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "nowhere"}, "--model nowhere: expected a model folder or OWNER/NAME on the Hub"),
+        ({"dataset": "custom", "data_dir": "nowhere"}, "data_dir nowhere: expected a folder"),
+    ],
+)
+def test_what_is_not_there_is_named_before_anything_is_loaded(
+    make_recipe: Callable[..., Recipe], values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        train(make_recipe(**values))

@@ -32,7 +32,7 @@ def test_a_file_is_not_needed() -> None:
 
 def test_unknown_settings_in_a_file_are_refused(recipe_file: Path) -> None:
     recipe_file.write_text(recipe_file.read_text() + "learning_rat: 1\n")
-    with pytest.raises(ValueError, match="unknown settings: learning_rat"):
+    with pytest.raises(ValueError, match=r"unknown settings: learning_rat; did you mean learning_rate\?"):
         load_recipe(["--config", str(recipe_file)])
 
 

@@ -128,3 +128,10 @@ class TestSampledVocabulary:
     def test_labels_become_positions_and_ignored_pixels_stay(self) -> None:
         relabelled = relabel(self.labels, torch.tensor([1, 3, 5, 7]), 20, 255)
         assert relabelled.tolist() == [[[1, 1, 255], [3, 0, 255]]]
+
+
+def test_a_label_of_another_size_is_refused_by_file() -> None:
+    picture = {"image": Image.new("RGB", (16, 12)), "label": np.zeros((6, 8), np.uint8), "file_name": "kitchen.jpg"}
+    samples = TrainingSamples([picture], 1, 0, lambda image, label: (image, label))
+    with pytest.raises(ValueError, match="expected a label of the picture's size, 16×12 pixels, got 8×6"):
+        samples[0]

@@ -46,7 +46,7 @@ def load_evaluation_set(
     if name == SCENES:
         return SceneDataset("test", NUM_SCENES if limit is None else min(limit, NUM_SCENES))
     if data_dir is None:
-        raise ValueError(f"{name}: expected the folder of its data")
+        raise ValueError(f"{name}: expected the folder of its data as data_dir (--data-dir)")
     dataset = load_benchmark(name, data_dir)
     assert isinstance(dataset, datasets.Dataset)  # since it is not streamed
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))

@@ -40,11 +40,21 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         return self.length
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """`pixel_values` (3, S, S), `labels` (S, S) int64 and `file_name` of the sample at a position."""
+        """`pixel_values` (3, S, S), `labels` (S, S) int64 and `file_name` of the sample at a position.
+
+        Raises:
+            ValueError: The label has another size than the picture; the message names the file.
+        """
         epoch, offset = divmod(position, len(self.dataset))
         sample = self.dataset[int(epoch_order(len(self.dataset), self.seed, epoch)[offset])]
         image = tv_tensors.Image(tvF.pil_to_tensor(sample["image"].convert("RGB")))
         label = tv_tensors.Mask(torch.from_numpy(np.array(sample["label"]).astype(np.int64)))
+        if image.shape[-2:] != label.shape[-2:]:
+            (height, width), (label_height, label_width) = image.shape[-2:], label.shape[-2:]
+            raise ValueError(
+                f"{sample['file_name']}: expected a label of the picture's size, {width}×{height} pixels,"
+                f" got {label_width}×{label_height}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, position)) % 2**63)
             image, label = self.transform(image, label)

@@ -23,6 +23,7 @@ from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
 from sed_hf.hub import push_hub_folder, save_hub_folder
+from sed_hf.model_source import check_model_source
 
 from .alignment import TowerAlignment
 from .checkpoints import find_checkpoints, save_checkpoint, steps_done
@@ -42,10 +43,13 @@ def train(recipe: Recipe) -> Path:
     """Run a recipe, and return the Hub folder of the trained model.
 
     Raises:
+        FileNotFoundError: There is no such model or data folder.
         ValueError: Images cannot be split evenly over processes and accumulation steps, or `output_dir` holds a run
             and `resume` is not set.
         NonFiniteLossError: The loss is not finite. A checkpoint is written first.
     """
+    if recipe.data_dir is not None and not Path(recipe.data_dir).is_dir():
+        raise FileNotFoundError(f"data_dir {recipe.data_dir}: expected a folder; there is none")
     output_dir = Path(recipe.output_dir)
     checkpoints = find_checkpoints(output_dir)
     if checkpoints and not recipe.resume:
@@ -94,9 +98,10 @@ def train(recipe: Recipe) -> Path:
     if recipe.evaluate_on is not None:
         evaluation_set = load_evaluation_set(recipe.evaluate_on, recipe.evaluate_data_dir, recipe.evaluate_images)
     log = TrainingLog(accelerator, recipe, start)
-    for step in tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, disable=not accelerator.is_main_process
-    ):
+    if recipe.resume:
+        accelerator.print(f"continuing after step {start}" if start else "no checkpoint to resume: starting at step 0")
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, disable=not accelerator.is_main_process)
+    for step in bar:
         total_loss = torch.zeros((), device=accelerator.device)
         for part in range(recipe.gradient_accumulation_steps):
             batch = next(batches)
@@ -112,7 +117,8 @@ def train(recipe: Recipe) -> Path:
                     schedule.step()
                 optimizer.zero_grad()
             total_loss += loss.detach() / recipe.gradient_accumulation_steps
-        log.record(step + 1, total_loss, grad_norm, schedule.get_last_lr())
+        if values := log.record(step + 1, total_loss, grad_norm, schedule.get_last_lr()):
+            bar.set_postfix(loss=f"{values['loss']:.4f}")
         if evaluation_set is not None and is_evaluation_due(step + 1, recipe):
             figures = evaluate_benchmark(network, processor, evaluation_set, progress_bar=f"step {step + 1}")
             log.write(step + 1, summary_figures(figures))
@@ -131,6 +137,7 @@ def train(recipe: Recipe) -> Path:
         save_hub_folder(model.eval(), processor, folder, description=description, state_dict=state_dict)
         if recipe.push_to_hub is not None:
             push_hub_folder(folder, recipe.push_to_hub)
+    accelerator.print(f"model written to {folder}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder
@@ -168,6 +175,8 @@ def load_starting_model(recipe: Recipe) -> tuple[SEDForSemanticSegmentation, SED
     if recipe.open_clip_variant is not None:
         model = from_open_clip(recipe.open_clip_variant, recipe.open_clip_pretrained)
         return model, build_processor(model.config)
+    assert recipe.model is not None  # which the recipe has checked
+    check_model_source(recipe.model)
     return SEDForSemanticSegmentation.from_pretrained(recipe.model), SEDProcessor.from_pretrained(recipe.model)
 
 
@@ -218,11 +227,13 @@ class TrainingLog:
             kept = [line for line in lines if json.loads(line)["step"] <= start]
             self.path.write_text("".join(f"{line}\n" for line in kept))
 
-    def record(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: Sequence[float | Tensor]) -> None:
-        """Note a step; every `log_every` steps, write a line."""
+    def record(
+        self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: Sequence[float | Tensor]
+    ) -> dict[str, float] | None:
+        """Note a step; every `log_every` steps, write a line and return its values."""
         self.losses.append(loss)
         if step % self.recipe.log_every and step != self.recipe.steps:
-            return
+            return None
         now = time.perf_counter()
         mean_loss = self.accelerator.reduce(torch.stack(self.losses).mean(), reduction="mean")
         values = {
@@ -233,6 +244,7 @@ class TrainingLog:
         }
         self.losses, self.start_time = [], now
         self.write(step, values)
+        return values
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write values of a step."""

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -155,5 +156,7 @@ def read_recipe_file(path: Path) -> dict[str, object]:
         raise ValueError(f"config: {path} holds {type(values).__name__}, expected settings by name")
     known = {setting.name for setting in dataclasses.fields(Recipe)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"config: {path} has unknown settings: {', '.join(unknown)}")
+        similar = [name for key in unknown for name in get_close_matches(str(key), known, n=1)]
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        raise ValueError(f"config: {path} has unknown settings: {', '.join(map(str, unknown))}{hint}")
     return values
