@@ -7,7 +7,6 @@ An encoded vocabulary can also be saved to a file, names included, and be loaded
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from transformers.utils import logging
 
 from .modeling_sed import SEDForSemanticSegmentation
 from .processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text, validate_class_names
+from .segmentation import written_at_once
 from .weights import tensor_bytes, weights_sha256
 
 logger = logging.get_logger(__name__)
@@ -129,16 +129,12 @@ class ClassEmbeddingCache:
     def save(self, encoder: str, class_name: str, embedding: Tensor) -> None:
         """Keep the embedding (P, D) of a class."""
         path = self._path(encoder, class_name)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.part")
         metadata = {"class_name": class_name, "sha256": hashlib.sha256(tensor_bytes(embedding)).hexdigest()}
         content = save({"class_embedding": embedding.contiguous()}, metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with written_at_once(path) as temporary:
                 temporary.write_bytes(content)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
         except OSError as error:
             if not self.has_warned:
                 logger.warning(f"class embeddings are not cached in {self.directory}: {error}")
@@ -193,13 +189,8 @@ def save_class_embeddings(
         encoder: Of [`text_encoder_sha256`].
     """
     metadata = {"class_names": json.dumps(list(class_names)), "text_encoder_sha256": encoder}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
+    with written_at_once(Path(path)) as temporary:
         temporary.write_bytes(save({"class_embeddings": class_embeddings.cpu().contiguous()}, metadata))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -> tuple[list[str], Tensor]:

@@ -354,7 +354,7 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
     """The names that are asked for, with the vocabulary file read but nothing encoded."""
     if not arguments.vocabulary:
         return arguments.classes
-    if Path(arguments.vocabulary).suffix == ".safetensors":
+    if is_encoded_vocabulary(arguments.vocabulary):
         if not Path(arguments.vocabulary).is_file():
             raise FileNotFoundError(f"--vocabulary {arguments.vocabulary}: no such file")
 
@@ -362,6 +362,11 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
 
         return load_class_embeddings(arguments.vocabulary)[0]
     return load_vocabulary(arguments.vocabulary)
+
+
+def is_encoded_vocabulary(vocabulary: str | None) -> bool:
+    """Whether `--vocabulary` names a file of `sed-hf encode`."""
+    return vocabulary is not None and Path(vocabulary).suffix == ".safetensors"
 
 
 def load_model_and_classes(
@@ -374,7 +379,7 @@ def load_model_and_classes(
     class_names = validate_class_names(class_names)
     print(f"sed-hf: loading {model_source}", file=sys.stderr)
     model, processor = load_model(model_source, arguments.device, arguments.dtype)
-    if arguments.vocabulary and Path(arguments.vocabulary).suffix == ".safetensors":
+    if is_encoded_vocabulary(arguments.vocabulary):
         encoder = text_encoder_sha256(model, processor)
         _, class_embeddings = load_class_embeddings(arguments.vocabulary, encoder)
         return model, processor, class_names, class_embeddings.to(model.device)

@@ -43,11 +43,6 @@ def for_each_class(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tenso
     return layer(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
-def call(function: Callable, *args: Any) -> Any:
-    """The function's result."""
-    return function(*args)
-
-
 def weights_of(layer: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer; fetched first if accelerate offloads them while the layer does not run."""
     hook = getattr(layer, "_hf_hook", None)
@@ -226,7 +221,7 @@ class SEDDecoderStage(nn.Module):
         """Refine each class of a chunk (B, t, C, H, W)."""
         return for_each_class(self.spatial_block, features)
 
-    def aggregate_classes(self, chunks: list[Tensor], tile_size: int, run: Callable = call) -> None:
+    def aggregate_classes(self, chunks: list[Tensor], tile_size: int, run: Callable) -> None:
         """Let all classes see each other: adds to each chunk (B, t, C, H, W) of the list what class attention gives.
 
         The attention block has a residual of its own: without pooling the input counts twice, as it officially does.
@@ -234,7 +229,7 @@ class SEDDecoderStage(nn.Module):
         Args:
             chunks: All classes.
             tile_size: The number of locations to take at a time.
-            run: Calls a function with arguments.
+            run: Calls a function with arguments; [`SEDDecoder.checkpointed`].
         """
         pooled = [self.pool(chunk) for chunk in chunks]
         tokens = [chunk.permute(0, 1, 3, 4, 2).flatten(2, 3) for chunk in pooled]  # (B, t, N, C)
@@ -244,12 +239,12 @@ class SEDDecoderStage(nn.Module):
         for first_location in range(0, tokens[0].shape[2], tile_size):
             locations = slice(first_location, first_location + tile_size)
             mixed = run(self.class_attention, torch.cat([part[:, :, locations] for part in tokens], dim=1))
-            tiles.append(mixed.split(sizes, dim=1))
-            if in_place:
-                for part, update in zip(tokens, tiles.pop(), strict=True):
-                    part[:, :, locations] += update
-        if in_place:
-            return
+            updates = mixed.split(sizes, dim=1)
+            if not in_place:
+                tiles.append(updates)
+                continue
+            for part, update in zip(tokens, updates, strict=True):
+                part[:, :, locations] += update
         for index, parts in enumerate(zip(*tiles, strict=True)):
             mixed = torch.cat(parts, dim=2).unflatten(2, pooled[index].shape[-2:]).permute(0, 1, 4, 2, 3)
             chunks[index] = chunks[index] + resize_bilinear(mixed, chunks[index].shape[-2:])
@@ -457,7 +452,7 @@ class SEDDecoder(nn.Module):
         """Call a function; in training with gradient checkpointing, backward calls it again instead of holding all."""
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(function, *args)
-        return call(function, *args)
+        return function(*args)
 
 
 def predict(head: nn.Module, features: Tensor) -> Tensor:
@@ -481,10 +476,15 @@ def regroup(chunks: list[Tensor], size: int) -> list[Tensor]:
     while chunks:
         for piece in chunks.pop(0).split(size, dim=1):
             if sum(part.shape[1] for part in group) + piece.shape[1] > size:
-                regrouped.append(torch.cat(group, dim=1) if len(group) > 1 else group[0])
+                regrouped.append(join(group))
                 group = []
             group.append(piece)
-    return [*regrouped, torch.cat(group, dim=1) if len(group) > 1 else group[0]]
+    return [*regrouped, join(group)]
+
+
+def join(chunks: list[Tensor]) -> Tensor:
+    """One chunk of several; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
 def select_classes(chunks: list[Tensor], classes: Tensor) -> list[Tensor]:

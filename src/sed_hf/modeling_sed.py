@@ -350,8 +350,9 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         class_embeddings = class_embeddings.to(dense_embeddings)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        locations = F.normalize(dense_embeddings, dim=1)
         decoded = self.decoder(
-            F.normalize(dense_embeddings, dim=1),
+            locations,
             class_embeddings,
             image_features.hidden_states,
             topk,
@@ -372,7 +373,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         if output_hidden_states:
             output.class_embeddings = class_embeddings
             output.dense_embeddings = dense_embeddings
-            output.cost_map = compute_cost_map(F.normalize(dense_embeddings, dim=1), class_embeddings)
+            output.cost_map = compute_cost_map(locations, class_embeddings)
             output.encoder_hidden_states = image_features.hidden_states
             output.decoder_hidden_states = decoded.hidden_states
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

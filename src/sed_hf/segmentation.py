@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -226,8 +227,11 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def written_at_once(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which becomes `path` if that succeeds: an interruption leaves no half a file."""
-    temporary = path.with_name(f".{path.name}.part")
+    """A temporary file to write, which becomes `path` if that succeeds: an interruption leaves no half a file.
+
+    Its name is unique, so that processes may write the same file at once.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary
         temporary.replace(path)
