@@ -12,8 +12,8 @@ from largest_tensor import LargestTensor
 from plain_decoder import PlainOutput, plain_decode
 from torch import Tensor, nn
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
-from sed_hf.decoder_sed import CHUNK_BYTES, SEDDecoder, SEDDecoderOutput, linear_attention, regroup, select_classes
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput, decoder_sed
+from sed_hf.decoder_sed import CHUNK_BYTES, SEDDecoder, SEDDecoderOutput, hold, linear_attention, select_classes
 
 LOGITS = 1e-4
 
@@ -53,6 +53,14 @@ class TestDenseDecoding:
     ) -> None:
         monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk_bytes)
         assert_decodes_as_plain(tiny_model.decoder, random_inputs(5, height=64, width=64))
+
+    @pytest.mark.parametrize("group_bytes", [1, 2**16])
+    @torch.no_grad()
+    def test_any_group_size_equals_the_plain_decoder(
+        self, make_tiny_model: Callable, monkeypatch: pytest.MonkeyPatch, group_bytes: int
+    ) -> None:
+        monkeypatch.setattr(decoder_sed, "GROUP_BYTES", group_bytes)
+        assert_decodes_as_plain(make_tiny_model(class_chunk_size=3).decoder, random_inputs(batch_size=2))
 
     @pytest.mark.parametrize("batch_size", [2, 3])
     @torch.no_grad()
@@ -102,6 +110,7 @@ class TestDenseDecoding:
         self, make_tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(CHUNK_BYTES, "cpu", 2**16)  # of the tiles
+        monkeypatch.setattr(decoder_sed, "GROUP_BYTES", 2**16)
         decoder = make_tiny_model(class_chunk_size=2).decoder
         sizes = []
         for num_classes in (12, 24):
@@ -294,34 +303,43 @@ class TestWeightsThatChange:
 
 class TestLinearAttention:
     def test_it_equals_the_formula(self) -> None:
-        query, key, value = (seeded(2, 4, 7, 8, seed=seed).double() for seed in range(3))
+        tokens = [seeded(2, 7, 32, seed=seed).double() for seed in range(3)]
+        query, key, value = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in tokens)
         query_features, key_features = F.elu(query) + 1, F.elu(key) + 1
         weights = query_features @ key_features.transpose(-1, -2)
         expected = (weights @ (value / 7)) / (weights.sum(-1, keepdim=True) + 1e-6) * 7
-        torch.testing.assert_close(linear_attention(query, key, value), expected)
+        torch.testing.assert_close(linear_attention(*tokens, num_heads=4), expected.transpose(1, 2).flatten(-2))
 
     def test_ten_thousand_classes_fit_float16(self) -> None:
-        query, key, value = (4 * seeded(1, 10_000, 32, seed=seed) for seed in range(3))
-        half = linear_attention(query.half(), key.half(), value.half())
-        torch.testing.assert_close(half.float(), linear_attention(query, key, value), rtol=0, atol=0.02)
+        query, key, value = (4 * seeded(10_000, 32, seed=seed) for seed in range(3))
+        half = linear_attention(query.half(), key.half(), value.half(), num_heads=1)
+        torch.testing.assert_close(half.float(), linear_attention(query, key, value, 1), rtol=0, atol=0.02)
 
 
-class TestChunks:
+class TestGroups:
+    """In which features are held between stages."""
+
     def chunks(self, *sizes: int) -> list[Tensor]:
-        numbers = torch.arange(sum(sizes)).view(1, -1, 1, 1, 1)
+        numbers = torch.arange(float(sum(sizes))).view(1, -1, 1, 1, 1)
         return list(numbers.split(sizes, dim=1))
 
-    @pytest.mark.parametrize(
-        ("sizes", "regrouped"), [((8,), [3, 3, 2]), ((1, 1, 1, 1), [3, 1]), ((2, 5, 1), [2, 3, 3])]
-    )
-    def test_they_are_split_and_joined_in_order(self, sizes: tuple[int, ...], regrouped: list[int]) -> None:
-        chunks = regroup(self.chunks(*sizes), 3)
-        assert [chunk.shape[1] for chunk in chunks] == regrouped
-        assert torch.cat(chunks, dim=1).flatten().tolist() == list(range(sum(sizes)))
+    @pytest.mark.parametrize("sizes", [(8,), (1,) * 8, (2, 5, 1)])
+    @torch.no_grad()
+    def test_classes_of_chunks_are_held_in_order(self, sizes: tuple[int, ...], monkeypatch: Any) -> None:
+        monkeypatch.setattr(decoder_sed, "GROUP_BYTES", 3 * 4)  # three classes of one number
+        groups = hold(iter(self.chunks(*sizes)), 8)
+        assert [group.shape[1] for group in groups] == [3, 3, 2]
+        assert torch.cat(groups, dim=1).flatten().tolist() == list(range(8))
 
-    def test_chosen_classes_are_taken_from_the_chunks_that_hold_them(self) -> None:
-        selected = select_classes(self.chunks(3, 2, 4), torch.tensor([1, 2, 7]))
-        assert [chunk.flatten().tolist() for chunk in selected] == [[1, 2], [7]]
+    def test_with_gradients_chunks_are_held_as_they_are(self) -> None:
+        chunks = self.chunks(2, 1)
+        assert all(held is chunk for held, chunk in zip(hold(iter(chunks), 3), chunks, strict=True))
+
+    def test_chosen_classes_are_taken_from_the_groups_that_hold_them(self) -> None:
+        groups = self.chunks(3, 2, 4)
+        selected = select_classes(groups, torch.tensor([1, 2, 7]))
+        assert torch.cat(list(selected), dim=1).flatten().tolist() == [1, 2, 7]
+        assert not groups
 
     def test_a_chunk_size_below_one_is_refused(self) -> None:
         with pytest.raises(StrictDataclassClassValidationError, match="class_chunk_size=0: expected at least 1"):

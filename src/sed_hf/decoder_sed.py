@@ -22,6 +22,8 @@ from .configuration_sed import SEDConfig
 
 # Activations of a chunk: what stays in the cache of a CPU core, and what fills a GPU.
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
+# Features that are held together; more than the most (2**25) for which glibc ever keeps freed memory for itself.
+GROUP_BYTES = 2**26
 
 
 def compute_cost_map(dense_embeddings: Tensor, class_embeddings: Tensor) -> Tensor:
@@ -64,26 +66,41 @@ def resize_bilinear(features: Tensor, size: Sequence[int]) -> Tensor:
 # Class attention -----------------------------------------------------------------------------------------------------
 
 
-def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def positive_features(tokens: Tensor) -> Tensor:
+    """elu(x) + 1, in operations that a CPU has fast kernels for."""
+    return tokens.clamp(max=0).exp() + tokens.relu()
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """Linear attention with feature map elu(x) + 1 (Katharopoulos et al., 2020); the cost is linear in T.
 
     Args:
-        query, key, value: (..., heads, T, channels).
+        query, key, value: (..., T, C).
+        num_heads: Heads that the channels are split into.
 
     Returns:
-        (..., heads, T, channels).
+        (..., T, C).
     """
-    num_classes = key.shape[-2]
-    query = F.elu(query) + 1
-    key = (F.elu(key) + 1) / num_classes  # means rather than sums over classes, which would overflow float16
+    num_classes, width = key.shape[-2:]
+    query = positive_features(query)
+    key = positive_features(key) / num_classes  # means rather than sums over classes, which would overflow float16
     eps = max(1e-6 / num_classes, torch.finfo(key.dtype).tiny)
-    normalizer = query @ key.sum(-2).unsqueeze(-1) + eps
-    return query @ (key.transpose(-1, -2) @ value) / normalizer
+    # One product of all channels, of which those of the same head count, is faster than a small one for each head.
+    heads = torch.eye(num_heads, dtype=key.dtype, device=key.device).repeat_interleave(width // num_heads, dim=0)
+    normalizer = query @ (key.sum(-2).unsqueeze(-1) * heads) + eps
+    mixed = query @ (key.transpose(-1, -2) @ value * (heads @ heads.T))
+    return (mixed.unflatten(-1, (num_heads, -1)) / normalizer.unsqueeze(-1)).flatten(-2)
 
 
-CLASS_ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+def full_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Softmax attention; arguments and result as those of [`linear_attention`]."""
+    heads = [part.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for part in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads).transpose(-2, -3).flatten(-2)
+
+
+CLASS_ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
     "linear": linear_attention,
-    "full": F.scaled_dot_product_attention,
+    "full": full_attention,
 }
 
 
@@ -105,13 +122,10 @@ class SEDClassAttention(nn.Module):
         self.mlp = Mlp(hidden_size, config.decoder_mlp_ratio * hidden_size, act_layer=partial(nn.ReLU, inplace=True))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mix the T classes at each of N locations: (B, T, N, C) to the same shape."""
+        """Mix the T classes at each of N locations: (B, N, T, C) to the same shape."""
         normed = self.attention_norm(tokens)
-        heads = [
-            layer(normed).unflatten(-1, (self.num_attention_heads, -1)).permute(0, 2, 3, 1, 4)
-            for layer in (self.query, self.key, self.value)
-        ]  # (B, N, heads, T, channels)
-        tokens = tokens + self.attend(*heads).permute(0, 3, 1, 2, 4).flatten(-2)
+        mixed = self.attend(self.query(normed), self.key(normed), self.value(normed), self.num_attention_heads)
+        tokens = tokens + mixed
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
@@ -189,9 +203,10 @@ class SEDSkipLayerFusion(nn.Module):
         """
         fused = F.conv_transpose2d(features.flatten(0, 1), upsampling_kernel, stride=2, padding=1)
         cost_weight = weights_of(self.fuse[0])[0][:, -self.sizes[2] :]
-        fused = fused + F.conv2d(cost_guidance.flatten(0, 1), cost_weight, padding=1)
-        fused = fused.unflatten(0, features.shape[:2]) + fused_skip_guidance.unsqueeze(1)
-        return for_each_class(self.fuse[1:], fused)
+        fused += F.conv2d(cost_guidance.flatten(0, 1), cost_weight, padding=1)
+        # In place: of a sum with a single class, torch would not see that channels are last.
+        fused.unflatten(0, features.shape[:2]).add_(fused_skip_guidance.unsqueeze(1))
+        return self.fuse[1:](fused).unflatten(0, features.shape[:2])
 
 
 class SEDDecoderStage(nn.Module):
@@ -221,33 +236,33 @@ class SEDDecoderStage(nn.Module):
         """Refine each class of a chunk (B, t, C, H, W)."""
         return for_each_class(self.spatial_block, features)
 
-    def aggregate_classes(self, chunks: list[Tensor], tile_size: int, run: Callable) -> None:
-        """Let all classes see each other: adds to each chunk (B, t, C, H, W) of the list what class attention gives.
+    def aggregate_classes(self, groups: list[Tensor], tile_size: int, run: Callable) -> None:
+        """Let all classes see each other: adds to each group (B, t, C, H, W) of the list what class attention gives.
 
         The attention block has a residual of its own: without pooling the input counts twice, as it officially does.
 
         Args:
-            chunks: All classes.
+            groups: All classes.
             tile_size: The number of locations to take at a time.
             run: Calls a function with arguments; [`SEDDecoder.checkpointed`].
         """
-        pooled = [self.pool(chunk) for chunk in chunks]
-        tokens = [chunk.permute(0, 1, 3, 4, 2).flatten(2, 3) for chunk in pooled]  # (B, t, N, C)
-        sizes = [chunk.shape[1] for chunk in chunks]
-        in_place = pooled[0] is chunks[0] and not torch.is_grad_enabled()
+        pooled = [self.pool(group) for group in groups]
+        tokens = [group.permute(0, 3, 4, 1, 2).flatten(1, 2) for group in pooled]  # (B, N, t, C)
+        sizes = [group.shape[1] for group in groups]
+        in_place = pooled[0] is groups[0] and not torch.is_grad_enabled()
         tiles = []
-        for first_location in range(0, tokens[0].shape[2], tile_size):
+        for first_location in range(0, tokens[0].shape[1], tile_size):
             locations = slice(first_location, first_location + tile_size)
-            mixed = run(self.class_attention, torch.cat([part[:, :, locations] for part in tokens], dim=1))
-            updates = mixed.split(sizes, dim=1)
+            mixed = run(self.class_attention, torch.cat([part[:, locations] for part in tokens], dim=2))
+            updates = mixed.split(sizes, dim=2)
             if not in_place:
                 tiles.append(updates)
                 continue
             for part, update in zip(tokens, updates, strict=True):
-                part[:, :, locations] += update
+                part[:, locations] += update
         for index, parts in enumerate(zip(*tiles, strict=True)):
-            mixed = torch.cat(parts, dim=2).unflatten(2, pooled[index].shape[-2:]).permute(0, 1, 4, 2, 3)
-            chunks[index] = chunks[index] + resize_bilinear(mixed, chunks[index].shape[-2:])
+            mixed = torch.cat(parts, dim=1).unflatten(1, pooled[index].shape[-2:]).permute(0, 3, 4, 1, 2)
+            groups[index] = groups[index] + resize_bilinear(mixed, groups[index].shape[-2:])
 
     def pool(self, features: Tensor) -> Tensor:
         """The mean of each window of locations of (B, t, C, H, W)."""
@@ -317,11 +332,11 @@ class SEDDecoder(nn.Module):
         outputs: Iterable[Tensor] = self.embed(dense_embeddings, class_embeddings)
         aux_logits, hidden_states = [], []
         for index, auxiliary_head in enumerate(self.auxiliary_heads):
-            chunks, logits = collect(outputs, auxiliary_head)
+            groups, logits = collect(outputs, len(class_embeddings), auxiliary_head)
             aux_logits.append(logits)
             if keep_hidden:
-                hidden_states.append(torch.cat(chunks, dim=1))
-            outputs = self.run_stage(index, chunks, dense_embeddings, class_embeddings, skip_features[index])
+                hidden_states.append(torch.cat(groups, dim=1))
+            outputs = self.run_stage(index, groups, dense_embeddings, class_embeddings, skip_features[index])
         if keep_hidden:
             outputs = list(outputs)
             hidden_states.append(torch.cat(outputs, dim=1))
@@ -364,16 +379,16 @@ class SEDDecoder(nn.Module):
                 # The cost embeddings of all classes are never held: those of the survivors are computed again.
                 logits = torch.cat([predict(auxiliary_head, chunk) for chunk in outputs], dim=1)
             else:
-                chunks, logits = collect(outputs, auxiliary_head)
+                groups, logits = collect(outputs, len(kept), auxiliary_head)
             survivors = surviving_classes(logits[0], topk)
             kept = kept[survivors]
             kept_classes[index, kept] = True
             survivor_embeddings = class_embeddings[kept]
             if index == 0:
-                chunks = list(self.embed(dense_embeddings, survivor_embeddings))
+                groups = hold(self.embed(dense_embeddings, survivor_embeddings), len(kept))
             else:
-                chunks = select_classes(chunks, survivors)
-            outputs = self.run_stage(index, chunks, dense_embeddings, survivor_embeddings, skip_features[index])
+                groups = hold(select_classes(groups, survivors), len(kept))
+            outputs = self.run_stage(index, groups, dense_embeddings, survivor_embeddings, skip_features[index])
         return torch.cat([predict(self.head, chunk) for chunk in outputs], dim=1), kept_classes
 
     def embed(self, dense_embeddings: Tensor, class_embeddings: Tensor) -> Iterator[Tensor]:
@@ -391,23 +406,23 @@ class SEDDecoder(nn.Module):
     def run_stage(
         self,
         index: int,
-        chunks: list[Tensor],
+        groups: list[Tensor],
         dense_embeddings: Tensor,
         class_embeddings: Tensor,
         skip_features: Tensor,
     ) -> Iterator[Tensor]:
-        """Send chunks (B, t, C, H, W) of T classes through a stage: chunks (B, t, C_out, 2H, 2W).
+        """Send groups (B, t, C, H, W) of T classes through a stage: chunks (B, t, C_out, 2H, 2W).
 
-        `chunks` is emptied on the way, so that what has been used is released. Cost guidance is computed from the
+        `groups` is emptied on the way, so that what has been used is released. Cost guidance is computed from the
         embeddings again, which costs less than to hold it.
         """
         stage: Any = self.stages[index]
-        locations = len(chunks[0]) * chunks[0].shape[-2] * chunks[0].shape[-1]
-        chunks = regroup(chunks, self.chunk_size(index, locations, chunks[0]))
-        for position, chunk in enumerate(chunks):
-            chunks[position] = self.checkpointed(stage.aggregate_locations, chunk)
-        tile_size = self.tile_size(index, len(chunks[0]) * len(class_embeddings), chunks[0])
-        stage.aggregate_classes(chunks, tile_size, self.checkpointed)
+        locations = len(groups[0]) * groups[0].shape[-2] * groups[0].shape[-1]
+        chunk_size = self.chunk_size(index, locations, groups[0])
+        for position, group in enumerate(groups):
+            groups[position] = self.refine(stage.aggregate_locations, group, chunk_size)
+        tile_size = self.tile_size(index, len(groups[0]) * len(class_embeddings), groups[0])
+        stage.aggregate_classes(groups, tile_size, self.checkpointed)
         fused_skip_guidance = stage.skip_fusion.fuse_skip_guidance(stage.skip_guidance(skip_features))
         upsampling_kernel = stage.skip_fusion.upsampling_kernel()
 
@@ -416,11 +431,20 @@ class SEDDecoder(nn.Module):
             return stage.skip_fusion(features, fused_skip_guidance, upsampling_kernel, cost_guidance)
 
         first_class = 0
-        while chunks:
-            chunk = chunks.pop(0)
-            last_class = first_class + chunk.shape[1]
-            yield self.checkpointed(finish_chunk, chunk, class_embeddings[first_class:last_class])
-            first_class = last_class
+        while groups:
+            for chunk in groups.pop(0).split(chunk_size, dim=1):
+                last_class = first_class + chunk.shape[1]
+                yield self.checkpointed(finish_chunk, chunk, class_embeddings[first_class:last_class])
+                first_class = last_class
+
+    def refine(self, function: Callable[[Tensor], Tensor], features: Tensor, chunk_size: int) -> Tensor:
+        """Apply a function to (B, T, C, H, W), a chunk of classes at a time; in place if that loses no gradient."""
+        chunks = features.split(chunk_size, dim=1)
+        if torch.is_grad_enabled():
+            return join([self.checkpointed(function, chunk) for chunk in chunks])
+        for chunk in chunks:
+            chunk.copy_(function(chunk))
+        return features
 
     def compute_cost_guidance(self, index: int, cost_map: Tensor) -> Tensor:
         """The cost guidance (B, t, G, 2H, 2W) of a stage: from the cost map through those of the stages before."""
@@ -460,26 +484,46 @@ def predict(head: nn.Module, features: Tensor) -> Tensor:
     return for_each_class(head, features).squeeze(2)
 
 
-def collect(outputs: Iterable[Tensor], auxiliary_head: nn.Module) -> tuple[list[Tensor], Tensor]:
-    """Chunks as they come, and the auxiliary logits (B, T, H, W) of all of them."""
-    chunks, logits = [], []
-    for chunk in outputs:
-        logits.append(predict(auxiliary_head, chunk.detach()))  # auxiliary heads train only themselves
-        chunks.append(chunk)
-    return chunks, torch.cat(logits, dim=1)
+def collect(chunks: Iterable[Tensor], num_classes: int, auxiliary_head: nn.Module) -> tuple[list[Tensor], Tensor]:
+    """Groups of T classes, of chunks as they come, and the auxiliary logits (B, T, H, W) of all of them."""
+    logits = []
+
+    def predicted() -> Iterator[Tensor]:
+        for chunk in chunks:
+            logits.append(predict(auxiliary_head, chunk.detach()))  # auxiliary heads train only themselves
+            yield chunk
+
+    groups = hold(predicted(), num_classes)
+    return groups, torch.cat(logits, dim=1)
 
 
-def regroup(chunks: list[Tensor], size: int) -> list[Tensor]:
-    """The same classes in chunks (B, t, C, H, W) of at most `size`, without needless small ones; empties `chunks`."""
-    regrouped: list[Tensor] = []
-    group: list[Tensor] = []
-    while chunks:
-        for piece in chunks.pop(0).split(size, dim=1):
-            if sum(part.shape[1] for part in group) + piece.shape[1] > size:
-                regrouped.append(join(group))
-                group = []
-            group.append(piece)
-    return [*regrouped, join(group)]
+def hold(chunks: Iterable[Tensor], num_classes: int) -> list[Tensor]:
+    """The T classes of chunks (B, t, C, H, W) in groups.
+
+    With gradients a group is a chunk. Without, chunks are copied to few large groups, for which the system gives memory
+    and takes it back, rather than to hold many small ones among the temporary results of a fragmented heap.
+    """
+    if torch.is_grad_enabled():
+        return list(chunks)
+    groups: list[Tensor] = []
+    room = 0
+    for chunk in chunks:
+        while chunk.shape[1]:
+            if not room:
+                room = min(num_classes, max(1, GROUP_BYTES * chunk.shape[1] // chunk.nbytes))
+                num_classes -= room
+                groups.append(empty_like_chunk(chunk, room))
+            piece, chunk = chunk[:, :room], chunk[:, room:]
+            first_class = groups[-1].shape[1] - room
+            room -= piece.shape[1]
+            groups[-1][:, first_class : first_class + piece.shape[1]] = piece
+    return groups
+
+
+def empty_like_chunk(chunk: Tensor, num_classes: int) -> Tensor:
+    """Memory for classes like those of a chunk (B, t, C, H, W), with channels last."""
+    batch_size, _, channels, height, width = chunk.shape
+    return chunk.new_empty(batch_size, num_classes, height, width, channels).permute(0, 1, 4, 2, 3)
 
 
 def join(chunks: list[Tensor]) -> Tensor:
@@ -487,18 +531,15 @@ def join(chunks: list[Tensor]) -> Tensor:
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
-def select_classes(chunks: list[Tensor], classes: Tensor) -> list[Tensor]:
-    """The classes at sorted indices of chunks (B, t, C, H, W); empties `chunks`."""
-    selected = []
+def select_classes(groups: list[Tensor], classes: Tensor) -> Iterator[Tensor]:
+    """The classes at sorted indices of groups (B, t, C, H, W), one by one; empties `groups`."""
     first_class = 0
-    while chunks:
-        chunk = chunks.pop(0)
-        last_class = first_class + chunk.shape[1]
-        inside = classes[(classes >= first_class) & (classes < last_class)] - first_class
-        if len(inside):
-            selected.append(chunk[:, inside])
-        first_class = last_class
-    return selected
+    while groups:
+        group = groups.pop(0)
+        inside = classes[(classes >= first_class) & (classes < first_class + group.shape[1])] - first_class
+        for index in inside.tolist():
+            yield group[:, index : index + 1]
+        first_class += group.shape[1]
 
 
 def surviving_classes(logits: Tensor, topk: int) -> Tensor:
