@@ -157,13 +157,16 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, Any]:
     model = model.to(device, getattr(torch, point.dtype)).to(memory_format=torch.channels_last).eval()
     task = {"segment": time_segmentation, "train": time_training_step, "text": time_text}[point.task]
     seconds, facts = task(point, model, processor, repeats)
+    peak_gib = peak_memory(model.device)
+    if point.task == "segment" and point.dtype != "float32":
+        facts |= compare_with_float32(point, model, processor)
     return {
         **asdict(point),
         "seconds": {
             name: {"median": statistics.median(times), "min": min(times), "max": max(times)}
             for name, times in seconds.items()
         },
-        "peak_memory_gib": peak_memory(model.device),
+        "peak_memory_gib": peak_gib,
         **facts,
         "environment": {**describe_environment(model.device), "threads": torch.get_num_threads()},
     }
@@ -209,6 +212,22 @@ def time_segmentation(
             for name, part in parts.items():
                 seconds[name].append(part)
     return seconds, facts
+
+
+@torch.no_grad()
+def compare_with_float32(point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor) -> dict[str, float]:
+    """What a lower precision costs: the share of pixels with the label of float32, and the largest difference."""
+    pixel_values, class_embeddings = make_inputs(point, model, processor)
+    low = model(pixel_values, class_embeddings=class_embeddings, early_rejection_topk=point.topk).all_logits()
+    torch.manual_seed(0)
+    exact_model = load(point)[0].to(model.device).eval()
+    high = exact_model(
+        pixel_values.float(), class_embeddings=class_embeddings.float(), early_rejection_topk=point.topk
+    ).all_logits()
+    return {
+        "same_label_as_float32": (low.argmax(1) == high.argmax(1)).float().mean().item(),
+        "largest_difference_of_a_probability": (low.float().sigmoid() - high.sigmoid()).abs().max().item(),
+    }
 
 
 def plain_decoder(model: SEDForSemanticSegmentation) -> Callable:
@@ -390,7 +409,7 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
             ratio = f"{encoder_times / result['classes']:.4f}"
         memory = f"{result['peak_memory_gib']:.2f} GiB"
         lines.append(f"| {name} | {whole} | {encoder} | {decoder} | {ratio} | {post} | {memory} |")
-    lines += ["", *stage_table(results)]
+    lines += ["", *stage_table(results), *precision_table(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -405,6 +424,18 @@ def stage_table(results: dict[str, dict[str, Any]]) -> list[str]:
     for name, result in rows.items():
         values = [f"{result['seconds'][part]['median'] / result['classes'] * 1e3:.2f}" for part in parts]
         lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return lines
+
+
+def precision_table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """How far lower precision is from float32."""
+    rows = {name: result for name, result in results.items() if "same_label_as_float32" in result}
+    if not rows:
+        return []
+    lines = ["", "| point | pixels labelled as in float32 | largest difference of a probability |", "|---|---|---|"]
+    for name, result in rows.items():
+        share, difference = result["same_label_as_float32"], result["largest_difference_of_a_probability"]
+        lines.append(f"| {name} | {100 * share:.2f} % | {difference:.4f} |")
     return lines
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.conversion import official_name, select_weights
+from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.modeling_sed import segmentation_loss
 
 CLASSES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
@@ -68,8 +69,21 @@ class TestClasses:
         tiny_model.get_class_embeddings(**inputs)
         hook.remove()
         end_of_text = tiny_model.config.text_config.eos_token_id
-        assert sum(len(batch) for batch in encoded) == 3 * 80
-        assert all((batch[:, -1] == end_of_text).all() for batch in encoded)
+        assert sum((batch == end_of_text).sum() for batch in encoded) == 3 * 80
+
+    @torch.no_grad()
+    def test_what_prompts_share_is_encoded_once(
+        self, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
+    ) -> None:
+        encoded: list[int] = []
+        hook = tiny_model.text_encoder.register_forward_pre_hook(
+            lambda module, args, kwargs: encoded.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        inputs = tiny_processor(text=load_vocabulary("pascal_context_59"), return_tensors="pt")
+        tiny_model.get_class_embeddings(**inputs)
+        hook.remove()
+        end_of_text = tiny_model.config.text_config.eos_token_id
+        assert sum(encoded) < 0.5 * ((inputs["input_ids"] == end_of_text).int().argmax(-1) + 1).sum()
 
     @torch.no_grad()
     def test_padding_changes_nothing(
@@ -81,13 +95,16 @@ class TestClasses:
         )
         assert torch.equal(longest, padded)
 
+    @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
     @torch.no_grad()
-    def test_unpadded_prompts_equal_padded_ones(
-        self, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
+    def test_packed_prompts_equal_padded_ones(
+        self, tiny_hub_folder: Path, tiny_processor: SEDProcessor, implementation: str
     ) -> None:
-        input_ids = tiny_processor(text=["grass"], padding="max_length", return_tensors="pt")["input_ids"]
-        padded = F.normalize(tiny_model.text_encoder(input_ids=input_ids[0]).text_embeds, dim=-1)
-        torch.testing.assert_close(tiny_model.get_class_embeddings(input_ids)[0], padded, rtol=0, atol=1e-5)
+        model = SEDForSemanticSegmentation.from_pretrained(tiny_hub_folder, attn_implementation=implementation)
+        names = ["grass", "door", "door frame", "a very long name of a class in the grass"]
+        input_ids = tiny_processor(text=names, padding="max_length", return_tensors="pt")["input_ids"]
+        padded = F.normalize(model.text_encoder(input_ids=input_ids.flatten(0, 1)).text_embeds, dim=-1)
+        torch.testing.assert_close(model.get_class_embeddings(input_ids).flatten(0, 1), padded, rtol=0, atol=1e-5)
 
     def test_no_gradient_reaches_the_frozen_text_encoder(
         self, make_tiny_model: Callable, tiny_processor: SEDProcessor

@@ -150,12 +150,27 @@ class SEDConvNextBlock(nn.Module):
         return features + residual.permute(0, 3, 1, 2)
 
 
+class SharedFusion(NamedTuple):
+    """What the skip-layer fusion of every class shares, in a forward.
+
+    Attributes:
+        fused_skip_guidance: (B, C_out, 2H, 2W), what the skip guidance adds to the first convolution.
+        upsampling_kernel: (C, C_out, 4, 4), `upsample` and the first convolution as one transposed convolution.
+        cost_kernel: (C_out, G, 3, 3), of the first convolution for the cost guidance.
+    """
+
+    fused_skip_guidance: Tensor
+    upsampling_kernel: Tensor
+    cost_kernel: Tensor
+
+
 class SEDSkipLayerFusion(nn.Module):
     """Skip-layer fusion module: doubles the resolution and merges skip guidance and cost guidance, for each class.
 
     As a formula, `fuse(cat([upsample(features), skip_guidance, cost_guidance]))`. The first convolution of `fuse` is
     linear in each of the three: of the skip guidance it is the same for every class, and after `upsample`, with nothing
-    between them, it is one transposed convolution.
+    between them, it is one transposed convolution. The kernels are derived in every forward, so that they follow the
+    weights.
     """
 
     def __init__(self, config: SEDConfig, hidden_size: int, out_size: int, skip_size: int, cost_size: int) -> None:
@@ -172,40 +187,44 @@ class SEDSkipLayerFusion(nn.Module):
             nn.ReLU(inplace=True),
         )
 
-    def fuse_skip_guidance(self, skip_guidance: Tensor) -> Tensor:
-        """What every class adds to its first convolution, for (B, S, 2H, 2W): (B, C_out, 2H, 2W).
-
-        The bias of `upsample` is part of it: a constant, but for the zeros beyond the border.
-        """
-        bias = weights_of(self.upsample)[1].view(1, -1, 1, 1).expand(len(skip_guidance), -1, *skip_guidance.shape[2:])
-        weight = weights_of(self.fuse[0])[0][:, : sum(self.sizes[:2])]
-        return F.conv2d(torch.cat([bias, skip_guidance], dim=1), weight, padding=1)
-
-    def upsampling_kernel(self) -> Tensor:
-        """`upsample` and the first convolution as one transposed convolution of stride 2: (C, C_out, 4, 4)."""
-        upsample, fuse = weights_of(self.upsample)[0], weights_of(self.fuse[0])[0]
+    def share(self, skip_guidance: Tensor) -> SharedFusion:
+        """Compute what all classes share, for skip guidance (B, S, 2H, 2W)."""
+        upsample, bias = weights_of(self.upsample)
+        # The bias of `upsample` is the same everywhere, but for the zeros beyond the border.
+        bias_map = bias.view(1, -1, 1, 1).expand(len(skip_guidance), -1, *skip_guidance.shape[2:])
+        first_kernel = self.first_kernel(like=upsample)
+        upsampled, skip, cost = first_kernel.split(self.sizes, dim=1)
         dtype = torch.promote_types(upsample.dtype, torch.float32)  # so that half precision rounds once
-        return F.conv2d(upsample.to(dtype), fuse[:, : self.sizes[0]].to(dtype), padding=2).to(upsample.dtype)
+        return SharedFusion(
+            F.conv2d(torch.cat([bias_map, skip_guidance], dim=1), torch.cat([upsampled, skip], dim=1), padding=1),
+            F.conv2d(upsample.to(dtype), upsampled.to(dtype), padding=2).to(upsample.dtype),
+            cost,
+        )
 
-    def forward(
-        self, features: Tensor, fused_skip_guidance: Tensor, upsampling_kernel: Tensor, cost_guidance: Tensor
-    ) -> Tensor:
+    def first_kernel(self, like: Tensor) -> Tensor:
+        """The kernel (C_out, C_in, 3, 3) of the first convolution of `fuse`."""
+        convolution: Any = self.fuse[0]
+        if type(convolution) is nn.Conv2d and not hasattr(convolution, "_hf_hook"):
+            return convolution.weight
+        # Whatever wraps the layer (LoRA, offloaded weights): its kernel is what it makes of an impulse in each channel.
+        impulses = torch.eye(sum(self.sizes), dtype=like.dtype, device=like.device)[..., None, None]
+        return convolution(F.pad(impulses, (1, 1, 1, 1))).flip(2, 3).transpose(0, 1)
+
+    def forward(self, features: Tensor, cost_guidance: Tensor, shared: SharedFusion) -> Tensor:
         """Merge a chunk of classes.
 
         Args:
             features: (B, t, C, H, W).
-            fused_skip_guidance: (B, C_out, 2H, 2W), of `fuse_skip_guidance`.
-            upsampling_kernel: (C, C_out, 4, 4), of `upsampling_kernel`.
             cost_guidance: (B, t, G, 2H, 2W).
+            shared: Of `share`.
 
         Returns:
             (B, t, C_out, 2H, 2W).
         """
-        fused = F.conv_transpose2d(features.flatten(0, 1), upsampling_kernel, stride=2, padding=1)
-        cost_weight = weights_of(self.fuse[0])[0][:, -self.sizes[2] :]
-        fused += F.conv2d(cost_guidance.flatten(0, 1), cost_weight, padding=1)
+        fused = F.conv_transpose2d(features.flatten(0, 1), shared.upsampling_kernel, stride=2, padding=1)
+        fused += F.conv2d(cost_guidance.flatten(0, 1), shared.cost_kernel, padding=1)
         # In place: of a sum with a single class, torch would not see that channels are last.
-        fused.unflatten(0, features.shape[:2]).add_(fused_skip_guidance.unsqueeze(1))
+        fused.unflatten(0, features.shape[:2]).add_(shared.fused_skip_guidance.unsqueeze(1))
         return self.fuse[1:](fused).unflatten(0, features.shape[:2])
 
 
@@ -340,7 +359,7 @@ class SEDDecoder(nn.Module):
         if keep_hidden:
             outputs = list(outputs)
             hidden_states.append(torch.cat(outputs, dim=1))
-        logits = torch.cat([predict(self.head, chunk) for chunk in outputs], dim=1)
+        logits = predict_all(self.head, outputs, len(class_embeddings))
         return SEDDecoderOutput(logits, tuple(aux_logits), hidden_states=tuple(hidden_states) if keep_hidden else None)
 
     def decode_with_early_rejection(
@@ -377,30 +396,32 @@ class SEDDecoder(nn.Module):
         for index, auxiliary_head in enumerate(self.auxiliary_heads):
             if index == 0:
                 # The cost embeddings of all classes are never held: those of the survivors are computed again.
-                logits = torch.cat([predict(auxiliary_head, chunk) for chunk in outputs], dim=1)
+                logits = predict_all(auxiliary_head, outputs, len(kept))
             else:
                 groups, logits = collect(outputs, len(kept), auxiliary_head)
             survivors = surviving_classes(logits[0], topk)
             kept = kept[survivors]
             kept_classes[index, kept] = True
-            survivor_embeddings = class_embeddings[kept]
             if index == 0:
-                groups = hold(self.embed(dense_embeddings, survivor_embeddings), len(kept))
+                groups = hold(self.embed(dense_embeddings, class_embeddings, kept), len(kept))
             else:
                 groups = hold(select_classes(groups, survivors), len(kept))
-            outputs = self.run_stage(index, groups, dense_embeddings, survivor_embeddings, skip_features[index])
-        return torch.cat([predict(self.head, chunk) for chunk in outputs], dim=1), kept_classes
+            outputs = self.run_stage(index, groups, dense_embeddings, class_embeddings, skip_features[index], kept)
+        return predict_all(self.head, outputs, len(kept)), kept_classes
 
-    def embed(self, dense_embeddings: Tensor, class_embeddings: Tensor) -> Iterator[Tensor]:
-        """The cost embedding, in chunks (B, t, C, h, w)."""
+    def embed(
+        self, dense_embeddings: Tensor, class_embeddings: Tensor, classes: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The cost embedding of `classes`, or of all, in chunks (B, t, C, h, w)."""
 
         def embed_chunk(class_embeddings: Tensor) -> Tensor:
             return for_each_class(self.cost_embedding, compute_cost_map(dense_embeddings, class_embeddings))
 
+        num_classes = len(class_embeddings if classes is None else classes)
         height, width = dense_embeddings.shape[-2:]
-        for chunk in class_embeddings.split(
-            self.chunk_size(0, len(dense_embeddings) * height * width, dense_embeddings)
-        ):
+        chunk_size = self.chunk_size(0, len(dense_embeddings) * height * width, dense_embeddings)
+        for first_class in range(0, num_classes, chunk_size):
+            chunk = take(class_embeddings, classes, first_class, min(first_class + chunk_size, num_classes))
             yield self.checkpointed(embed_chunk, chunk)
 
     def run_stage(
@@ -410,8 +431,9 @@ class SEDDecoder(nn.Module):
         dense_embeddings: Tensor,
         class_embeddings: Tensor,
         skip_features: Tensor,
+        classes: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """Send groups (B, t, C, H, W) of T classes through a stage: chunks (B, t, C_out, 2H, 2W).
+        """Send groups (B, t, C, H, W) of `classes`, or of all, through a stage: chunks (B, t, C_out, 2H, 2W).
 
         `groups` is emptied on the way, so that what has been used is released. Cost guidance is computed from the
         embeddings again, which costs less than to hold it.
@@ -421,20 +443,20 @@ class SEDDecoder(nn.Module):
         chunk_size = self.chunk_size(index, locations, groups[0])
         for position, group in enumerate(groups):
             groups[position] = self.refine(stage.aggregate_locations, group, chunk_size)
-        tile_size = self.tile_size(index, len(groups[0]) * len(class_embeddings), groups[0])
+        num_classes = len(class_embeddings if classes is None else classes)
+        tile_size = self.tile_size(index, len(groups[0]) * num_classes, groups[0])
         stage.aggregate_classes(groups, tile_size, self.checkpointed)
-        fused_skip_guidance = stage.skip_fusion.fuse_skip_guidance(stage.skip_guidance(skip_features))
-        upsampling_kernel = stage.skip_fusion.upsampling_kernel()
+        shared = stage.skip_fusion.share(stage.skip_guidance(skip_features))
 
         def finish_chunk(features: Tensor, class_embeddings: Tensor) -> Tensor:
             cost_guidance = self.compute_cost_guidance(index, compute_cost_map(dense_embeddings, class_embeddings))
-            return stage.skip_fusion(features, fused_skip_guidance, upsampling_kernel, cost_guidance)
+            return stage.skip_fusion(features, cost_guidance, shared)
 
         first_class = 0
         while groups:
             for chunk in groups.pop(0).split(chunk_size, dim=1):
                 last_class = first_class + chunk.shape[1]
-                yield self.checkpointed(finish_chunk, chunk, class_embeddings[first_class:last_class])
+                yield self.checkpointed(finish_chunk, chunk, take(class_embeddings, classes, first_class, last_class))
                 first_class = last_class
 
     def refine(self, function: Callable[[Tensor], Tensor], features: Tensor, chunk_size: int) -> Tensor:
@@ -479,14 +501,27 @@ class SEDDecoder(nn.Module):
         return function(*args)
 
 
+def take(class_embeddings: Tensor, classes: Tensor | None, first: int, last: int) -> Tensor:
+    """Embeddings of the classes number `first` to `last` of `classes`, or of all; never of more at once."""
+    return class_embeddings[first:last] if classes is None else class_embeddings[classes[first:last]]
+
+
 def predict(head: nn.Module, features: Tensor) -> Tensor:
     """The logits (B, t, H, W) that a one-channel head gives for (B, t, C, H, W)."""
     return for_each_class(head, features).squeeze(2)
 
 
+def predict_all(head: nn.Module, chunks: Iterable[Tensor], num_classes: int) -> Tensor:
+    """The logits (B, T, H, W) of T classes, of chunks as they come."""
+    logits = JoinedLogits(num_classes)
+    for chunk in chunks:
+        logits.append(predict(head, chunk))
+    return logits.join()
+
+
 def collect(chunks: Iterable[Tensor], num_classes: int, auxiliary_head: nn.Module) -> tuple[list[Tensor], Tensor]:
     """Groups of T classes, of chunks as they come, and the auxiliary logits (B, T, H, W) of all of them."""
-    logits = []
+    logits = JoinedLogits(num_classes)
 
     def predicted() -> Iterator[Tensor]:
         for chunk in chunks:
@@ -494,7 +529,34 @@ def collect(chunks: Iterable[Tensor], num_classes: int, auxiliary_head: nn.Modul
             yield chunk
 
     groups = hold(predicted(), num_classes)
-    return groups, torch.cat(logits, dim=1)
+    return groups, logits.join()
+
+
+class JoinedLogits:
+    """The logits (B, T, H, W) of T classes, which come in parts (B, t, H, W).
+
+    Without gradients they are written to their place at once, for the reason that [`hold`] gives.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.parts: list[Tensor] = []
+        self.whole: Tensor | None = None
+        self.filled = 0
+
+    def append(self, part: Tensor) -> None:
+        """Add the next classes."""
+        if torch.is_grad_enabled():
+            self.parts.append(part)
+            return
+        if self.whole is None:
+            self.whole = part.new_empty(len(part), self.num_classes, *part.shape[2:])
+        self.whole[:, self.filled : self.filled + part.shape[1]] = part
+        self.filled += part.shape[1]
+
+    def join(self) -> Tensor:
+        """All of them."""
+        return torch.cat(self.parts, dim=1) if self.whole is None else self.whole
 
 
 def hold(chunks: Iterable[Tensor], num_classes: int) -> list[Tensor]:

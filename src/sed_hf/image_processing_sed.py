@@ -24,7 +24,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 CHANNEL_COUNTS = (1, 3, 4)
-POST_PROCESS_ELEMENTS_PER_CHUNK = 2**24
+POST_PROCESS_ELEMENTS_PER_CHUNK = 2**22  # 16 MB, which the allocator reuses; larger chunks take page faults
 
 
 class SEDImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]

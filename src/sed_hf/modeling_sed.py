@@ -27,9 +27,9 @@ from transformers.utils import ModelOutput, cached_file
 
 from .configuration_sed import SEDConfig, SEDVisionConfig
 from .decoder_sed import SEDConvNextBlock, SEDDecoder, compute_cost_map, restore_rejected_classes
+from .prompt_packing import pack_prompts
 
 ENCODER_STRIDE = 32
-PROMPTS_PER_BATCH = 256
 LOSS_ELEMENTS_PER_CHUNK = 2**21
 
 
@@ -432,24 +432,30 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
             return F.normalize(summed.index_add(0, class_ids, prompt_embeddings), dim=-1)
 
     def _encode_prompts(self, input_ids: Tensor) -> Tensor:
-        """Encode (N, L) tokens to (N, D): each different prompt once, and none with padding.
+        """Encode (N, L) tokens to (N, D): each different prompt once, none with padding, and shared beginnings once.
 
         Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
         """
-        prompts, inverse = input_ids.unique(dim=0, return_inverse=True)
-        end_of_text = self.text_encoder.config.eos_token_id
-        is_end = prompts == end_of_text
+        text_config = self.text_encoder.config
+        is_end = input_ids == text_config.eos_token_id
         if not is_end.any(1).all():
-            raise ValueError(f"input_ids: expected the end-of-text token {end_of_text} in every prompt")
+            raise ValueError(f"input_ids: expected the end-of-text token {text_config.eos_token_id} in every prompt")
         lengths = is_end.int().argmax(1) + 1
-        batches = [
-            (batch, length)
-            for length in lengths.unique().tolist()
-            for batch in (lengths == length).nonzero().squeeze(1).split(PROMPTS_PER_BATCH)
-        ]
-        encoded = [self.text_encoder(input_ids=prompts[batch, :length]).text_embeds for batch, length in batches]
-        position = torch.cat([batch for batch, _ in batches]).argsort()
-        return torch.cat(encoded)[position[inverse]]
+        is_padding = torch.arange(input_ids.shape[1], device=input_ids.device) >= lengths[:, None]
+        prompts, inverse = input_ids.masked_fill(is_padding, 0).unique(dim=0, return_inverse=True)
+        lengths = lengths.new_empty(len(prompts)).index_copy_(0, inverse, lengths)
+        takes_masks = text_config._attn_implementation in ("eager", "sdpa")  # else each prompt is a pack of its own
+        encoded = []
+        for packed in pack_prompts(prompts, lengths, text_config.max_position_embeddings if takes_masks else 0):
+            mask = torch.zeros_like(packed.may_attend, dtype=self.dtype)
+            mask.masked_fill_(~packed.may_attend, torch.finfo(mask.dtype).min)
+            hidden_states = self.text_encoder(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                attention_mask=mask if takes_masks else None,
+            ).last_hidden_state
+            encoded.append(self.text_encoder.text_projection(hidden_states[packed.sequences, packed.ends]))
+        return torch.cat(encoded)[inverse]
 
     def _resolve_early_rejection(self, early_rejection_topk: int | None, labels: Tensor | None) -> int | None:
         if early_rejection_topk is None:
