@@ -39,7 +39,7 @@ from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
-from sed_hf.segmentation import written_at_once
+from sed_hf.files import written_at_once
 
 VARIANTS = {"base": "convnext_base_w_320", "large": "convnext_large_d_320"}
 PICTURE_SIZE = (640, 853)  # what post-processing enlarges the logits to

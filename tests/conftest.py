@@ -61,7 +61,7 @@ def _two_threads() -> None:
 def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache directory of Hugging Face, but for models and data sets: no test reads or writes the user's."""
     folder = tmp_path_factory.mktemp("hf_home")
-    monkeypatch.setattr("sed_hf.class_embeddings.HF_HOME", str(folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(folder))
     monkeypatch.setenv("HF_HOME", str(folder))  # of processes that a test starts
     return folder
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, cli, conversion
 from sed_hf.cli import main
-from sed_hf.segmentation import find_pictures, plan_jobs, unused_label, write_results, written_at_once
+from sed_hf.files import written_at_once
+from sed_hf.segmentation import find_pictures, plan_jobs, unused_label, write_results
 
 CLASSES = ["sky", "dog, puppy", "grass"]
 load_model_once = functools.cache(cli.load_model)

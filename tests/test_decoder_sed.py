@@ -297,6 +297,28 @@ class TestWeightsThatChange:
             nn.utils.parametrize.register_parametrization(layer, "weight", LowRank())
         assert_decodes_as_plain(model.decoder, random_inputs())
 
+    @torch.no_grad()
+    def test_after_a_layer_is_wrapped(self, make_tiny_model: Callable) -> None:
+        class LowRankConv(nn.Module):
+            """As peft wraps a convolution."""
+
+            def __init__(self, base_layer: nn.Conv2d) -> None:
+                super().__init__()
+                self.base_layer = base_layer
+                self.down = nn.Conv2d(base_layer.in_channels, 2, 3, padding=1, bias=False)
+                self.up = nn.Conv2d(2, base_layer.out_channels, 1, bias=False)
+                self.weight = base_layer.weight
+
+            def forward(self, features: Tensor) -> Tensor:
+                return self.base_layer(features) + self.up(self.down(features))
+
+        model = self.after_use(make_tiny_model)
+        before = model.decoder(**random_inputs()).logits
+        for stage in model.decoder.stages:
+            stage.skip_fusion.fuse[0] = LowRankConv(stage.skip_fusion.fuse[0])
+        assert_decodes_as_plain(model.decoder, random_inputs())
+        assert not torch.allclose(model.decoder(**random_inputs()).logits, before, atol=1e-3)
+
     def test_no_derived_kernel_is_saved(self, tiny_model: SEDForSemanticSegmentation) -> None:
         assert set(tiny_model.state_dict()) == {name for name, _ in tiny_model.named_parameters()}
 

@@ -14,12 +14,17 @@ from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.hub import save_hub_folder
 
 REMOTE_MODULES = [
+    "class_embeddings",
     "configuration_sed",
     "decoder_sed",
+    "files",
     "image_processing_sed",
     "modeling_sed",
     "pipeline_sed",
     "processing_sed",
+    "prompt_packing",
+    "sliding_window",
+    "weights",
 ]
 
 REMOTE_CODE = """
@@ -42,11 +47,16 @@ with torch.no_grad():
         "pixel_values": load(AutoImageProcessor)(image, return_tensors="pt")["pixel_values"],
     }
 assert type(load(AutoConfig)).__name__ == "SEDConfig"
-segmenter = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True)
-assert {result["label"] for result in segmenter(image, candidate_labels=["cat", "dog, puppy"])} <= {"cat", "dog, puppy"}
+segmenter = pipeline("open-vocabulary-segmentation", model=folder, trust_remote_code=True)
+labels = ["cat", "dog, puppy"]
+alone = segmenter(image, candidate_labels=labels)
+assert {result["label"] for result in alone} <= set(labels)
+for segments in segmenter((image for _ in range(6)), candidate_labels=labels, batch_size=4, sliding_window=None):
+    assert (segments.label_map == alone.label_map).all()
+segmenter(image, candidate_labels=labels, sliding_window=48)
 load(AutoModel).save_pretrained(outputs + ".again")
 processor.save_pretrained(outputs + ".again")
-pipeline("zero-shot-image-segmentation", model=outputs + ".again", trust_remote_code=True)
+pipeline("open-vocabulary-segmentation", model=outputs + ".again", trust_remote_code=True)
 assert not any(name.startswith(("sed_hf.", "open_clip.")) for name in sys.modules)
 save_file(results, outputs)
 """
@@ -88,8 +98,8 @@ def test_remote_code_imports_only_what_its_users_have(module: str) -> None:
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             imported.add(str(node.module).partition(".")[0])
-    # huggingface_hub and PIL come with transformers and torchvision.
-    allowed = {"torch", "torchvision", "transformers", "timm", "numpy", "huggingface_hub", "PIL"}
+    # The last four come with transformers and torchvision.
+    allowed = {"torch", "torchvision", "transformers", "timm", "numpy", "huggingface_hub", "safetensors", "tqdm", "PIL"}
     assert imported <= allowed | set(sys.stdlib_module_names)
 
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
+from .files import written_at_once
 from .modeling_sed import SEDForSemanticSegmentation
 from .processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text, validate_class_names
-from .segmentation import written_at_once
 from .weights import tensor_bytes, weights_sha256
 
 logger = logging.get_logger(__name__)
@@ -109,7 +109,7 @@ class ClassEmbeddingCache:
     """
 
     def __init__(self, directory: str | os.PathLike | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.directory = Path(HF_HOME, "sed_hf", "class_embeddings") if directory is None else Path(directory)
+        self.directory = Path(constants.HF_HOME, "sed_hf", "class_embeddings") if directory is None else Path(directory)
         self.max_bytes = max_bytes
         self.has_warned = False
 

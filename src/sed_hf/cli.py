@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+    from .sliding_window import SlidingWindow
 
 MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
 
@@ -122,6 +123,23 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
         type=probability,
         metavar="P",
         help="leave pixels without a class where the best probability is below P (default: every pixel gets a class)",
+    )
+    parser.add_argument(
+        "--sliding-window",
+        type=positive_integer,
+        metavar="PIXELS",
+        help="cut large pictures into overlapping tiles of this edge, each seen at full detail; the model's own input"
+        " size is a good one",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=probability,
+        default=0.25,
+        metavar="SHARE",
+        help="share of a tile that its neighbour covers too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--global-view", action="store_true", help="average the tiles with the whole picture seen at once"
     )
     parser.add_argument(
         "--batch-size", type=positive_integer, default=1, metavar="N", help="pictures at a time (default: %(default)s)"
@@ -288,6 +306,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     no_class_label = unused_label(len(class_names))
     ignore_index = None if arguments.threshold is None else no_class_label
     model_source = choose_model(arguments.model)
+    sliding_window = choose_sliding_window(arguments)
 
     from tqdm import tqdm
 
@@ -307,6 +326,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
                 topk=arguments.topk,
                 threshold=arguments.threshold,
                 ignore_index=ignore_index,
+                sliding_window=sliding_window,
             )
             for (job, picture), result in zip(pictures.items(), results, strict=True):
                 write_results(job, picture, result, class_names, ignore_index, model_source)
@@ -315,6 +335,18 @@ def run_segment(arguments: argparse.Namespace) -> int:
 
     print(f"sed-hf: {num_written} of {len(jobs)} pictures written to {arguments.output}")
     return 0 if num_written == len(jobs) else 1
+
+
+def choose_sliding_window(arguments: argparse.Namespace) -> SlidingWindow | None:
+    """How to cut large pictures, if at all."""
+    if arguments.sliding_window is None:
+        if arguments.global_view:
+            raise ValueError("--global-view: expected only with --sliding-window PIXELS")
+        return None
+
+    from .sliding_window import SlidingWindow
+
+    return SlidingWindow(arguments.sliding_window, arguments.overlap, arguments.global_view)
 
 
 # sed-hf encode, sed-hf cache -----------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ AUTO_MAP = {
     "AutoProcessor": "processing_sed.SEDProcessor",
 }
 CUSTOM_PIPELINES = {
-    "zero-shot-image-segmentation": {
+    "open-vocabulary-segmentation": {
         "impl": "pipeline_sed.SEDPipeline",
         "pt": ["AutoModelForSemanticSegmentation"],
     },

@@ -28,7 +28,7 @@ Labels every pixel of an image with one of any list of class names
 ```python
 from transformers import pipeline
 
-segmenter = pipeline("zero-shot-image-segmentation", model="PATH_OR_REPO", trust_remote_code=True)
+segmenter = pipeline("open-vocabulary-segmentation", model="PATH_OR_REPO", trust_remote_code=True)
 segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"])
 ```
 

@@ -31,6 +31,8 @@ from .prompt_packing import pack_prompts
 
 ENCODER_STRIDE = 32
 LOSS_ELEMENTS_PER_CHUNK = 2**21
+# The code of the pipeline, beside that which the model and the processor import.
+PIPELINE_FILES = ("class_embeddings.py", "files.py", "pipeline_sed.py", "sliding_window.py", "weights.py")
 
 
 class SEDImageEncoderOutput(NamedTuple):
@@ -252,11 +254,12 @@ class SEDPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the model, with the pipeline's code beside the model's own, which transformers adds."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        pipeline_file: Any = Path(__file__).with_name("pipeline_sed.py")
-        if not pipeline_file.is_file():  # remote code, of which transformers fetches only what it needs
-            pipeline_file = cached_file(self.config.name_or_path, "pipeline_sed.py")
-        if Path(pipeline_file).resolve().parent != Path(save_directory).resolve():
-            shutil.copy(pipeline_file, save_directory)
+        for name in PIPELINE_FILES:
+            file: Any = Path(__file__).with_name(name)
+            if not file.is_file():  # remote code, of which transformers fetches only what it needs
+                file = cached_file(self.config.name_or_path, name)
+            if Path(file).resolve().parent != Path(save_directory).resolve():
+                shutil.copy(file, save_directory)
 
 
 def init_text_encoder_as_open_clip(text_encoder: CLIPTextModelWithProjection) -> None:

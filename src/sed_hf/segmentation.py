@@ -9,12 +9,12 @@ import glob
 import json
 import os
 import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from .files import written_at_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from . import SEDForSemanticSegmentation, SEDProcessor
+    from .sliding_window import SlidingWindow
 
 PICTURE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -149,13 +150,15 @@ def segment_pictures(
     topk: int | None = None,
     threshold: float | None = None,
     ignore_index: int | None = None,
+    sliding_window: SlidingWindow | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Segment RGB pictures of any sizes in one batch.
+    """Segment RGB pictures of any sizes in one batch; or with a sliding window each on its own, in batches of tiles.
 
     Args:
         class_embeddings: (T, P, D).
         topk: Early rejection; `None` for the model's own setting.
         threshold: Pixels whose best probability is lower get `ignore_index`.
+        sliding_window: How to cut large pictures into tiles.
 
     Returns:
         For each picture `segmentation`, int64 (height, width), and `probability`, float32 (height, width).
@@ -164,22 +167,59 @@ def segment_pictures(
 
     if not pictures:
         return []
-    with torch.inference_mode():
-        pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
-        outputs = model(
-            pixel_values=pixel_values.to(model.device, model.dtype),
-            class_embeddings=class_embeddings,
-            early_rejection_topk=topk,
-        )
-        maps = processor.post_process_semantic_segmentation(
-            outputs,
-            target_sizes=[(picture.height, picture.width) for picture in pictures],
-            threshold=threshold,
-            ignore_index=ignore_index,
-            return_probabilities=True,
-        )
-    results = cast("list[dict[str, torch.Tensor]]", maps)  # return_probabilities makes them dicts
+    if sliding_window is not None:
+        results = [
+            segment_large_picture(
+                model, processor, picture, class_embeddings, sliding_window, topk, threshold, ignore_index
+            )
+            for picture in pictures
+        ]
+    else:
+        with torch.inference_mode():
+            pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
+            outputs = model(
+                pixel_values=pixel_values.to(model.device, model.dtype),
+                class_embeddings=class_embeddings,
+                early_rejection_topk=topk,
+            )
+            maps = processor.post_process_semantic_segmentation(
+                outputs,
+                target_sizes=[(picture.height, picture.width) for picture in pictures],
+                threshold=threshold,
+                ignore_index=ignore_index,
+                return_probabilities=True,
+            )
+        results = cast("list[dict[str, torch.Tensor]]", maps)  # return_probabilities makes them dicts
     return [{name: tensor.cpu().numpy() for name, tensor in result.items()} for result in results]
+
+
+def segment_large_picture(
+    model: SEDForSemanticSegmentation,
+    processor: SEDProcessor,
+    picture: Image.Image,
+    class_embeddings: torch.Tensor,
+    sliding_window: SlidingWindow,
+    topk: int | None,
+    threshold: float | None,
+    ignore_index: int | None,
+) -> dict[str, torch.Tensor]:
+    """Segment one RGB picture in tiles, with a progress bar."""
+    import numpy as np
+    import torch
+
+    from .sliding_window import segment_with_sliding_window
+
+    return segment_with_sliding_window(
+        model,
+        processor,
+        torch.from_numpy(np.array(picture)).permute(2, 0, 1),
+        class_embeddings,
+        sliding_window,
+        early_rejection_topk=topk,
+        threshold=threshold,
+        ignore_index=ignore_index,
+        show_progress=True,
+    )
 
 
 def write_results(
@@ -223,17 +263,3 @@ def write_results(
 def rounded(values: dict[str, Any]) -> dict[str, Any]:
     """The values, with numbers rounded to six decimals: a millionth of a picture is about a pixel."""
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
-
-
-@contextmanager
-def written_at_once(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which becomes `path` if that succeeds: an interruption leaves no half a file.
-
-    Its name is unique, so that processes may write the same file at once.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

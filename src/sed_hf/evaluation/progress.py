@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sed_hf.segmentation import written_at_once
+from sed_hf.files import written_at_once
 
 SETTINGS_KEY = "settings"
 

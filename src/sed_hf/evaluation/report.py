@@ -7,7 +7,7 @@ from typing import Any
 
 from sed_hf.evaluation.progress import require_same_settings
 from sed_hf.evaluation.sets import set_title
-from sed_hf.segmentation import written_at_once
+from sed_hf.files import written_at_once
 
 JSON_NAME = "results.json"
 MARKDOWN_NAME = "results.md"
