@@ -183,6 +183,51 @@ def test_topk_reaches_the_model(segment: Callable[..., int], photo: Path, monkey
     assert seen == [None, 1]
 
 
+def test_everything_else_takes_what_other_names_win(segment: Callable[..., int], photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "others.txt").write_text("grass\nsand\nwater\n")  # "grass" is one of the classes already
+    segment(photo, "--output", tmp_path / "all", classes=[*CLASSES, "sand", "water"])
+    segment(photo, "--everything-else", tmp_path / "others.txt")
+    among_all, labels = (
+        np.asarray(Image.open(tmp_path / folder / "photo_labels.png")).astype(int) for folder in ("all", "out")
+    )
+    assert (labels == np.minimum(among_all, 3)).all()
+    names = [entry["name"] for entry in read_summary(tmp_path / "out" / "photo.json")["classes"]]
+    assert set(names) <= {*CLASSES, "everything else"}
+
+
+def test_everything_else_leaves_uncertain_pixels_without_a_class(
+    segment: Callable[..., int], photo: Path, tmp_path: Path
+) -> None:
+    segment(photo, "--everything-else", "pascal_voc_20", "--threshold", "1")
+    assert (np.asarray(Image.open(tmp_path / "out" / "photo_labels.png")) == 255).all()
+
+
+def test_a_sliding_window_that_one_tile_fills_changes_nothing(
+    segment: Callable[..., int], photo: Path, tmp_path: Path
+) -> None:
+    segment(photo)
+    segment(photo, "--output", tmp_path / "tiled", "--sliding-window", 96)
+    maps = [np.asarray(Image.open(tmp_path / folder / "photo_labels.png")) for folder in ("out", "tiled")]
+    assert (maps[0] == maps[1]).all()
+
+
+def test_a_sliding_window_cuts_large_pictures(
+    segment: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = save_picture(tmp_path / "large.png", (200, 100))
+    seen = []
+    forward = SEDForSemanticSegmentation.forward
+
+    def count(model: SEDForSemanticSegmentation, *arguments: object, **options: object) -> object:
+        seen.append(1)
+        return forward(model, *arguments, **options)
+
+    monkeypatch.setattr(SEDForSemanticSegmentation, "forward", count)
+    assert segment(photo, "--sliding-window", 100, "--overlap", 0, "--global-view") == 0
+    assert len(seen) == 3
+    assert Image.open(tmp_path / "out" / "large_labels.png").size == (200, 100)
+
+
 def test_classes_are_encoded_once_for_all_pictures(
     segment: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +419,12 @@ class TestRefused:
     def test_model_that_is_no_model_folder(self, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         status = main(["segment", str(photo), "--model", str(photo), "--classes", "sky"])
         assert (status, "no config.json" in capsys.readouterr().err) == (2, True)
+
+    def test_a_global_view_without_tiles(self, refused: Callable[..., str], photo: Path) -> None:
+        assert "--global-view: expected only with --sliding-window" in refused(photo, "--global-view")
+
+    def test_tiles_that_are_too_small(self, refused: Callable[..., str], photo: Path) -> None:
+        assert "tile_size of at least 32 pixels, got 8" in refused(photo, "--sliding-window", "8")
 
     def test_output_that_is_a_file(
         self, photo: Path, tiny_hub_folder: Path, capsys: pytest.CaptureFixture[str]

@@ -229,9 +229,17 @@ class TestGradients:
     @pytest.mark.parametrize("class_chunk_size", [2, None])
     @pytest.mark.parametrize("gradient_checkpointing", [False, True])
     @pytest.mark.parametrize("is_training", [False, True])
+    @pytest.mark.parametrize("group_bytes", [1, decoder_sed.GROUP_BYTES])
     def test_every_gradient_equals_the_plain_decoder(
-        self, make_tiny_model: Callable, class_chunk_size: int | None, gradient_checkpointing: bool, is_training: bool
+        self,
+        make_tiny_model: Callable,
+        monkeypatch: pytest.MonkeyPatch,
+        class_chunk_size: int | None,
+        gradient_checkpointing: bool,
+        is_training: bool,
+        group_bytes: int,
     ) -> None:
+        monkeypatch.setattr(decoder_sed, "GROUP_BYTES", group_bytes)
         model = make_tiny_model(class_chunk_size=class_chunk_size).train(is_training)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -353,9 +361,13 @@ class TestGroups:
         assert [group.shape[1] for group in groups] == [3, 3, 2]
         assert torch.cat(groups, dim=1).flatten().tolist() == list(range(8))
 
-    def test_with_gradients_chunks_are_held_as_they_are(self) -> None:
-        chunks = self.chunks(2, 1)
-        assert all(held is chunk for held, chunk in zip(hold(iter(chunks), 3), chunks, strict=True))
+    def test_with_gradients_they_are_joined(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decoder_sed, "GROUP_BYTES", 3 * 4)
+        chunks = [chunk.requires_grad_() for chunk in self.chunks(2, 2, 1)]
+        groups = hold(iter(chunks), 5)
+        assert [group.shape[1] for group in groups] == [4, 1]
+        assert torch.cat(groups, dim=1).flatten().tolist() == list(range(5))
+        assert all(group.requires_grad for group in groups)
 
     def test_chosen_classes_are_taken_from_the_groups_that_hold_them(self) -> None:
         groups = self.chunks(3, 2, 4)

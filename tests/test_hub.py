@@ -5,12 +5,15 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.cli import main
 from sed_hf.hub import save_hub_folder
 
 REMOTE_MODULES = [
@@ -125,6 +128,61 @@ def test_an_interrupted_save_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         save_hub_folder(tiny_model, tiny_processor, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_card_has_the_metadata_that_the_hub_reads(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
+) -> None:
+    save_hub_folder(tiny_model, tiny_processor, tmp_path / "model", "Trained in a test.", datasets=["coco-stuff"])
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert card.data.library_name == "transformers"
+    assert card.data.license == "apache-2.0"
+    assert card.data.datasets == ["coco-stuff"]
+    assert card.data.metrics == ["mean_iou"]
+    assert card.data.widget[0]["parameters"]["candidate_labels"]
+    assert "Trained in a test." in card.text
+
+
+class TestPush:
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """What is asked of the Hub."""
+        calls: dict[str, Any] = {}
+
+        def upload_folder(self: HfApi, **options: Any) -> str:
+            calls["upload_folder"] = options
+            return f"https://huggingface.co/{options['repo_id']}"
+
+        def create_repo(self: HfApi, repo_id: str, **options: Any) -> None:
+            calls["create_repo"] = {"repo_id": repo_id, **options}
+
+        monkeypatch.setattr(HfApi, "create_repo", create_repo)
+        monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+        return calls
+
+    def test_the_whole_folder_is_uploaded(
+        self, calls: dict[str, Any], tiny_hub_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["push", str(tiny_hub_folder), "me/sed", "--private"]) == 0
+        assert calls["create_repo"] == {"repo_id": "me/sed", "private": True, "exist_ok": True}
+        assert calls["upload_folder"]["folder_path"] == str(tiny_hub_folder)
+        assert "https://huggingface.co/me/sed" in capsys.readouterr().out
+
+    def test_a_folder_that_holds_no_model_is_refused(
+        self, calls: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["push", str(tmp_path), "me/sed"]) == 2
+        assert "expected a model folder" in capsys.readouterr().err
+        assert not calls
+
+    @pytest.mark.parametrize("repo_id", ["sed", "/sed", "me/", "a/b/c"])
+    def test_a_repository_without_owner_or_name_is_refused(
+        self, calls: dict[str, Any], repo_id: str, tiny_hub_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["push", str(tiny_hub_folder), repo_id]) == 2
+        assert "expected a repository as OWNER/NAME" in capsys.readouterr().err
+        assert not calls
 
 
 def test_plain_save_pretrained_carries_the_code_too(tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:

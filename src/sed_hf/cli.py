@@ -7,6 +7,7 @@ and refused arguments are immediate.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.vocabularies import load_vocabulary, vocabulary_names
+from .files import written_at_once
 from .model_source import check_model_source
 from .segmentation import (
+    UnreadablePictureError,
     find_pictures,
     plan_jobs,
+    read_picture,
     read_pictures,
     segment_pictures,
     unused_label,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
     from .sliding_window import SlidingWindow
 
+EVERYTHING_ELSE = "everything else"
 MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
 
 SEGMENT_EPILOG = """\
@@ -55,10 +60,20 @@ examples:
   sed-hf init convnext_base_w_320 sed-base-start --pretrained laion_aesthetic_s13b_b82k
   sed-hf init convnext_large_d_320 sed-large-start --pretrained laion2b_s29b_b131k_ft_soup
 """
+EXPLAIN_EPILOG = """\
+example:
+  sed-hf explain photo.jpg --model sed-base --classes sky grass "dog, puppy"
+
+for photo.jpg it writes photo_explain.png and photo_explain.json.
+"""
 ENCODE_EPILOG = """\
 example:
   sed-hf encode ade20k.safetensors --model sed-base --vocabulary ade20k_847
   sed-hf segment photo.jpg --model sed-base --vocabulary ade20k.safetensors
+"""
+PUSH_EPILOG = """\
+example:
+  sed-hf push sed-base YOU/sed-base --private
 """
 DEMO_EPILOG = """\
 example:
@@ -90,10 +105,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sed-hf {version('sed-hf')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_segment_command(commands)
+    add_explain_command(commands)
     add_encode_command(commands)
     add_cache_command(commands)
     add_convert_command(commands)
     add_init_command(commands)
+    add_push_command(commands)
     add_demo_command(commands)
     return parser
 
@@ -111,6 +128,14 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or quoted glob")
     add_model_arguments(parser)
     add_class_arguments(parser)
+    parser.add_argument(
+        "--everything-else",
+        nargs="?",
+        const="coco_stuff_171",
+        metavar="NAME_OR_FILE",
+        help="add a class for what is none of yours: all names of another vocabulary compete with yours, and together"
+        " they are 'everything else' (default vocabulary: %(const)s)",
+    )
     parser.add_argument(
         "--topk",
         type=whole_number,
@@ -152,6 +177,39 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
         help="folder for the results (default: %(default)s)",
     )
     parser.set_defaults(run=run_segment)
+
+
+def add_explain_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "explain",
+        usage="%(prog)s PICTURE (--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE) [options]",
+        help="draw what the model sees of each class, to debug class names",
+        description="Draw what the model sees of each class in a picture: the cost map, the heads before each stage and"
+        " after the last, and where early rejection drops a class.",
+        epilog=EXPLAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help="picture")
+    add_model_arguments(parser)
+    add_class_arguments(parser)
+    parser.add_argument(
+        "--topk",
+        type=positive_integer,
+        default=8,
+        metavar="K",
+        help="the K of the early rejection to report on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows", type=positive_integer, default=12, metavar="N", help="classes to draw (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help="folder for the results (default: %(default)s)",
+    )
+    parser.set_defaults(run=run_explain)
 
 
 def add_encode_command(commands: argparse._SubParsersAction) -> None:
@@ -216,6 +274,21 @@ def add_init_command(commands: argparse._SubParsersAction) -> None:
         "--pretrained", metavar="TAG", help="weights in open_clip, or a file (default: random weights, no download)"
     )
     parser.set_defaults(run=run_init)
+
+
+def add_push_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="upload a model folder to the Hugging Face Hub",
+        description="Upload a model folder, code and model card included, to the Hugging Face Hub. Log in first, with"
+        " `hf auth login`.",
+        epilog=PUSH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="model folder")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="model repository; made if it is missing")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.set_defaults(run=run_push)
 
 
 def add_out_arguments(parser: argparse.ArgumentParser) -> None:
@@ -303,7 +376,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
     """Segment pictures; exit status 1 if one of them could not be read."""
     jobs = plan_jobs(find_pictures(arguments.inputs), arguments.output)
     class_names = read_class_names(arguments)
-    no_class_label = unused_label(len(class_names))
+    competing_names = read_competing_names(arguments, class_names)
+    no_class_label = unused_label(len(class_names) + bool(competing_names))
     ignore_index = None if arguments.threshold is None else no_class_label
     model_source = choose_model(arguments.model)
     sliding_window = choose_sliding_window(arguments)
@@ -311,6 +385,11 @@ def run_segment(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
+    everything_else = None
+    if competing_names:
+        class_embeddings = append_classes(model, processor, class_embeddings, competing_names)
+        everything_else = len(class_names)
+        class_names = [*class_names, EVERYTHING_ELSE]
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     num_written = 0
@@ -327,6 +406,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
                 threshold=arguments.threshold,
                 ignore_index=ignore_index,
                 sliding_window=sliding_window,
+                everything_else=everything_else,
             )
             for (job, picture), result in zip(pictures.items(), results, strict=True):
                 write_results(job, picture, result, class_names, ignore_index, model_source)
@@ -335,6 +415,36 @@ def run_segment(arguments: argparse.Namespace) -> int:
 
     print(f"sed-hf: {num_written} of {len(jobs)} pictures written to {arguments.output}")
     return 0 if num_written == len(jobs) else 1
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Explain one picture."""
+    if not arguments.picture.is_file():
+        raise FileNotFoundError(f"{arguments.picture}: expected a picture; there is no such file")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise FileExistsError(f"--output {arguments.output}: expected a folder, but it is a file")
+    class_names = read_class_names(arguments)
+    model_source = choose_model(arguments.model)
+
+    from .explanation import explain_picture
+    from .explanation_figure import draw_explanation, summarize
+
+    model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
+    try:
+        picture = read_picture(arguments.picture, processor)
+    except UnreadablePictureError as error:
+        raise ValueError(f"{arguments.picture}: {error}") from error
+    explanation = explain_picture(model, processor, picture, class_embeddings, arguments.topk)
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    figure, summary = (arguments.output / f"{arguments.picture.stem}_explain{suffix}" for suffix in (".png", ".json"))
+    with written_at_once(figure) as path:
+        draw_explanation(picture, explanation, class_names, arguments.topk, arguments.rows).save(path, format="PNG")
+    with written_at_once(summary) as path:
+        content = summarize(explanation, class_names, arguments.topk)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"sed-hf: {figure} and {summary.name} written")
+    return 0
 
 
 def choose_sliding_window(arguments: argparse.Namespace) -> SlidingWindow | None:
@@ -396,6 +506,18 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
     return load_vocabulary(arguments.vocabulary)
 
 
+def read_competing_names(arguments: argparse.Namespace, class_names: list[str]) -> list[str]:
+    """The names of which "everything else" is made: those of a vocabulary that are not asked for."""
+    if arguments.everything_else is None:
+        return []
+    if EVERYTHING_ELSE in class_names:
+        raise ValueError(f"--everything-else adds a class of the name {EVERYTHING_ELSE!r}, which is one of yours")
+
+    from .data.distractors import distractors
+
+    return distractors(class_names, [arguments.everything_else])
+
+
 def is_encoded_vocabulary(vocabulary: str | None) -> bool:
     """Whether `--vocabulary` names a file of `sed-hf encode`."""
     return vocabulary is not None and Path(vocabulary).suffix == ".safetensors"
@@ -416,6 +538,17 @@ def load_model_and_classes(
         _, class_embeddings = load_class_embeddings(arguments.vocabulary, encoder)
         return model, processor, class_names, class_embeddings.to(model.device)
     return model, processor, class_names, encode_classes(model, processor, class_names, ClassEmbeddingCache())
+
+
+def append_classes(
+    model: SEDForSemanticSegmentation, processor: SEDProcessor, class_embeddings: Tensor, class_names: list[str]
+) -> Tensor:
+    """Class embeddings (T, P, D) and those of more names after them."""
+    import torch
+
+    from .class_embeddings import ClassEmbeddingCache, encode_classes
+
+    return torch.cat([class_embeddings, encode_classes(model, processor, class_names, ClassEmbeddingCache())])
 
 
 # sed-hf convert, sed-hf init -----------------------------------------------------------------------------------------
@@ -449,6 +582,19 @@ def run_init(arguments: argparse.Namespace) -> int:
         from_open_clip(arguments.variant, pretrained=arguments.pretrained), arguments.out, f"The model is {state}."
     )
     print(f"sed-hf: the model is {state}; train it before use")
+    return 0
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    """Upload a model folder."""
+    owner, _, name = arguments.repo_id.partition("/")
+    if not owner or not name or "/" in name:
+        raise ValueError(f"{arguments.repo_id}: expected a repository as OWNER/NAME")
+
+    from .hub import push_hub_folder
+
+    address = push_hub_folder(arguments.folder, arguments.repo_id, private=arguments.private or None)
+    print(f"sed-hf: uploaded to {address}")
     return 0
 
 

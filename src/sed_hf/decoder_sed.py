@@ -560,13 +560,13 @@ class JoinedLogits:
 
 
 def hold(chunks: Iterable[Tensor], num_classes: int) -> list[Tensor]:
-    """The T classes of chunks (B, t, C, H, W) in groups.
+    """The T classes of chunks (B, t, C, H, W) in few large groups.
 
-    With gradients a group is a chunk. Without, chunks are copied to few large groups, for which the system gives memory
-    and takes it back, rather than to hold many small ones among the temporary results of a fragmented heap.
+    For these the system gives memory and takes it back; many small ones, held among temporary results, would leave the
+    heap in fragments. Without gradients chunks are written to their place in a group at once.
     """
     if torch.is_grad_enabled():
-        return list(chunks)
+        return concatenated(chunks)
     groups: list[Tensor] = []
     room = 0
     for chunk in chunks:
@@ -580,6 +580,18 @@ def hold(chunks: Iterable[Tensor], num_classes: int) -> list[Tensor]:
             room -= piece.shape[1]
             groups[-1][:, first_class : first_class + piece.shape[1]] = piece
     return groups
+
+
+def concatenated(chunks: Iterable[Tensor]) -> list[Tensor]:
+    """Chunks (B, t, C, H, W) joined to groups of at least `GROUP_BYTES`, but for the last."""
+    groups: list[Tensor] = []
+    waiting: list[Tensor] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(part.nbytes for part in waiting) >= GROUP_BYTES:
+            groups.append(join(waiting))
+            waiting = []
+    return [*groups, join(waiting)] if waiting else groups
 
 
 def empty_like_chunk(chunk: Tensor, num_classes: int) -> Tensor:

@@ -2,22 +2,17 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCardData
 from torch import Tensor
 
 from . import SEDForSemanticSegmentation, SEDProcessor
 
+WIDGET_PICTURE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cats.jpg"
 MODEL_CARD = """---
-library_name: transformers
-pipeline_tag: image-segmentation
-license: apache-2.0
-tags:
-- open-vocabulary
-- semantic-segmentation
-- sed
+{metadata}
 ---
 
 # SED: open-vocabulary semantic segmentation
@@ -29,11 +24,30 @@ Labels every pixel of an image with one of any list of class names
 from transformers import pipeline
 
 segmenter = pipeline("open-vocabulary-segmentation", model="PATH_OR_REPO", trust_remote_code=True)
-segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"])
+segments = segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"])
 ```
 
 {description}
 """
+
+
+def model_card(description: str = "", datasets: Sequence[str] = ()) -> str:
+    """The text of a model card, with the metadata that the Hub reads.
+
+    Args:
+        description: Data, recipe, results.
+        datasets: Names of the data sets that the model was trained on.
+    """
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        tags=["open-vocabulary", "semantic-segmentation", "sed"],
+        datasets=list(datasets) or None,
+        metrics=["mean_iou"],
+        widget=[{"src": WIDGET_PICTURE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
+    )
+    return MODEL_CARD.format(metadata=metadata.to_yaml(), description=description)
 
 
 def save_hub_folder(
@@ -41,6 +55,7 @@ def save_hub_folder(
     processor: SEDProcessor,
     directory: str | os.PathLike,
     description: str = "",
+    datasets: Sequence[str] = (),
     max_shard_size: str = "5GB",
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -53,6 +68,7 @@ def save_hub_folder(
         processor: Its processor.
         directory: Folder to make; it may exist if it is empty.
         description: Text for the model card: data, recipe, results.
+        datasets: Names of the data sets that the model was trained on, for the model card.
         max_shard_size: Largest size of one weights file.
         state_dict: Weights to write; by default those of the model, which distributed training may have sharded.
 
@@ -67,12 +83,23 @@ def save_hub_folder(
         folder = Path(parent) / directory.name
         model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
         processor.save_pretrained(folder)
-        (folder / "README.md").write_text(MODEL_CARD.format(description=description))
+        (folder / "README.md").write_text(model_card(description, datasets))
         folder.replace(directory)
 
 
-def push_hub_folder(directory: str | os.PathLike, repo_id: str) -> str:
-    """Upload a folder of [`save_hub_folder`] to a model repository, made if it is missing; return its address."""
+def push_hub_folder(directory: str | os.PathLike, repo_id: str, private: bool | None = None) -> str:
+    """Upload a folder of [`save_hub_folder`] to a model repository, and return its address.
+
+    Args:
+        directory: The folder.
+        repo_id: OWNER/NAME; it is made if it is missing.
+        private: Whether a new repository is private; by default as your account is configured.
+
+    Raises:
+        ValueError: The folder is no model folder.
+    """
+    if not Path(directory, "config.json").is_file():
+        raise ValueError(f"{directory}: expected a model folder, and there is no config.json in it")
     api = HfApi()
-    api.create_repo(repo_id, exist_ok=True)
+    api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=str(directory), commit_message="Upload SED with sed-hf"))

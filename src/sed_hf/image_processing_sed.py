@@ -291,7 +291,8 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
 
 def array_to_tensor(image: Any, input_data_format: str | ChannelDimension | None) -> Tensor:
     """A numpy array or tensor as (1, 3 or 4; H, W). Tensors are taken as channels first where both would do."""
-    pixels = torch.as_tensor(image)
+    # A copy of an array that cannot be written to, about which torch would warn.
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements="W"))
     if pixels.ndim == 2:
         return pixels[None]
     if pixels.ndim == 3 and input_data_format is None:

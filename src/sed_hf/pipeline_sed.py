@@ -16,6 +16,7 @@ from .processing_sed import validate_class_names
 from .sliding_window import SlidingWindow, segment_with_sliding_window
 
 VOCABULARIES_IN_MEMORY = 8
+EVERYTHING_ELSE = "everything else"
 
 
 class Segments(list):
@@ -80,6 +81,8 @@ class SEDPipeline(Pipeline):
             candidate_labels: Class names; synonyms of a class are separated by ", ". Or the path of a vocabulary that
                 `sed-hf encode` has saved. Can also be given once, to `pipeline(...)`, as can all that follows.
             threshold: Pixels whose best probability is lower belong to no class.
+            everything_else: More class names, which compete with yours; the pixels that they win are of the label
+                "everything else", whose index comes after those of your labels.
             early_rejection_topk: Keep the classes that are among the k best at some pixel; 0 decodes every class.
             sliding_window: Cut large pictures into overlapping tiles of so many pixels, or a dict of `tile_size`,
                 `overlap` and `global_view`; see [`SlidingWindow`]. `batch_size` then counts pictures, not tiles.
@@ -97,18 +100,20 @@ class SEDPipeline(Pipeline):
         return super().__call__(as_pictures(images), **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        known = {"candidate_labels", "threshold", "early_rejection_topk", "sliding_window"}
+        known = {"candidate_labels", "everything_else", "threshold", "early_rejection_topk", "sliding_window"}
         if unknown := set(kwargs) - known:
             raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
         threshold = kwargs.get("threshold")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1")
-        if "candidate_labels" in kwargs and not is_path(kwargs["candidate_labels"]):
-            kwargs["candidate_labels"] = tuple(validate_class_names(kwargs["candidate_labels"]))
+        for name in ("candidate_labels", "everything_else"):
+            if kwargs.get(name) is not None and not is_path(kwargs[name]):
+                kwargs[name] = tuple(validate_class_names(kwargs[name]))
         if "sliding_window" in kwargs:
             kwargs["sliding_window"] = SlidingWindow.of(kwargs["sliding_window"])
         preprocess = {name: kwargs[name] for name in ("sliding_window",) if name in kwargs}
-        postprocess = {name: kwargs[name] for name in ("candidate_labels",) if name in kwargs}
+        names = ("candidate_labels", "everything_else")
+        postprocess: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
         return preprocess, kwargs, postprocess
 
     def preprocess(self, image: Any, sliding_window: SlidingWindow | None = None) -> dict[str, Any]:
@@ -124,11 +129,14 @@ class SEDPipeline(Pipeline):
         self,
         model_inputs: Mapping[str, Any],
         candidate_labels: Sequence[str],
+        everything_else: Sequence[str] | None = None,
         threshold: float | None = None,
         early_rejection_topk: int | None = None,
         sliding_window: SlidingWindow | None = None,
     ) -> dict[str, list[Tensor]]:
         class_embeddings = self._encode(candidate_labels)[1]
+        if everything_else is not None:
+            class_embeddings = torch.cat([class_embeddings, self._encode(everything_else)[1]])
         if sliding_window is not None:
             results: Any = [
                 segment_with_sliding_window(
@@ -158,11 +166,20 @@ class SEDPipeline(Pipeline):
             )
         return {name: [result[name] for result in results] for name in ("segmentation", "probability")}
 
-    def postprocess(self, model_outputs: Mapping[str, Any], candidate_labels: Sequence[str]) -> Segments:
+    def postprocess(
+        self,
+        model_outputs: Mapping[str, Any],
+        candidate_labels: Sequence[str],
+        everything_else: Sequence[str] | None = None,
+    ) -> Segments:
         """The classes of one picture."""
         class_names = self._encode(candidate_labels)[0]
         # A list of one map, or of a batch its item, to which transformers gives an axis again.
-        return Segments(model_outputs["segmentation"][0], model_outputs["probability"][0], class_names)
+        segmentation, probability = model_outputs["segmentation"][0], model_outputs["probability"][0]
+        if everything_else is not None:
+            segmentation = segmentation.clamp(max=len(class_names))
+            class_names = [*class_names, EVERYTHING_ELSE]
+        return Segments(segmentation, probability, class_names)
 
     def _encode(self, candidate_labels: Sequence[str] | str | os.PathLike) -> tuple[list[str], Tensor]:
         """Names and embeddings (T, P, D) of a vocabulary."""

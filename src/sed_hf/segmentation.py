@@ -28,6 +28,8 @@ PICTURE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
+NO_CLASS = -1  # of a pixel, before it gets the label that the file format has for it
+
 
 @dataclass(frozen=True)
 class Job:
@@ -151,6 +153,7 @@ def segment_pictures(
     threshold: float | None = None,
     ignore_index: int | None = None,
     sliding_window: SlidingWindow | None = None,
+    everything_else: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Segment RGB pictures of any sizes in one batch; or with a sliding window each on its own, in batches of tiles.
 
@@ -159,19 +162,20 @@ def segment_pictures(
         topk: Early rejection; `None` for the model's own setting.
         threshold: Pixels whose best probability is lower get `ignore_index`.
         sliding_window: How to cut large pictures into tiles.
+        everything_else: Classes from this index on only compete with those before; together they are one class, of
+            this index.
 
     Returns:
         For each picture `segmentation`, int64 (height, width), and `probability`, float32 (height, width).
     """
+    import numpy as np
     import torch
 
     if not pictures:
         return []
     if sliding_window is not None:
         results = [
-            segment_large_picture(
-                model, processor, picture, class_embeddings, sliding_window, topk, threshold, ignore_index
-            )
+            segment_large_picture(model, processor, picture, class_embeddings, sliding_window, topk, threshold)
             for picture in pictures
         ]
     else:
@@ -186,11 +190,18 @@ def segment_pictures(
                 outputs,
                 target_sizes=[(picture.height, picture.width) for picture in pictures],
                 threshold=threshold,
-                ignore_index=ignore_index,
+                ignore_index=NO_CLASS,
                 return_probabilities=True,
             )
         results = cast("list[dict[str, torch.Tensor]]", maps)  # return_probabilities makes them dicts
-    return [{name: tensor.cpu().numpy() for name, tensor in result.items()} for result in results]
+    arrays = [{name: tensor.cpu().numpy() for name, tensor in result.items()} for result in results]
+    for array in arrays:
+        segmentation = array["segmentation"]
+        if everything_else is not None:
+            np.minimum(segmentation, everything_else, out=segmentation)
+        if ignore_index is not None:
+            segmentation[segmentation == NO_CLASS] = ignore_index
+    return arrays
 
 
 def segment_large_picture(
@@ -201,7 +212,6 @@ def segment_large_picture(
     sliding_window: SlidingWindow,
     topk: int | None,
     threshold: float | None,
-    ignore_index: int | None,
 ) -> dict[str, torch.Tensor]:
     """Segment one RGB picture in tiles, with a progress bar."""
     import numpy as np
@@ -217,7 +227,7 @@ def segment_large_picture(
         sliding_window,
         early_rejection_topk=topk,
         threshold=threshold,
-        ignore_index=ignore_index,
+        ignore_index=NO_CLASS,
         show_progress=True,
     )
 

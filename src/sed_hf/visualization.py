@@ -190,8 +190,7 @@ def draw_overlay(
     picture = _color_regions(photo, labels, palette, has_class, alpha)
     _number_regions(picture, labels, occurring, font)
     rows = [
-        _LegendRow(_first_synonym(entry.name), entry.share, tuple(palette[entry.index].tolist()))
-        for entry in statistics
+        _LegendRow(first_synonym(entry.name), entry.share, tuple(palette[entry.index].tolist())) for entry in statistics
     ]
     if not has_class.all():
         rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
@@ -339,7 +338,7 @@ class _LegendRow:
     color: tuple[int, ...] | None  # None: pixels without a class, which have no colour and no number
 
 
-def _first_synonym(name: str) -> str:
+def first_synonym(name: str) -> str:
     """The first synonym on one line, without accents: Pillow's font knows ASCII alone and shows boxes for the rest."""
     letters = unicodedata.normalize("NFKD", name.split(", ")[0])
     return " ".join("".join(letter for letter in letters if not unicodedata.combining(letter)).split())
@@ -349,7 +348,7 @@ def _percentage(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 else "<0.1%"
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
     """The text, or as much of it as fits, with an ellipsis."""
     if font.getlength(text) <= max_width:
         return text
@@ -360,7 +359,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str
 
 def _add_legend(picture: Image.Image, rows: Sequence[_LegendRow], font: ImageFont.FreeTypeFont) -> Image.Image:
     """The picture on a larger canvas, with the rows in columns below it (landscape) or beside it (portrait)."""
-    names = [_shortened(row.name, font, _MAX_NAME_WIDTH * font.size) for row in rows]
+    names = [shortened(row.name, font, _MAX_NAME_WIDTH * font.size) for row in rows]
     percentages = [_percentage(row.share) for row in rows]
     margin, gap = round(font.size), round(0.5 * font.size)
     swatch_width, swatch_height, row_height = round(2 * font.size), round(1.3 * font.size), round(1.7 * font.size)

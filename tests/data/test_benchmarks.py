@@ -293,7 +293,7 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match=RULE_CASES[name].file_names[1]):
             load_benchmark(name, data_dir)
 
-    def test_a_shortened_json_file_is_named(self, write_raw_copy: Callable[[str], Path]) -> None:
+    def test_ashortened_json_file_is_named(self, write_raw_copy: Callable[[str], Path]) -> None:
         data_dir = write_raw_copy("pascal_context_59")
         path = data_dir / "VOCdevkit" / "VOC2010" / "trainval_merged.json"
         path.write_bytes(path.read_bytes()[:-10])

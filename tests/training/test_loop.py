@@ -372,7 +372,7 @@ def test_pushing_uploads_a_folder_that_loads(
 ) -> None:
     uploaded = tmp_path / "uploaded"
     calls = []
-    monkeypatch.setattr("sed_hf.hub.HfApi.create_repo", lambda self, repo_id, exist_ok: calls.append(repo_id))
+    monkeypatch.setattr("sed_hf.hub.HfApi.create_repo", lambda self, repo_id, **_: calls.append(repo_id))
     monkeypatch.setattr(
         "sed_hf.hub.HfApi.upload_folder",
         lambda self, repo_id, folder_path, commit_message: shutil.copytree(folder_path, uploaded),

@@ -134,7 +134,7 @@ def train(recipe: Recipe) -> Path:
         state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
         shutil.rmtree(folder, ignore_errors=True)
         description = describe_run(recipe, accelerator.num_processes, log.last_line())
-        save_hub_folder(model.eval(), processor, folder, description=description, state_dict=state_dict)
+        save_hub_folder(model.eval(), processor, folder, description, public_datasets(recipe), state_dict=state_dict)
         if recipe.push_to_hub is not None:
             push_hub_folder(folder, recipe.push_to_hub)
     accelerator.print(f"model written to {folder}")
@@ -268,6 +268,11 @@ def summary_figures(figures: dict[str, float | None]) -> dict[str, float]:
     return {
         name: value for name, value in figures.items() if value is not None and not name.startswith(("IoU-", "ACC-"))
     }
+
+
+def public_datasets(recipe: Recipe) -> list[str]:
+    """The data sets that the model card names: none for pictures that nobody else has."""
+    return [] if recipe.dataset in ("custom", "scenes") else [recipe.dataset]
 
 
 def describe_run(recipe: Recipe, num_processes: int, results: dict[str, float]) -> str:

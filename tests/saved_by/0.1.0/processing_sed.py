@@ -1,0 +1,145 @@
+"""Pictures and class names to the inputs of [`SEDForSemanticSegmentation`]."""
+
+import html
+import unicodedata
+from collections.abc import Sequence
+from textwrap import shorten
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
+
+from .configuration_sed import OPENAI_IMAGENET_TEMPLATES
+
+logger = logging.get_logger(__name__)
+
+SYNONYM_SEPARATOR = ", "
+STRAIGHT_QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
+
+
+class SEDProcessor(ProcessorMixin):
+    """Image processor, CLIP tokenizer and prompt templates in one.
+
+    Args:
+        image_processor (`SEDImageProcessor`): Prepares the pictures.
+        tokenizer (`CLIPTokenizer`): Tokenises the prompts.
+        prompt_templates (`list[str]`): The templates of the model's configuration. Defaults to OpenAI's 80.
+    """
+
+    def __init__(self, image_processor: Any, tokenizer: Any, prompt_templates: Sequence[str] | None = None) -> None:
+        super().__init__(image_processor, tokenizer)
+        self.prompt_templates = list(prompt_templates or OPENAI_IMAGENET_TEMPLATES)
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: Sequence[str] | None = None,
+        segmentation_maps: ImageInput | None = None,
+        padding: Literal["longest", "max_length"] = "longest",
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare pictures, class names, or both.
+
+        Args:
+            images: Pictures; see [`SEDImageProcessor`].
+            text: One string for each class. Synonyms are separated by ", ".
+            segmentation_maps: A label map for each picture, when training.
+            padding: Pad prompts to the longest one, or to CLIP's 77 tokens. The model encodes no padding either way.
+            return_tensors: `"pt"`, `"np"`, or `None` for lists.
+            **kwargs: Arguments of the image processor.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) and `labels` for the pictures; for the classes `input_ids` (S, P, L), of S
+            synonyms in P templates, and `class_ids` (S,), the class of each synonym.
+
+        Raises:
+            TypeError: `text` is not a list of strings.
+            ValueError: Neither images nor text are given, or `text` is empty or has empty or duplicate names.
+        """
+        if images is None and text is None:
+            raise ValueError("expected images, text or both")
+        if padding not in ("longest", "max_length"):
+            raise ValueError(f"padding={padding!r}: expected 'longest' or 'max_length'")
+        data: dict[str, Any] = {}
+        if text is not None:
+            data.update(self._tokenize_classes(validate_class_names(text), padding))
+        if images is not None:
+            data.update(self.image_processor(images, segmentation_maps, return_tensors=return_tensors, **kwargs))
+        elif segmentation_maps is not None or kwargs:
+            raise ValueError(f"expected images for {', '.join(['segmentation_maps', *kwargs])}")
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenize_classes(self, class_names: list[str], padding: str) -> dict[str, np.ndarray]:
+        """Tokens of every synonym of every class in every template."""
+        synonyms, class_ids = [], []
+        for class_id, name in enumerate(class_names):
+            for synonym in name.split(SYNONYM_SEPARATOR):
+                synonyms.append(clean_text(synonym))
+                class_ids.append(class_id)
+        prompts = [template.replace("{}", synonym) for synonym in synonyms for template in self.prompt_templates]
+        tokens = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
+
+        max_length, num_templates = self.tokenizer.model_max_length, len(self.prompt_templates)
+        too_long = {index // num_templates for index, prompt in enumerate(tokens) if len(prompt) > max_length}
+        if too_long:
+            names = ", ".join(repr(shorten(synonyms[index], 60, placeholder="…")) for index in sorted(too_long))
+            logger.warning(f"Class names truncated to CLIP's {max_length} tokens in at least one template: {names}")
+        # The end-of-text token stays last: CLIP reads the embedding there.
+        tokens = [prompt if len(prompt) <= max_length else [*prompt[: max_length - 1], prompt[-1]] for prompt in tokens]
+
+        input_ids = np.zeros((len(prompts), max_length if padding == "max_length" else max(map(len, tokens))), np.int64)
+        for row, prompt in zip(input_ids, tokens, strict=True):
+            row[: len(prompt)] = prompt
+        return {"input_ids": input_ids.reshape(len(synonyms), num_templates, -1), "class_ids": np.array(class_ids)}
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, *args: Any, **kwargs: Any
+    ) -> list[Tensor] | list[dict[str, Tensor]]:
+        """See [`SEDImageProcessor.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(outputs, *args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the inputs that the processor makes."""
+        return ["pixel_values", "input_ids", "class_ids"]
+
+
+def validate_class_names(text: Any) -> list[str]:
+    """The class names without surrounding blanks.
+
+    Raises:
+        TypeError: `text` is not a list of strings.
+        ValueError: It is empty, a name or synonym is empty, or two classes have the same name.
+    """
+    if isinstance(text, str) or not isinstance(text, Sequence):
+        raise TypeError(f"text: expected a list of class names, got {type(text).__name__} {text!r:.80}")
+    if not text:
+        raise ValueError("text: expected at least one class name, got an empty list")
+    first_index: dict[str, int] = {}
+    class_names = []
+    for index, name in enumerate(text):
+        if not isinstance(name, str):
+            raise TypeError(f"text[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
+        if not all(synonym.strip() for synonym in name.split(SYNONYM_SEPARATOR)):
+            raise ValueError(f"text[{index}]: expected a class name, or several separated by ', '; got {name!r}")
+        if SYNONYM_SEPARATOR not in name and "," in name:
+            logger.warning(f"text[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
+        same = first_index.setdefault(clean_text(name), index)
+        if same != index:
+            raise ValueError(f"text[{index}]: {name!r} is the same class name as text[{same}]={text[same]!r}")
+        class_names.append(name.strip())
+    return class_names
+
+
+def clean_text(text: str) -> str:
+    """Normalise text as open_clip does before it tokenises: entities, quotes, Unicode, blanks and case."""
+    text = html.unescape(html.unescape(text)).translate(STRAIGHT_QUOTES)
+    return " ".join(unicodedata.normalize("NFC", text).split()).lower()
+
+
+__all__ = ["SEDProcessor"]
