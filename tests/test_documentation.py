@@ -44,7 +44,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORTENED = {
     "train.py": "--steps 1 --images_per_step 1 --crop_size 64 --num_workers 0 --mixed_precision no"
-    " --classes_per_step 5 --evaluate_images 1",
+    " --classes_per_step 5 --gradient_accumulation_steps 1",
     "evaluate.py": "--limit 1",
     "benchmark.py": "--models sed-base --classes 2 --sizes 64 --repeats 1 --decoders fast",
 }
