@@ -11,7 +11,6 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from .visualization import (
-    DISPLAY_SIZE,
     MAX_NAME_WIDTH,
     PANEL_COLOR,
     TEXT_COLOR,
@@ -23,8 +22,10 @@ from .visualization import (
     shortened,
 )
 
+_MIN_DISPLAY_SIZE = 640  # pixels of the longer side; smaller frames are enlarged, to make room for a legend
 _MAX_LEGEND_RATIO = 0.4  # longest legend relative to the picture's side along which it grows
 _CLEARLY_VISIBLE = 0.005  # share of a frame; a smaller class takes no other's place in the legend
+_NO_CLASS = "(no class)"
 _FADED_COLOR = (150, 150, 150)  # names of classes that are out of view
 
 
@@ -34,7 +35,8 @@ class VideoOverlay:
     All frames get the same size, and a class keeps its colour and its place in the legend. If the legend has room for
     the whole vocabulary, it lists it, with the names of classes that are out of view faded. Otherwise classes enter
     when they first occur, see [`LegendPlaces`], and the last place says how many are in view without one. Percentages
-    are those of the frame. Regions have no numbers: those would jump about.
+    are those of the frame. Regions have no numbers: those would jump about. Frames of less than 640 pixels are
+    enlarged by a whole factor.
 
     Args:
         size: Width and height of the frames in pixels.
@@ -57,7 +59,7 @@ class VideoOverlay:
         self.class_names = class_names
         self.ignore_index = ignore_index
         self.alpha = alpha
-        self._zoom = max(1, round(DISPLAY_SIZE / max(size)))
+        self._zoom = math.ceil(_MIN_DISPLAY_SIZE / max(size))
         self._picture_size = (size[0] * self._zoom, size[1] * self._zoom)
         self._font = font_in_proportion(Image.new("1", self._picture_size))
         max_name_width = MAX_NAME_WIDTH * self._font.size
@@ -110,7 +112,8 @@ class VideoOverlay:
         width, height = self._picture_size
         em = self._font.size
         margin, row_height = round(em), round(1.7 * em)
-        name_width = math.ceil(max(self._font.getlength(name) for name in [*self._names, "(no class)"]))
+        names = self._names if self.ignore_index is None else [*self._names, _NO_CLASS]
+        name_width = math.ceil(max(self._font.getlength(name) for name in names))
         column_width = round(2.5 * em) + name_width + round(em) + math.ceil(self._font.getlength("100%"))
 
         below = width > height
@@ -118,9 +121,8 @@ class VideoOverlay:
         max_columns = max(1, int(available[0] - margin) // (column_width + margin))
         max_rows = max(1, int(available[1] - 2 * margin) // row_height)
 
-        extra = 0 if self.ignore_index is None else 1
-        wanted = len(self._names) + extra
-        if wanted <= max_columns * max_rows:
+        extra = len(names) - len(self._names)
+        if len(names) <= max_columns * max_rows:
             num_places, overflow = len(self._names), False
         else:
             num_places, overflow = max(1, max_columns * max_rows - extra - 1), True
@@ -157,7 +159,7 @@ class VideoOverlay:
                 self._draw_row(draw, place, self._names[index], shares.get(index, 0.0), color)
         place = self._panel.num_places
         if self.ignore_index is not None:
-            self._draw_row(draw, place, "(no class)", max(0.0, 1 - sum(shares.values())), PANEL_COLOR)
+            self._draw_row(draw, place, _NO_CLASS, max(0.0, 1 - sum(shares.values())), PANEL_COLOR)
             place += 1
         others = shares.keys() - set(self._places.classes)
         if self._panel.has_overflow and others:

@@ -31,7 +31,7 @@ _NEIGHBOUR_DISTANCE = 0.25  # at least this between the colours of adjacent clas
 _PALETTE_SIZE = 8192  # about what the candidates can give with neighbours kept apart
 _RESERVE_SIZE = 256  # the colours among which a class that would be confused with another finds a new one
 
-DISPLAY_SIZE = 512  # pixels; smaller pictures are enlarged, so that picture and legend are in proportion
+_DISPLAY_SIZE = 512  # pixels; smaller pictures are enlarged, so that picture and legend are in proportion
 _MIN_FONT_SIZE = 14  # pixels
 _FONT_SIZE_RATIO = 0.022  # font size relative to the square root of the picture's area
 MAX_NAME_WIDTH = 14  # relative to the font size
@@ -203,7 +203,7 @@ def draw_overlay(
     labels = np.asarray(segmentation)
     if labels.shape != (image.height, image.width):
         raise ValueError(f"segmentation has shape {labels.shape}: expected the picture's {(image.height, image.width)}")
-    zoom = max(1, round(DISPLAY_SIZE / max(image.size)))
+    zoom = max(1, round(_DISPLAY_SIZE / max(image.size)))
     photo = image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
     labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
