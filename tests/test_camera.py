@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,3 +76,15 @@ def test_error_of_the_camera_reaches_the_consumer() -> None:
 )
 def test_camera_is_named_as_the_platform_does(platform: str, device: str, device_format: str) -> None:
     assert camera_device(1, platform)[:2] == (device, device_format)
+
+
+def test_camera_of_windows_is_the_one_at_its_place_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [
+        SimpleNamespace(name="Microphone", media_types=["audio"]),
+        SimpleNamespace(name="Front", media_types=["video"]),
+        SimpleNamespace(name="Back", media_types=["video"]),
+    ]
+    monkeypatch.setattr("av.enumerate_input_devices", lambda name: devices)
+    assert camera_device(1, "win32")[:2] == ("video=Back", "dshow")
+    with pytest.raises(OSError, match="camera:2: expected a camera, but Windows lists 2"):
+        camera_device(2, "win32")

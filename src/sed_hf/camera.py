@@ -14,7 +14,6 @@ from PIL import Image
 from .video import SegmentPictures, av
 from .video_overlay import VideoOverlay
 
-CAMERA_PREFIX = "camera:"
 MAX_WAIT = 0.1  # seconds between two looks at whether to stop
 
 Item = TypeVar("Item")
@@ -81,12 +80,12 @@ class Camera:
     """
 
     def __init__(self, index: int) -> None:
+        device, device_format, options = camera_device(index, sys.platform)
         try:
-            device, device_format, options = camera_device(index, sys.platform)
             self._container = av.open(device, format=device_format, options=options)
-        except (av.FFmpegError, ValueError, LookupError) as error:
+        except (av.FFmpegError, ValueError) as error:  # ValueError: a PyAV that was built without cameras
             reason = error.strerror if isinstance(error, av.FFmpegError) else error
-            raise OSError(f"{CAMERA_PREFIX}{index}: expected a camera, but none can be opened: {reason}") from error
+            raise OSError(f"camera:{index}: expected a camera, but {device} cannot be opened: {reason}") from error
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (frame.to_image() for frame in self._container.decode(video=0))
@@ -99,14 +98,14 @@ def camera_device(index: int, platform: str) -> tuple[str, str, dict[str, str]]:
     """FFmpeg's name of a camera, its input format, and options, on a platform as `sys.platform` names it.
 
     Raises:
-        IndexError: Windows lists no such camera.
+        OSError: Windows lists no such camera.
     """
     if platform == "darwin":
         return f"{index}:none", "avfoundation", {"framerate": "30"}  # its default of 29.97 is refused by many cameras
     if platform == "win32":
         devices = [d for d in av.enumerate_input_devices("dshow") if "video" in d.media_types]
         if index >= len(devices):
-            raise IndexError(f"Windows lists {len(devices)} cameras")
+            raise OSError(f"camera:{index}: expected a camera, but Windows lists {len(devices)}")
         return f"video={devices[index].name}", "dshow", {}
     return f"/dev/video{index}", "v4l2", {}
 
