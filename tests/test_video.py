@@ -510,6 +510,13 @@ class TestRefused:
         clip = write_clip(tmp_path / "clip.mp4", range(1))
         assert f"{clip}: videos and cameras need PyAV: pip install '.[video]'" in refused(clip)
 
+    def test_video_with_an_old_pyav(
+        self, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(av.library_versions, "libavformat", (62, 3, 100))
+        clip = write_clip(tmp_path / "clip.mp4", range(1))
+        assert f"{clip}: videos and cameras need PyAV with FFmpeg 8.1 or later, got PyAV" in refused(clip)
+
     def test_result_that_would_overwrite_a_video(self, refused: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         write_clip(tmp_path / "out" / "clip.mp4", range(1))

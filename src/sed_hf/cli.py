@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .sliding_window import SlidingWindow
 
 MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
+LIBAVFORMAT_OF_FFMPEG_8_1 = (62, 12)
 
 SEGMENT_EPILOG = """\
 examples:
@@ -475,9 +476,18 @@ def camera_index(inputs: Sequence[str]) -> int | None:
 
 
 def check_video_extra(given: object) -> None:
-    """Refuse videos and cameras where PyAV is not installed."""
+    """Refuse videos and cameras where PyAV is not installed, or too old."""
     if find_spec("av") is None:
         raise ValueError(f"{given}: videos and cameras need PyAV: pip install '.[video]' in the clone of sed-hf")
+
+    import av
+
+    # Older ones finish an MP4 file that was written in fragments with its frames in the wrong places.
+    if av.library_versions["libavformat"] < LIBAVFORMAT_OF_FFMPEG_8_1:
+        raise ValueError(
+            f"{given}: videos and cameras need PyAV with FFmpeg 8.1 or later, got PyAV {av.__version__} with an older"
+            " one: pip install '.[video]' in the clone of sed-hf"
+        )
 
 
 def choose_sliding_window(arguments: argparse.Namespace) -> SlidingWindow | None:

@@ -47,8 +47,7 @@ VIDEO_ENCODERS = {
 COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"})
 # While it is written, the file is a row of fragments that each can be played, so that a killed process leaves a video.
 # When it is closed, it becomes an ordinary MP4 file, in which all players can seek. The header waits for the first
-# packets, since without their time stamps it could not say where the sound starts. FFmpeg before 8.1, which PyAV 17 has,
-# finishes such a file with frames in the wrong places; so the extra asks for PyAV 18.1.
+# packets, since without their time stamps it could not say where the sound starts.
 FRAGMENTED = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 MAX_MPEG4_TIME_BASE = 60_000  # ticks a second: MPEG-4 allows no more than 65535, and common frame rates divide this one
 KEYFRAME_SECONDS = 2  # how exactly players can seek
