@@ -13,7 +13,7 @@ from torch import Tensor
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, cli, conversion
 from sed_hf.cli import main
 from sed_hf.files import written_at_once
-from sed_hf.segmentation import find_pictures, plan_jobs, unused_label, write_results
+from sed_hf.segmentation import Job, find_files, plan_jobs, unused_label, write_results
 
 CLASSES = ["sky", "dog, puppy", "grass"]
 load_model_once = functools.cache(cli.load_model)
@@ -115,6 +115,7 @@ def test_threshold_leaves_pixels_without_a_class(segment: Callable[..., int], ph
 
 def test_label_map_of_many_classes_has_16_bits(tmp_path: Path) -> None:
     [job] = plan_jobs([Path("photo.jpg")], tmp_path)
+    assert isinstance(job, Job)
     result = {"segmentation": np.array([[0, 299, 65535]]), "probability": np.full((1, 3), 0.5)}
     write_results(job, Image.new("RGB", (3, 1)), result, [str(index) for index in range(300)], 65535, "tiny")
     with Image.open(job.labels) as labels:
@@ -316,24 +317,24 @@ def test_folder_gives_the_pictures_directly_in_it(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "notes.txt", "._a.jpg", "deeper/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_pictures([str(tmp_path)]) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    assert find_files([str(tmp_path)]) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
 
 
 def test_glob_goes_as_deep_as_it_says(tmp_path: Path) -> None:
     for name in ("a.jpg", "deeper/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_pictures([f"{tmp_path}/**/*.jpg"]) == [tmp_path / "a.jpg", tmp_path / "deeper" / "c.jpg"]
+    assert find_files([f"{tmp_path}/**/*.jpg"]) == [tmp_path / "a.jpg", tmp_path / "deeper" / "c.jpg"]
 
 
 def test_file_with_the_signs_of_a_glob_in_its_name_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "photo[1].jpg"
     path.touch()
-    assert find_pictures([str(path)]) == [path]
+    assert find_files([str(path)]) == [path]
 
 
 def test_picture_given_twice_is_segmented_once(photo: Path) -> None:
-    assert find_pictures([str(photo), str(photo.parent)]) == [photo]
+    assert find_files([str(photo), str(photo.parent)]) == [photo]
 
 
 def test_pictures_of_one_name_get_results_of_different_names() -> None:

@@ -1,4 +1,4 @@
-"""The `sed-hf` command: segment pictures, encode vocabularies, convert checkpoints, start models, open the demo.
+"""The `sed-hf` command: segment pictures and videos, encode vocabularies, convert checkpoints, start models, demo.
 
 torch and transformers take seconds to import. Everything that needs them is imported inside functions, so that help
 and refused arguments are immediate.
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +24,10 @@ from .data.vocabularies import load_vocabulary, vocabulary_names
 from .files import written_at_once
 from .model_source import check_model_source
 from .segmentation import (
+    Job,
     UnreadablePictureError,
-    find_pictures,
+    VideoJob,
+    find_files,
     plan_jobs,
     read_picture,
     read_pictures,
@@ -31,6 +37,8 @@ from .segmentation import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
     from torch import Tensor
 
     from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
@@ -38,17 +46,21 @@ if TYPE_CHECKING:
 
 EVERYTHING_ELSE = "everything else"
 MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
+LIBAVFORMAT_OF_FFMPEG_8_1 = (62, 12)
 
 SEGMENT_EPILOG = """\
 examples:
   sed-hf segment photo.jpg --model sed-base --classes sky grass "dog, puppy"
   sed-hf segment holiday/ 'more/**/*.png' --model sed-base --vocabulary ade20k_150 --topk 8
   sed-hf segment photo.jpg --model sed-base --vocabulary my-classes.txt --threshold 0.3
+  sed-hf segment clip.mp4 --model sed-base --classes sky road car --batch-size 8
+  sed-hf segment camera:0 --model sed-base --classes person wall floor
 
 for photo.jpg it writes photo_overlay.jpg (for people), photo_labels.png (the class
-index of each pixel) and photo.json (classes, their shares and probabilities).
+index of each pixel) and photo.json (classes, their shares and probabilities); for
+clip.mp4 clip_overlay.mp4, with the sound, and clip.json. A camera opens a live window.
 
-exit status: 0 all pictures written, 1 some could not be read, 2 refused or failed.
+exit status: 0 all written, 1 some inputs could not be read, 2 refused or failed.
 """
 CONVERT_EPILOG = """\
 examples:
@@ -120,12 +132,17 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
         "segment",
         # argparse would put INPUT last, where --classes would swallow it.
         usage="%(prog)s INPUT [INPUT ...] (--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE) [options]",
-        help="label every pixel of pictures with classes of your choice",
-        description="Label every pixel of pictures with one of the classes that you name.",
+        help="label every pixel of pictures and videos with classes of your choice",
+        description="Label every pixel of pictures, videos or a camera with one of the classes that you name.",
         epilog=SEGMENT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or quoted glob")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="picture, video, folder of them, or quoted glob; or camera:N alone, counted from 0, for a live window",
+    )
     add_model_arguments(parser)
     add_class_arguments(parser)
     parser.add_argument(
@@ -167,7 +184,11 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
         "--global-view", action="store_true", help="average the tiles with the whole picture seen at once"
     )
     parser.add_argument(
-        "--batch-size", type=positive_integer, default=1, metavar="N", help="pictures at a time (default: %(default)s)"
+        "--batch-size",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="pictures, or frames of a video, at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -373,48 +394,180 @@ def probability(text: str) -> float:
 
 
 def run_segment(arguments: argparse.Namespace) -> int:
-    """Segment pictures; exit status 1 if one of them could not be read."""
-    jobs = plan_jobs(find_pictures(arguments.inputs), arguments.output)
+    """Segment pictures and videos, or a camera; exit status 1 if an input could not be read."""
+    camera = camera_index(arguments.inputs)
+    if camera is not None:
+        return run_camera(arguments, camera)
+    jobs = plan_jobs(find_files(arguments.inputs), arguments.output)
+    pictures = [job for job in jobs if isinstance(job, Job)]
+    videos = readable_videos([job for job in jobs if isinstance(job, VideoJob)])
+    if not pictures and not videos:
+        raise ValueError("none of the videos can be read")
+    segmenter = prepare_segmenter(arguments)
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    num_written = write_pictures(pictures, segmenter, arguments.batch_size) if pictures else 0
+    num_written += write_videos(videos, segmenter, arguments.batch_size)
+
+    noun = "pictures and videos" if pictures and len(pictures) < len(jobs) else "pictures" if pictures else "videos"
+    print(f"sed-hf: {num_written} of {len(jobs)} {noun} written to {arguments.output}")
+    return 0 if num_written == len(jobs) else 1
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """What segments and names the results, as the arguments ask for it.
+
+    Attributes:
+        segment: `segment_pictures` of the model with the classes and options; it takes a list of RGB pictures.
+        processor: Of the model.
+        class_names: The T class names.
+        ignore_index: Label of pixels that have no class; `None`: all have one.
+        model_source: The model, for the summary.
+    """
+
+    segment: Callable[[list[Image.Image]], list[dict[str, np.ndarray]]]
+    processor: SEDProcessor
+    class_names: list[str]
+    ignore_index: int | None
+    model_source: str
+
+
+def prepare_segmenter(arguments: argparse.Namespace) -> Segmenter:
+    """Check the arguments, then load the model and encode the classes."""
     class_names = read_class_names(arguments)
     competing_names = read_competing_names(arguments, class_names)
     no_class_label = unused_label(len(class_names) + bool(competing_names))
     ignore_index = None if arguments.threshold is None else no_class_label
     model_source = choose_model(arguments.model)
     sliding_window = choose_sliding_window(arguments)
-
-    from tqdm import tqdm
-
     model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
     everything_else = None
     if competing_names:
         class_embeddings = append_classes(model, processor, class_embeddings, competing_names)
         everything_else = len(class_names)
         class_names = [*class_names, EVERYTHING_ELSE]
+    segment = partial(
+        segment_pictures,
+        model,
+        processor,
+        class_embeddings=class_embeddings,
+        topk=arguments.topk,
+        threshold=arguments.threshold,
+        ignore_index=ignore_index,
+        sliding_window=sliding_window,
+        everything_else=everything_else,
+    )
+    return Segmenter(segment, processor, class_names, ignore_index, model_source)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
+
+def write_pictures(jobs: Sequence[Job], segmenter: Segmenter, batch_size: int) -> int:
+    """Segment pictures in batches, and return how many could be read and are written."""
+    from tqdm import tqdm
+
     num_written = 0
     with tqdm(total=len(jobs), desc="Segmenting", unit="picture", disable=len(jobs) == 1) as progress:
-        for start in range(0, len(jobs), arguments.batch_size):
-            batch = jobs[start : start + arguments.batch_size]
-            pictures = read_pictures(batch, processor)
-            results = segment_pictures(
-                model,
-                processor,
-                list(pictures.values()),
-                class_embeddings,
-                topk=arguments.topk,
-                threshold=arguments.threshold,
-                ignore_index=ignore_index,
-                sliding_window=sliding_window,
-                everything_else=everything_else,
-            )
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            pictures = read_pictures(batch, segmenter.processor)
+            results = segmenter.segment(list(pictures.values()))
             for (job, picture), result in zip(pictures.items(), results, strict=True):
-                write_results(job, picture, result, class_names, ignore_index, model_source)
+                write_results(
+                    job, picture, result, segmenter.class_names, segmenter.ignore_index, segmenter.model_source
+                )
             num_written += len(pictures)
             progress.update(len(batch))
+    return num_written
 
-    print(f"sed-hf: {num_written} of {len(jobs)} pictures written to {arguments.output}")
-    return 0 if num_written == len(jobs) else 1
+
+def readable_videos(jobs: Sequence[VideoJob]) -> list[VideoJob]:
+    """The videos that can be read; the others are named on standard error with the reason.
+
+    Raises:
+        ValueError: There are videos, but PyAV is not installed.
+    """
+    if not jobs:
+        return []
+    check_video_extra(jobs[0].video)
+
+    from .video import UnreadableVideoError, check_video
+
+    readable = []
+    for job in jobs:
+        try:
+            check_video(job.video)
+            readable.append(job)
+        except UnreadableVideoError as error:
+            print(f"sed-hf: skipped {job.video}: {error}", file=sys.stderr)
+    return readable
+
+
+def write_videos(jobs: Sequence[VideoJob], segmenter: Segmenter, batch_size: int) -> int:
+    """Segment videos in batches of frames, and return how many are written completely."""
+    if not jobs:
+        return 0
+
+    from .video import UnreadableVideoError, segment_video
+
+    num_written = 0
+    for job in jobs:
+        try:
+            segment_video(
+                job,
+                segmenter.segment,
+                segmenter.class_names,
+                model_name=segmenter.model_source,
+                ignore_index=segmenter.ignore_index,
+                batch_size=batch_size,
+            )
+            num_written += 1
+        except UnreadableVideoError as error:  # damaged in the middle
+            print(f"sed-hf: stopped {job.video}: {error}", file=sys.stderr)
+    return num_written
+
+
+def run_camera(arguments: argparse.Namespace, index: int) -> int:
+    """Show a camera in a live window until that is closed."""
+    name = f"camera:{index}"
+    check_video_extra(name)
+
+    from .camera import Camera, LiveWindow, show_live
+
+    with closing(LiveWindow(name)) as window, closing(Camera(index)) as camera:
+        segmenter = prepare_segmenter(arguments)
+        show_live(camera, window, segmenter.segment, segmenter.class_names, ignore_index=segmenter.ignore_index)
+    return 0
+
+
+def camera_index(inputs: Sequence[str]) -> int | None:
+    """The N of the input `camera:N`; `None` if the inputs are files.
+
+    Raises:
+        ValueError: N is no number, or there are other inputs beside a camera.
+    """
+    cameras = [given for given in inputs if given.startswith("camera:") and not Path(given).exists()]
+    if not cameras:
+        return None
+    if not re.fullmatch(r"camera:[0-9]+", cameras[0]):
+        raise ValueError(f"{cameras[0]}: expected camera:N, with the number of the camera, the first of which is 0")
+    if len(inputs) > 1:
+        raise ValueError(f"{cameras[0]}: expected no INPUT beside a camera, got {len(inputs)}")
+    return int(cameras[0].removeprefix("camera:"))
+
+
+def check_video_extra(given: object) -> None:
+    """Refuse videos and cameras where PyAV is not installed, or too old."""
+    if find_spec("av") is None:
+        raise ValueError(f"{given}: videos and cameras need PyAV: pip install '.[video]' in the clone of sed-hf")
+
+    import av
+
+    # Older ones finish an MP4 file that was written in fragments with its frames in the wrong places.
+    if av.library_versions["libavformat"] < LIBAVFORMAT_OF_FFMPEG_8_1:
+        raise ValueError(
+            f"{given}: videos and cameras need PyAV with FFmpeg 8.1 or later, got PyAV {av.__version__} with an older"
+            " one: pip install '.[video]' in the clone of sed-hf"
+        )
 
 
 def run_explain(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,11 @@ PICTURE_SUFFIXES = frozenset(
 NO_CLASS = -1  # of a pixel, before it gets the label that the file format has for it
 
 
+VIDEO_SUFFIXES = frozenset(
+    {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"}
+)
+
+
 @dataclass(frozen=True)
 class Job:
     """One picture to segment, and the files to write for it."""
@@ -40,67 +45,106 @@ class Job:
     labels: Path
     summary: Path
 
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """All files that may be written."""
+        return self.overlay, self.labels, self.summary
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """One video to segment, and the files to write for it; the overlay has another name until it is complete."""
+
+    video: Path
+    overlay: Path
+    partial_overlay: Path
+    summary: Path
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """All files that may be written."""
+        return self.overlay, self.partial_overlay, self.summary
+
 
 class UnreadablePictureError(Exception):
     """A picture cannot be read; the message says why."""
 
 
-def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """The picture files that the INPUT arguments name, each once, in the order given.
+def find_files(inputs: Sequence[str]) -> list[Path]:
+    """The pictures and videos that the INPUT arguments name, each once, in the order given.
 
-    Of a folder these are the files directly in it whose name ends as a picture's does. A file that is named, or that a
-    glob matches, is taken whatever its name.
+    Of a folder these are the files directly in it whose name ends as a picture's or a video's does. A file that is
+    named, or that a glob matches, is taken whatever its name.
 
     Raises:
-        FileNotFoundError: There is no such file, nothing matches, or a folder holds no picture.
+        FileNotFoundError: There is no such file, nothing matches, or a folder holds no picture and no video.
     """
-    pictures: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
-            found = [entry for entry in path.iterdir() if is_picture_name(entry.name) and entry.is_file()]
+            found = [entry for entry in path.iterdir() if is_taken_from_folder(entry.name) and entry.is_file()]
         elif path.is_file():
             found = [path]
         else:
             found = [match for match in map(Path, glob.glob(str(path), recursive=True)) if match.is_file()]
         if not found:
-            reason = "a folder without pictures" if path.is_dir() else "no such file, and nothing matches it as a glob"
-            raise FileNotFoundError(f"{given}: expected a picture, a folder of pictures or a glob; it is {reason}")
-        for picture in sorted(found):
-            pictures.setdefault(picture.resolve(), picture)
-    return list(pictures.values())
+            reason = (
+                "a folder without pictures and videos"
+                if path.is_dir()
+                else "no such file, and nothing matches it as a glob"
+            )
+            raise FileNotFoundError(
+                f"{given}: expected a picture, a video, a folder of them, a glob or camera:N; it is {reason}"
+            )
+        for file in sorted(found):
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file of this name in a folder is taken for a picture."""
+def is_taken_from_folder(name: str) -> bool:
+    """Whether a file of this name in a folder is taken for a picture or a video."""
     # macOS leaves "._photo.jpg" beside "photo.jpg" on foreign disks.
-    return Path(name).suffix.lower() in PICTURE_SUFFIXES and not name.startswith(".")
+    return (Path(name).suffix.lower() in PICTURE_SUFFIXES or is_video_name(name)) and not name.startswith(".")
 
 
-def plan_jobs(pictures: Sequence[Path], output: Path) -> list[Job]:
-    """Name the results of each picture after it; of several pictures of one name, the later ones get a number.
+def is_video_name(name: str) -> bool:
+    """Whether a file of this name is taken for a video, rather than for a picture."""
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def plan_jobs(files: Sequence[Path], output: Path) -> list[Job | VideoJob]:
+    """Name the results of each picture and video after it; of several files of one name, the later ones get a number.
 
     Raises:
-        FileExistsError: `output` is a file, or a picture would be overwritten by a result.
+        FileExistsError: `output` is a file, or an input would be overwritten by a result.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"--output {output}: expected a folder, but it is a file")
-    jobs = []
+    jobs: list[Job | VideoJob] = []
     taken: set[str] = set()
-    for picture in pictures:
-        stem, number = picture.stem, 2
+    for file in files:
+        stem, number = file.stem, 2
         while stem.lower() in taken:  # not all file systems tell upper from lower case
-            stem, number = f"{picture.stem}_{number}", number + 1
+            stem, number = f"{file.stem}_{number}", number + 1
         taken.add(stem.lower())
-        jobs.append(
-            Job(picture, output / f"{stem}_overlay.jpg", output / f"{stem}_labels.png", output / f"{stem}.json")
-        )
-    inputs = {picture.resolve() for picture in pictures}
+        jobs.append(plan_job(file, output, stem))
+    inputs = {file.resolve() for file in files}
     for job in jobs:
-        for result in (job.overlay, job.labels, job.summary):
+        for result in job.results:
             if result.resolve() in inputs:
-                raise FileExistsError(f"--output {output}: {result} is one of the pictures and would be overwritten")
+                kind = "videos" if is_video_name(result.name) else "pictures"
+                raise FileExistsError(f"--output {output}: {result} is one of the {kind} and would be overwritten")
     return jobs
+
+
+def plan_job(file: Path, output: Path, stem: str) -> Job | VideoJob:
+    """Name the results of one picture or video, which all begin with `stem`."""
+    if is_video_name(file.name):
+        return VideoJob(
+            file, output / f"{stem}_overlay.mp4", output / f"{stem}_overlay.partial.mp4", output / f"{stem}.json"
+        )
+    return Job(file, output / f"{stem}_overlay.jpg", output / f"{stem}_labels.png", output / f"{stem}.json")
 
 
 def unused_label(num_classes: int) -> int:

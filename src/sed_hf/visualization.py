@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,11 +34,11 @@ _RESERVE_SIZE = 256  # the colours among which a class that would be confused wi
 _DISPLAY_SIZE = 512  # pixels; smaller pictures are enlarged, so that picture and legend are in proportion
 _MIN_FONT_SIZE = 14  # pixels
 _FONT_SIZE_RATIO = 0.022  # font size relative to the square root of the picture's area
-_MAX_NAME_WIDTH = 14  # relative to the font size
+MAX_NAME_WIDTH = 14  # relative to the font size
 _CONTOUR_RATIO = 1 / 700  # contour width relative to the picture's shorter side
 _SEARCH_SIZE = 256  # longest side of the coarse label map on which the places of the numbers are sought
-_PANEL_COLOR = (255, 255, 255)
-_TEXT_COLOR = (24, 24, 24)
+PANEL_COLOR = (255, 255, 255)
+TEXT_COLOR = (24, 24, 24)
 _CONTOUR_COLOR = (255, 255, 255)
 _NUMBER_COLOR = (255, 255, 255)
 _NUMBER_OUTLINE_COLOR = (24, 24, 24)  # makes the numbers legible on bright colours too
@@ -134,13 +134,39 @@ def class_colors(indices: Sequence[int], num_classes: int) -> npt.NDArray[np.uin
         distinct = _distance_to_nearest(color[None], lab[kept])[0] > _CONFUSABLE_DISTANCE
         (kept if distinct else confusable).append(position)
 
-    reserve = class_palette(_RESERVE_SIZE)
-    reserve_lab = _srgb_to_oklab(reserve)
     for position in confusable:
-        most_distinct = np.argmax(_distance_to_nearest(reserve_lab, lab[kept]))
-        colors[position], lab[position] = reserve[most_distinct], reserve_lab[most_distinct]
+        colors[position], lab[position] = _most_distinct_color(lab[kept])
         kept.append(position)
     return colors
+
+
+class SettledClassColors:
+    """Colours of the classes of one video: a class keeps for ever the colour that it has when it first occurs.
+
+    That is its colour of [`class_palette`], unless a person would confuse it with a class that occurred earlier in the
+    video: then it is one that no class before it resembles.
+
+    Args:
+        num_classes: Size T of the vocabulary.
+
+    Attributes:
+        palette: RGB (T, 3), uint8; of classes that have not occurred, the colours are provisional.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.palette = class_palette(num_classes)
+        self._lab = _srgb_to_oklab(self.palette)
+        self._settled: dict[int, None] = {}  # an ordered set
+
+    def settle(self, indices: Iterable[int]) -> None:
+        """Fix the colours of the classes that occur now, the most important first."""
+        for index in indices:
+            if index in self._settled:
+                continue
+            settled = self._lab[list(self._settled)]
+            if _distance_to_nearest(self._lab[index, None], settled)[0] <= _CONFUSABLE_DISTANCE:
+                self.palette[index], self._lab[index] = _most_distinct_color(settled)
+            self._settled[index] = None
 
 
 def draw_overlay(
@@ -180,18 +206,18 @@ def draw_overlay(
     zoom = max(1, round(_DISPLAY_SIZE / max(image.size)))
     photo = image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
     labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    has_class = _has_class(labels, ignore_index)
 
     occurring = [entry.index for entry in statistics]
     palette = np.zeros((len(class_names), 3), dtype=np.uint8)
     palette[occurring] = class_colors(occurring, len(class_names))
-    font = _font_in_proportion(photo)
+    font = font_in_proportion(photo)
 
-    picture = _color_regions(photo, labels, palette, has_class, alpha)
+    picture = color_regions(photo, labels, palette, ignore_index, alpha)
     _number_regions(picture, labels, occurring, font)
     rows = [
         _LegendRow(first_synonym(entry.name), entry.share, tuple(palette[entry.index].tolist())) for entry in statistics
     ]
+    has_class = _has_class(labels, ignore_index)
     if not has_class.all():
         rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
     return _add_legend(picture, rows, font)
@@ -250,6 +276,14 @@ def _spread_colors(num_colors: int) -> npt.NDArray[np.uint8]:
     return candidates[chosen]
 
 
+def _most_distinct_color(lab: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """The colour of the reserve that least resembles any of the colours given (n, 3), as RGB (3,) and OKLab (3,)."""
+    reserve = class_palette(_RESERVE_SIZE)
+    reserve_lab = _srgb_to_oklab(reserve)
+    most_distinct = np.argmax(_distance_to_nearest(reserve_lab, lab))
+    return reserve[most_distinct], reserve_lab[most_distinct]
+
+
 def _distance_to_nearest(lab: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Distance from each colour (n, 3) to the nearest of the others (m, 3): (n,); infinite without others."""
     return np.linalg.norm(lab[:, None] - others[None], axis=-1).min(axis=1, initial=np.inf)
@@ -258,21 +292,22 @@ def _distance_to_nearest(lab: npt.NDArray[np.float32], others: npt.NDArray[np.fl
 # --- regions ---
 
 
-def _font_in_proportion(picture: Image.Image) -> ImageFont.FreeTypeFont:
+def font_in_proportion(picture: Image.Image) -> ImageFont.FreeTypeFont:
     size = max(_MIN_FONT_SIZE, round(_FONT_SIZE_RATIO * math.sqrt(picture.width * picture.height)))
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # it is, whenever a size is asked for
     return font
 
 
-def _color_regions(
+def color_regions(
     photo: Image.Image,
     labels: npt.NDArray[np.integer],
     palette: npt.NDArray[np.uint8],
-    has_class: npt.NDArray[np.bool_],
+    ignore_index: int | None,
     alpha: float,
 ) -> Image.Image:
     """The photo with the palette's colours (T, 3) blended in where there is a class, and contours between regions."""
+    has_class = _has_class(labels, ignore_index)
     colors = Image.fromarray(palette[np.where(has_class, labels, 0)])
     colored = Image.blend(photo.convert("L").convert("RGB"), colors, alpha)
     picture = Image.composite(colored, photo, Image.fromarray(has_class))
@@ -359,7 +394,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
 
 def _add_legend(picture: Image.Image, rows: Sequence[_LegendRow], font: ImageFont.FreeTypeFont) -> Image.Image:
     """The picture on a larger canvas, with the rows in columns below it (landscape) or beside it (portrait)."""
-    names = [shortened(row.name, font, _MAX_NAME_WIDTH * font.size) for row in rows]
+    names = [shortened(row.name, font, MAX_NAME_WIDTH * font.size) for row in rows]
     percentages = [_percentage(row.share) for row in rows]
     margin, gap = round(font.size), round(0.5 * font.size)
     swatch_width, swatch_height, row_height = round(2 * font.size), round(1.3 * font.size), round(1.7 * font.size)
@@ -383,7 +418,7 @@ def _add_legend(picture: Image.Image, rows: Sequence[_LegendRow], font: ImageFon
     else:
         left, top = picture.width, 0
         size = (picture.width + panel_width, max(picture.height, panel_height))
-    canvas = Image.new("RGB", size, _PANEL_COLOR)
+    canvas = Image.new("RGB", size, PANEL_COLOR)
     canvas.paste(picture)
 
     draw = ImageDraw.Draw(canvas)
@@ -392,9 +427,9 @@ def _add_legend(picture: Image.Image, rows: Sequence[_LegendRow], font: ImageFon
         x = left + margin + column * (column_width + margin)
         y = top + margin + row_in_column * row_height + row_height // 2
         swatch = (x, y - swatch_height // 2, x + swatch_width, y + swatch_height // 2)
-        draw.rectangle(swatch, fill=row.color, outline=_TEXT_COLOR)
+        draw.rectangle(swatch, fill=row.color, outline=TEXT_COLOR)
         if row.color is not None:
             _draw_number(draw, (x + swatch_width / 2, y), position + 1, font)
-        draw.text((x + swatch_width + gap, y), name, fill=_TEXT_COLOR, font=font, anchor="lm")
-        draw.text((x + column_width, y), percentage, fill=_TEXT_COLOR, font=font, anchor="rm")
+        draw.text((x + swatch_width + gap, y), name, fill=TEXT_COLOR, font=font, anchor="lm")
+        draw.text((x + column_width, y), percentage, fill=TEXT_COLOR, font=font, anchor="rm")
     return canvas
