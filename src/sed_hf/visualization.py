@@ -174,28 +174,56 @@ def draw_overlay(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: expected a value in [0, 1]")
     statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)
-    labels = np.asarray(segmentation)
+    occurring = [entry.index for entry in statistics]
+    picture = draw_regions(image, segmentation, occurring, len(class_names), ignore_index=ignore_index, alpha=alpha)
+    has_class = _has_class(np.asarray(segmentation), ignore_index)
+    colors = class_colors(occurring, len(class_names))
+    rows = [
+        _LegendRow(_first_synonym(entry.name), entry.share, tuple(color.tolist()))
+        for entry, color in zip(statistics, colors, strict=True)
+    ]
+    if not has_class.all():
+        rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
+    return _add_legend(picture, rows, _font_in_proportion(picture))
+
+
+def draw_regions(
+    image: Image.Image,
+    segmentation: npt.ArrayLike,
+    listed: Sequence[int],
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    alpha: float = 0.5,
+) -> Image.Image:
+    """The picture of [`draw_overlay`] without its legend, for pages that have one of their own.
+
+    Args:
+        image: The photo; converted to RGB.
+        segmentation: Class indices (height, width), integers, of the photo's size.
+        listed: The classes of the legend in its order, among them all that occur: the n-th has the number n.
+        num_classes: Size T of the vocabulary.
+        ignore_index: Label of pixels that have no class.
+        alpha: Opacity of the class colours, in [0, 1].
+
+    Returns:
+        An RGB picture of the photo's size, or a multiple of it.
+
+    Raises:
+        ValueError: The sizes differ, or a label is neither a class index nor `ignore_index`.
+    """
+    labels = _checked_labels(segmentation, num_classes, ignore_index)
     if labels.shape != (image.height, image.width):
         raise ValueError(f"segmentation has shape {labels.shape}: expected the picture's {(image.height, image.width)}")
     zoom = max(1, round(_DISPLAY_SIZE / max(image.size)))
     photo = image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
     labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    has_class = _has_class(labels, ignore_index)
 
-    occurring = [entry.index for entry in statistics]
-    palette = np.zeros((len(class_names), 3), dtype=np.uint8)
-    palette[occurring] = class_colors(occurring, len(class_names))
-    font = _font_in_proportion(photo)
-
-    picture = _color_regions(photo, labels, palette, has_class, alpha)
-    _number_regions(picture, labels, occurring, font)
-    rows = [
-        _LegendRow(_first_synonym(entry.name), entry.share, tuple(palette[entry.index].tolist()))
-        for entry in statistics
-    ]
-    if not has_class.all():
-        rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
-    return _add_legend(picture, rows, font)
+    palette = np.zeros((num_classes, 3), dtype=np.uint8)
+    palette[list(listed)] = class_colors(listed, num_classes)
+    picture = _color_regions(photo, labels, palette, _has_class(labels, ignore_index), alpha)
+    _number_regions(picture, labels, listed, _font_in_proportion(photo))
+    return picture
 
 
 def _checked_labels(segmentation: npt.ArrayLike, num_classes: int, ignore_index: int | None) -> npt.NDArray[np.integer]:

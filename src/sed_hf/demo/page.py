@@ -1,0 +1,316 @@
+"""The page of the demo: its parts, and what happens when a visitor uses them."""
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+
+from .. import SEDForSemanticSegmentation, SEDProcessor
+from ..class_embeddings import ClassEmbeddingCache, encode_classes
+from ..data.vocabularies import vocabulary_names
+from ..processing_sed import SYNONYM_SEPARATOR
+from ..segmentation import segment_pictures
+from ..visualization import class_colors
+from .inputs import (
+    MAX_CLASS_NAMES,
+    MAX_MEGAPIXELS,
+    MAX_UPLOAD_MEGABYTES,
+    OWN_CLASSES,
+    InputError,
+    read_class_names,
+    read_upload,
+)
+from .results import Result, Results
+
+logger = logging.getLogger(__name__)
+
+CACHED_CLASS_LISTS = 4
+MAX_TOPK = 32
+SECONDS_BETWEEN_CLEANUPS = 60
+SECONDS_FILES_ARE_KEPT = 3600
+
+TITLE = "SED: open-vocabulary semantic segmentation"
+EXAMPLE_CLASSES = ["sky", "tree", "grass", "dog, puppy", "person"]
+CLICK_A_REGION = "Click a region to read its class and probability."
+EMPTY_LEGEND = "The classes that are found will be listed here."
+RESULT_IS_GONE = "This result is no longer kept here. Please press Segment again."
+OUT_OF_MEMORY = (
+    "There is not enough memory for this picture with so many classes. Please take fewer classes, or early rejection."
+)
+
+CSS = """
+.gradio-container {max-width: 1280px !important}
+#picture, #overlay {min-height: 240px}
+#overlay img {cursor: crosshair}
+#region {min-height: 1.6em; font-size: 1.05em}
+#shown label {border-left: 1.1em solid var(--class-color, transparent); font-variant-numeric: tabular-nums}
+#shown label span {overflow-wrap: anywhere}
+@media (max-width: 640px) {.gradio-container {padding: 8px !important} #shown label {width: 100%}}
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture that the page offers, and the class names to go with it."""
+
+    picture: Path
+    class_names: Sequence[str]
+
+
+class Demo:
+    """What the page's controls do. Every method takes and returns the values of controls.
+
+    Args:
+        model: In evaluation mode, on the device where it is to run.
+        processor: Its processor.
+        model_name: For the page and the summaries.
+    """
+
+    def __init__(self, model: SEDForSemanticSegmentation, processor: SEDProcessor, model_name: str) -> None:
+        self.model = model
+        self.processor = processor
+        self.model_name = model_name
+        self.results = Results()
+        self.class_embeddings = lru_cache(maxsize=CACHED_CLASS_LISTS)(self._encode)
+
+    def segment(
+        self, path: str | None, vocabulary: str, class_text: str, topk: int, threshold: float, last_key: str | None
+    ) -> tuple:
+        """Segment the uploaded picture, and show the result."""
+        if path is None:
+            raise refusal("Please drop a picture first.")
+        try:
+            class_names = read_class_names(class_text, vocabulary)
+            picture = read_upload(Path(path), self.processor)
+            maps = segment_pictures(
+                self.model, self.processor, [picture], self.class_embeddings(tuple(class_names)), topk=int(topk)
+            )[0]
+        except InputError as error:
+            raise refusal(str(error)) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            logger.exception("out of memory")
+            raise refusal(OUT_OF_MEMORY) from error
+        if len(class_names) == 1 and SYNONYM_SEPARATOR in class_names[0]:
+            gr.Info("That is one class with several synonyms. For several classes, type each on a line of its own.")
+        result = Result(
+            Path(path).name, picture, maps["segmentation"], maps["probability"], class_names, self.model_name
+        )
+        self.results.remove(last_key)
+        return self.results.add(result), *self._show(result, threshold, result.listed), CLICK_A_REGION
+
+    def change_threshold(self, key: str | None, threshold: float, shown: list[int]) -> tuple:
+        """Show the same result with another threshold."""
+        if key is None:  # the threshold of the first picture
+            return tuple(gr.skip() for _ in range(5))
+        return self._show(self._result(key), threshold, shown)
+
+    def show_classes(self, key: str | None, threshold: float, shown: list[int]) -> object:
+        """Show these classes of the same result, and hide the others."""
+        result = self._result(key)
+        return result.draw(threshold, set(result.listed) - set(shown))
+
+    def read_region(self, key: str | None, threshold: float, event: gr.SelectData) -> str:
+        """Say what there is where the overlay was clicked."""
+        result = self._result(key)
+        x, y = event.index  # pixels of the overlay
+        region = result.region_at(x / result.view.width, y / result.view.height, threshold)
+        name = f"<b>{escape(region.class_name)}</b>"
+        if region.statistics is None:
+            return f"No class here: the best one, {name}, has a probability of only {region.probability:.2f}."
+        mean, share = region.statistics.mean_probability, region.statistics.share
+        return (
+            f"{name}: probability {region.probability:.2f} here and {mean:.2f} on average, {share:.1%} of the picture."
+        )
+
+    def check_picture(self, path: str | None) -> None:
+        """Tell at once what is wrong with an uploaded picture."""
+        if path is None:
+            return
+        try:
+            read_upload(Path(path), self.processor)
+        except InputError as error:
+            raise refusal(str(error)) from error
+
+    def _encode(self, class_names: tuple[str, ...]) -> torch.Tensor:
+        return encode_classes(self.model, self.processor, class_names, ClassEmbeddingCache(), show_progress=False)
+
+    def _result(self, key: str | None) -> Result:
+        result = self.results.get(key)
+        if result is None:
+            raise refusal(RESULT_IS_GONE)
+        return result
+
+    def _show(self, result: Result, threshold: float, shown: Sequence[int]) -> tuple:
+        """Overlay, colours of the legend, legend, label map and summary."""
+        overlay = result.draw(threshold, set(result.listed) - set(shown))
+        choices = legend_choices(result, threshold)
+        labels, summary = result.write(threshold, Path(gr.utils.get_upload_folder(), uuid.uuid4().hex))
+        return (
+            overlay,
+            legend_colors(result),
+            gr.CheckboxGroup(choices=choices, value=list(shown)),
+            gr.DownloadButton(value=labels, interactive=True),
+            gr.DownloadButton(value=summary, interactive=True),
+        )
+
+
+def refusal(message: str) -> gr.Error:
+    """An error for the page, which takes it for HTML."""
+    return gr.Error(escape(message, quote=False), title="That did not work", print_exception=False)
+
+
+def legend_choices(result: Result, threshold: float) -> list[tuple[str, int]]:
+    """For each listed class the line in the legend, and its index: number, first synonym, share, mean probability."""
+    statistics = {entry.index: entry for entry in result.statistics(threshold)}
+    choices = []
+    for number, index in enumerate(result.listed, start=1):
+        name = result.class_names[index].split(SYNONYM_SEPARATOR)[0]
+        entry = statistics.get(index)
+        values = "0 %" if entry is None else f"{entry.share:.1%} · p {entry.mean_probability:.2f}"
+        choices.append((f"{number}  {name} · {values}", index))
+    return choices
+
+
+def legend_colors(result: Result) -> str:
+    """A style sheet that gives each line of the legend the colour of its class."""
+    colors = class_colors(result.listed, len(result.class_names)).tolist()
+    rules = [
+        f"#shown label:has(input[name='{index}']) {{--class-color: rgb({red} {green} {blue})}}"
+        for index, (red, green, blue) in zip(result.listed, colors, strict=True)
+    ]
+    return f"<style>{' '.join(rules)}</style>"
+
+
+def build_demo(
+    model: SEDForSemanticSegmentation,
+    processor: SEDProcessor,
+    model_name: str,
+    examples: Sequence[Example] = (),
+) -> gr.Blocks:
+    """Build the page; [`serve`] serves it.
+
+    Args:
+        model: The model, in evaluation mode, on the device where it is to run.
+        processor: Its processor.
+        model_name: How page and summaries call it.
+        examples: Pictures to offer, with their class names; those of the first are typed in at the beginning.
+    """
+    demo = Demo(model, processor, model_name)
+    class_names = examples[0].class_names if examples else EXAMPLE_CLASSES
+    with gr.Blocks(
+        title="SED",
+        analytics_enabled=False,
+        delete_cache=(SECONDS_BETWEEN_CLEANUPS, SECONDS_FILES_ARE_KEPT),
+    ) as page:
+        key = gr.State(None)
+        gr.Markdown(f"# {TITLE}\nDrop a picture, name classes, press **Segment**. Model: {model_name}.")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                picture = gr.Image(
+                    label=f"Picture, at most {MAX_UPLOAD_MEGABYTES} MB and {MAX_MEGAPIXELS} megapixels",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    elem_id="picture",
+                )
+                # Gradio would open the file, whatever it is, and answer a bad one without a word of explanation.
+                picture.preprocess = uploaded_path  # type: ignore[method-assign]
+                if examples:
+                    offered = gr.Dataset(
+                        label="Examples",
+                        components=[gr.Image(type="filepath", visible=False)],
+                        samples=[[str(example.picture)] for example in examples],
+                        type="index",
+                    )
+                vocabulary = gr.Dropdown(
+                    [OWN_CLASSES, *vocabulary_names()], value=OWN_CLASSES, label="Classes", elem_id="vocabulary"
+                )
+                class_text = gr.Textbox(
+                    "\n".join(class_names),
+                    label=f"One class a line, synonyms after a comma; at most {MAX_CLASS_NAMES:,} names",
+                    lines=6,
+                    max_lines=12,
+                    elem_id="classes",
+                )
+                topk = gr.Slider(
+                    0,
+                    MAX_TOPK,
+                    value=0,
+                    step=1,
+                    label="Early rejection (top-k)",
+                    info="Drops classes that are nowhere among the k best: faster with many classes. 0 keeps all.",
+                )
+                button = gr.Button("Segment", variant="primary", elem_id="segment")
+            with gr.Column(min_width=320):
+                overlay = gr.Image(
+                    label="Segmentation",
+                    format="jpeg",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_id="overlay",
+                )
+                region = gr.HTML(CLICK_A_REGION, elem_id="region")
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    value=0,
+                    step=0.01,
+                    label="Threshold",
+                    info="Pixels whose probability is lower get no class.",
+                    elem_id="threshold",
+                )
+                colors = gr.HTML(elem_id="colors")
+                shown = gr.CheckboxGroup(
+                    [],
+                    label="Classes found: number, name, share of the picture, mean probability. Untick to hide",
+                    show_select_all=True,
+                    elem_id="shown",
+                )
+                with gr.Row():
+                    labels_button = gr.DownloadButton("Label map (PNG)", interactive=False, elem_id="labels")
+                    summary_button = gr.DownloadButton("Summary (JSON)", interactive=False, elem_id="summary")
+
+        result_parts = [overlay, colors, shown, labels_button, summary_button]
+        button.click(
+            demo.segment,
+            [picture, vocabulary, class_text, topk, threshold, key],
+            [key, *result_parts, region],
+            api_name="segment",
+            concurrency_id="segment",
+        )
+        listen: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        picture.upload(demo.check_picture, picture, None, **listen)
+        threshold.release(demo.change_threshold, [key, threshold, shown], result_parts, **listen)
+        shown.input(demo.show_classes, [key, threshold, shown], overlay, **listen)
+        overlay.select(demo.read_region, [key, threshold], region, **listen)
+        vocabulary.input(typed_classes_are_used, vocabulary, class_text, **listen)
+        if examples:
+            offered.click(take_example(examples), offered, [picture, vocabulary, class_text], **listen)
+    return page
+
+
+def uploaded_path(payload: object) -> str | None:
+    """The path of an uploaded file, which Gradio has checked to be one."""
+    return getattr(payload, "path", None)
+
+
+def typed_classes_are_used(vocabulary: str) -> object:
+    """Show the text box where it counts."""
+    return gr.Textbox(visible=vocabulary == OWN_CLASSES)
+
+
+def take_example(examples: Sequence[Example]) -> Callable[[int], tuple]:
+    """What a click on one of the examples puts into the page."""
+
+    def take(index: int) -> tuple:
+        example = examples[index]
+        return str(example.picture), OWN_CLASSES, gr.Textbox("\n".join(example.class_names), visible=True)
+
+    return take
