@@ -195,6 +195,7 @@ def draw_regions(
     *,
     ignore_index: int | None = None,
     alpha: float = 0.5,
+    font_scale: float = 1.0,
 ) -> Image.Image:
     """The picture of [`draw_overlay`] without its legend, for pages that have one of their own.
 
@@ -205,6 +206,7 @@ def draw_regions(
         num_classes: Size T of the vocabulary.
         ignore_index: Label of pixels that have no class.
         alpha: Opacity of the class colours, in [0, 1].
+        font_scale: Size of the numbers relative to those of [`draw_overlay`].
 
     Returns:
         An RGB picture of the photo's size, or a multiple of it.
@@ -222,7 +224,7 @@ def draw_regions(
     palette = np.zeros((num_classes, 3), dtype=np.uint8)
     palette[list(listed)] = class_colors(listed, num_classes)
     picture = _color_regions(photo, labels, palette, _has_class(labels, ignore_index), alpha)
-    _number_regions(picture, labels, listed, _font_in_proportion(photo))
+    _number_regions(picture, labels, listed, _font_in_proportion(photo, font_scale))
     return picture
 
 
@@ -287,8 +289,8 @@ def _distance_to_nearest(lab: npt.NDArray[np.float32], others: npt.NDArray[np.fl
 # --- regions ---
 
 
-def _font_in_proportion(picture: Image.Image) -> ImageFont.FreeTypeFont:
-    size = max(_MIN_FONT_SIZE, round(_FONT_SIZE_RATIO * math.sqrt(picture.width * picture.height)))
+def _font_in_proportion(picture: Image.Image, scale: float = 1.0) -> ImageFont.FreeTypeFont:
+    size = max(_MIN_FONT_SIZE, round(scale * _FONT_SIZE_RATIO * math.sqrt(picture.width * picture.height)))
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # it is, whenever a size is asked for
     return font

@@ -49,10 +49,14 @@ CSS = """
 .gradio-container {max-width: 1280px !important}
 #picture, #overlay {min-height: 240px}
 #overlay img {cursor: crosshair}
-#region {min-height: 1.6em; font-size: 1.05em}
-#shown label {border-left: 1.1em solid var(--class-color, transparent); font-variant-numeric: tabular-nums}
-#shown label span {overflow-wrap: anywhere}
-@media (max-width: 640px) {.gradio-container {padding: 8px !important} #shown label {width: 100%}}
+#region {min-height: 1.6em}
+#colors {display: none}
+#shown .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 6px}
+#shown .wrap label {
+    border-left: 1.1em solid var(--class-color, transparent); font-variant-numeric: tabular-nums; margin: 0
+}
+#shown .wrap label span {overflow-wrap: anywhere}
+@media (max-width: 640px) {.gradio-container {padding: 8px !important} h1 {font-size: 1.4em !important}}
 """
 
 
@@ -155,9 +159,9 @@ class Demo:
         return (
             overlay,
             legend_colors(result),
-            gr.CheckboxGroup(choices=choices, value=list(shown)),
-            gr.DownloadButton(value=labels, interactive=True),
-            gr.DownloadButton(value=summary, interactive=True),
+            gr.update(choices=choices, value=list(shown)),
+            gr.update(value=str(labels), interactive=True),
+            gr.update(value=str(summary), interactive=True),
         )
 
 
@@ -225,6 +229,7 @@ def build_demo(
                 if examples:
                     offered = gr.Dataset(
                         label="Examples",
+                        elem_id="examples",
                         components=[gr.Image(type="filepath", visible=False)],
                         samples=[[str(example.picture)] for example in examples],
                         type="index",
@@ -251,6 +256,7 @@ def build_demo(
             with gr.Column(min_width=320):
                 overlay = gr.Image(
                     label="Segmentation",
+                    show_label=False,  # it would cover a corner of the picture
                     format="jpeg",
                     interactive=False,
                     buttons=["download", "fullscreen"],
@@ -269,7 +275,8 @@ def build_demo(
                 colors = gr.HTML(elem_id="colors")
                 shown = gr.CheckboxGroup(
                     [],
-                    label="Classes found: number, name, share of the picture, mean probability. Untick to hide",
+                    label="Classes found; untick to hide",
+                    info="Number, name, share of the picture, mean probability (p)",
                     show_select_all=True,
                     elem_id="shown",
                 )
@@ -303,7 +310,7 @@ def uploaded_path(payload: object) -> str | None:
 
 def typed_classes_are_used(vocabulary: str) -> object:
     """Show the text box where it counts."""
-    return gr.Textbox(visible=vocabulary == OWN_CLASSES)
+    return gr.update(visible=vocabulary == OWN_CLASSES)
 
 
 def take_example(examples: Sequence[Example]) -> Callable[[int], tuple]:
@@ -311,6 +318,6 @@ def take_example(examples: Sequence[Example]) -> Callable[[int], tuple]:
 
     def take(index: int) -> tuple:
         example = examples[index]
-        return str(example.picture), OWN_CLASSES, gr.Textbox("\n".join(example.class_names), visible=True)
+        return str(example.picture), OWN_CLASSES, gr.update(value="\n".join(example.class_names), visible=True)
 
     return take

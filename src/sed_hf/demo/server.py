@@ -50,6 +50,7 @@ def serve(
             server_port=port,
             root_path=root_path,
             share=share,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
             max_file_size=MAX_UPLOAD_MEGABYTES * 1_000_000,
             state_session_capacity=MAX_SESSIONS,
