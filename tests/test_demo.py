@@ -198,11 +198,11 @@ def test_as_many_class_names_as_the_limit_are_taken() -> None:
 
 
 def test_the_legend_lists_number_name_share_and_probability(result: Result) -> None:
-    assert legend_choices(result, 0.0) == [("1  dog · 66.7% · p 0.80", 2), ("2  sky · 33.3% · p 0.30", 0)]
+    assert legend_choices(result, 0.0) == [("1  dog · 66.7% · 0.80", 2), ("2  sky · 33.3% · 0.30", 0)]
 
 
 def test_a_class_below_the_threshold_stays_in_the_legend(result: Result) -> None:
-    assert legend_choices(result, 0.5)[1] == ("2  sky · 0 %", 0)
+    assert legend_choices(result, 0.5)[1] == ("2  sky · 0%", 0)
 
 
 def test_the_legend_has_a_colour_for_each_class(result: Result) -> None:

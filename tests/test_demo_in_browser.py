@@ -115,7 +115,7 @@ class Page:
 
     def message(self) -> str:
         """The error that the page shows, once it does."""
-        return self.find(".toast-body.error").text
+        return self.wait_for(lambda: self.find(".toast-body.error").text)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_threshold_redraws_the_overlay(segmented: Page) -> None:
     number.send_keys(Keys.CONTROL + "a")
     number.send_keys("1" + Keys.TAB)
     segmented.wait_for_another_overlay(before)
-    segmented.wait_for(lambda: all(line.endswith("0 %") for line in segmented.legend()))
+    segmented.wait_for(lambda: all(line.endswith("0%") for line in segmented.legend()))
 
 
 def test_unticking_a_class_hides_it(segmented: Page) -> None:
@@ -199,7 +199,7 @@ def text_file(folder: Path) -> Path:
 
 
 def large_file(folder: Path) -> Path:
-    (folder / "large.jpg").write_bytes(bytes(20_000_001))
+    (folder / "large.jpg").write_bytes(bytes(20 * 2**20 + 1))
     return folder / "large.jpg"
 
 
@@ -208,7 +208,7 @@ def large_file(folder: Path) -> Path:
     [
         (large_picture, "6000 × 5000 pixels, which is 30 megapixels. At most 25 are taken here"),
         (text_file, "notes.png is not a picture that can be read here"),
-        (large_file, "20"),
+        (large_file, "exceed the maximum allowed size of 20"),
     ],
 )
 def test_a_bad_upload_is_answered_by_a_sentence_and_the_demo_goes_on(

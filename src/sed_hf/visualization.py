@@ -206,7 +206,7 @@ def draw_regions(
         num_classes: Size T of the vocabulary.
         ignore_index: Label of pixels that have no class.
         alpha: Opacity of the class colours, in [0, 1].
-        font_scale: Size of the numbers relative to those of [`draw_overlay`].
+        font_scale: Size of the numbers relative to those of [`draw_overlay`]; where they do not fit, they are as there.
 
     Returns:
         An RGB picture of the photo's size, or a multiple of it.
@@ -224,7 +224,8 @@ def draw_regions(
     palette = np.zeros((num_classes, 3), dtype=np.uint8)
     palette[list(listed)] = class_colors(listed, num_classes)
     picture = _color_regions(photo, labels, palette, _has_class(labels, ignore_index), alpha)
-    _number_regions(picture, labels, listed, _font_in_proportion(photo, font_scale))
+    fonts = [_font_in_proportion(photo, font_scale), _font_in_proportion(photo)]
+    _number_regions(picture, labels, listed, fonts)
     return picture
 
 
@@ -321,16 +322,20 @@ def _contours(labels: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.boo
 
 
 def _number_regions(
-    picture: Image.Image, labels: npt.NDArray[np.integer], occurring: Sequence[int], font: ImageFont.FreeTypeFont
+    picture: Image.Image,
+    labels: npt.NDArray[np.integer],
+    listed: Sequence[int],
+    fonts: Sequence[ImageFont.FreeTypeFont],
 ) -> None:
-    """Write the rank of each class, from 1, into its widest region, where it fits."""
+    """Write the rank of each class, from 1, into its widest region, in the first of the fonts that fits, if any."""
     draw = ImageDraw.Draw(picture)
     stride = math.ceil(max(labels.shape) / _SEARCH_SIZE)
     coarse_labels = labels[::stride, ::stride]
-    for number, index in enumerate(occurring, start=1):
+    for number, index in enumerate(listed, start=1):
         row, column, depth = _innermost_cell(coarse_labels == index)
-        if (depth - 1) * stride > 0.6 * font.size:
-            _draw_number(draw, (column * stride, row * stride), number, font)
+        fitting = [font for font in fonts if (depth - 1) * stride > 0.6 * font.size]
+        if fitting:
+            _draw_number(draw, (column * stride, row * stride), number, fitting[0])
 
 
 def _innermost_cell(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:

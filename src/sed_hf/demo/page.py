@@ -53,7 +53,8 @@ CSS = """
 #colors {display: none}
 #shown .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 6px}
 #shown .wrap label {
-    border-left: 1.1em solid var(--class-color, transparent); font-variant-numeric: tabular-nums; margin: 0
+    border-left: 1.1em solid var(--class-color, transparent); margin: 0;
+    font-size: 0.9em; font-variant-numeric: tabular-nums;
 }
 #shown .wrap label span {overflow-wrap: anywhere}
 @media (max-width: 640px) {.gradio-container {padding: 8px !important} h1 {font-size: 1.4em !important}}
@@ -177,7 +178,7 @@ def legend_choices(result: Result, threshold: float) -> list[tuple[str, int]]:
     for number, index in enumerate(result.listed, start=1):
         name = result.class_names[index].split(SYNONYM_SEPARATOR)[0]
         entry = statistics.get(index)
-        values = "0 %" if entry is None else f"{entry.share:.1%} · p {entry.mean_probability:.2f}"
+        values = "0%" if entry is None else f"{entry.share:.1%} · {entry.mean_probability:.2f}"
         choices.append((f"{number}  {name} · {values}", index))
     return choices
 
@@ -276,7 +277,7 @@ def build_demo(
                 shown = gr.CheckboxGroup(
                     [],
                     label="Classes found; untick to hide",
-                    info="Number, name, share of the picture, mean probability (p)",
+                    info="Number, name, share of the picture, mean probability",
                     show_select_all=True,
                     elem_id="shown",
                 )

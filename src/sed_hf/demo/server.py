@@ -52,7 +52,7 @@ def serve(
             share=share,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
-            max_file_size=MAX_UPLOAD_MEGABYTES * 1_000_000,
+            max_file_size=MAX_UPLOAD_MEGABYTES * 2**20,
             state_session_capacity=MAX_SESSIONS,
             allowed_paths=[],
             enable_monitoring=False,
