@@ -31,7 +31,7 @@ def send_requests(client: Client, number: int, numbers: Sequence[int]) -> int:
             0.0,
             api_name="/segment",
         )
-        answered += Path(summary["value"]).suffix == ".json"
+        answered += Path(summary["value"]["path"]).suffix == ".json"
     return answered
 
 

@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -84,6 +85,8 @@ class Demo:
         self.model_name = model_name
         self.results = Results()
         self.class_embeddings = lru_cache(maxsize=CACHED_CLASS_LISTS)(self._encode)
+        # Gradio would call from ever other threads, for each of which torch and malloc set memory of its own aside.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="segment")
 
     def segment(
         self, path: str | None, vocabulary: str, class_text: str, topk: int, threshold: float, last_key: str | None
@@ -93,10 +96,7 @@ class Demo:
             raise refusal("Please drop a picture first.")
         try:
             class_names = read_class_names(class_text, vocabulary)
-            picture = read_upload(Path(path), self.processor)
-            maps = segment_pictures(
-                self.model, self.processor, [picture], self.class_embeddings(tuple(class_names)), topk=int(topk)
-            )[0]
+            result = self._worker.submit(self._segment, Path(path), class_names, int(topk)).result()
         except InputError as error:
             raise refusal(str(error)) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -104,9 +104,6 @@ class Demo:
             raise refusal(OUT_OF_MEMORY) from error
         if len(class_names) == 1 and SYNONYM_SEPARATOR in class_names[0]:
             gr.Info("That is one class with several synonyms. For several classes, type each on a line of its own.")
-        result = Result(
-            Path(path).name, picture, maps["segmentation"], maps["probability"], class_names, self.model_name
-        )
         self.results.remove(last_key)
         return self.results.add(result), *self._show(result, threshold, result.listed), CLICK_A_REGION
 
@@ -142,6 +139,12 @@ class Demo:
             read_upload(Path(path), self.processor)
         except InputError as error:
             raise refusal(str(error)) from error
+
+    def _segment(self, path: Path, class_names: list[str], topk: int) -> Result:
+        picture = read_upload(path, self.processor)
+        class_embeddings = self.class_embeddings(tuple(class_names))
+        [maps] = segment_pictures(self.model, self.processor, [picture], class_embeddings, topk=topk)
+        return Result(path.name, picture, maps["segmentation"], maps["probability"], class_names, self.model_name)
 
     def _encode(self, class_names: tuple[str, ...]) -> torch.Tensor:
         return encode_classes(self.model, self.processor, class_names, ClassEmbeddingCache(), show_progress=False)
