@@ -72,7 +72,8 @@ def test_segment_shows_an_overlay_and_lists_the_classes_found(demo: Demo, photo:
     key, overlay, _, legend, *_ = demo.segment(photo, OWN_CLASSES, "sky\n\ndog, puppy\n", 0, 0.0, None)
     result = demo.results.get(key)
     assert result is not None
-    assert overlay.size == result.view.size
+    with Image.open(overlay) as picture:
+        assert picture.size == result.view.size
     assert {label.split(" · ")[0].split()[-1] for label, _ in legend["choices"]} <= {"sky", "dog"}
     assert legend["value"] == result.listed
 

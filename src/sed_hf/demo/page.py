@@ -46,12 +46,15 @@ OUT_OF_MEMORY = (
     "There is not enough memory for this picture with so many classes. Please take fewer classes, or early rejection."
 )
 
+# The colours of the legend are a style sheet in an element of their own. A refusal is shown in a corner of the page;
+# Gradio would also hide the last result behind the word "Error".
 CSS = """
 .gradio-container {max-width: 1280px !important}
 #picture, #overlay {min-height: 240px}
 #overlay img {cursor: crosshair}
 #region {min-height: 1.6em}
 #colors {display: none}
+[data-testid="status-tracker"]:has(.error) {display: none !important}
 #shown .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 6px}
 #shown .wrap label {
     border-left: 1.1em solid var(--class-color, transparent); margin: 0;
@@ -113,10 +116,10 @@ class Demo:
             return tuple(gr.skip() for _ in range(5))
         return self._show(self._result(key), threshold, shown)
 
-    def show_classes(self, key: str | None, threshold: float, shown: list[int]) -> object:
+    def show_classes(self, key: str | None, threshold: float, shown: list[int]) -> str:
         """Show these classes of the same result, and hide the others."""
         result = self._result(key)
-        return result.draw(threshold, set(result.listed) - set(shown))
+        return str(result.write_overlay(threshold, set(result.listed) - set(shown), new_folder()))
 
     def read_region(self, key: str | None, threshold: float, event: gr.SelectData) -> str:
         """Say what there is where the overlay was clicked."""
@@ -157,16 +160,24 @@ class Demo:
 
     def _show(self, result: Result, threshold: float, shown: Sequence[int]) -> tuple:
         """Overlay, colours of the legend, legend, label map and summary."""
-        overlay = result.draw(threshold, set(result.listed) - set(shown))
+        folder = new_folder()
+        overlay = result.write_overlay(threshold, set(result.listed) - set(shown), folder)
+        labels, summary = result.write_downloads(threshold, folder)
         choices = legend_choices(result, threshold)
-        labels, summary = result.write(threshold, Path(gr.utils.get_upload_folder(), uuid.uuid4().hex))
         return (
-            overlay,
+            str(overlay),
             legend_colors(result),
             gr.update(choices=choices, value=list(shown)),
             gr.update(value=str(labels), interactive=True),
             gr.update(value=str(summary), interactive=True),
         )
+
+
+def new_folder() -> Path:
+    """A folder of which Gradio removes the files after a while."""
+    folder = Path(gr.utils.get_upload_folder(), uuid.uuid4().hex)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def refusal(message: str) -> gr.Error:
@@ -218,11 +229,14 @@ def build_demo(
         delete_cache=(SECONDS_BETWEEN_CLEANUPS, SECONDS_FILES_ARE_KEPT),
     ) as page:
         key = gr.State(None)
-        gr.Markdown(f"# {TITLE}\nDrop a picture, name classes, press **Segment**. Model: {model_name}.")
+        gr.Markdown(
+            f"# {TITLE}\nDrop a picture of at most {MAX_UPLOAD_MEGABYTES} MB and {MAX_MEGAPIXELS} megapixels,"
+            f" name classes, press **Segment**. Model: {model_name}."
+        )
         with gr.Row():
             with gr.Column(min_width=320):
                 picture = gr.Image(
-                    label=f"Picture, at most {MAX_UPLOAD_MEGABYTES} MB and {MAX_MEGAPIXELS} megapixels",
+                    label="Picture",
                     type="filepath",
                     sources=["upload", "clipboard"],
                     height=320,
@@ -261,7 +275,6 @@ def build_demo(
                 overlay = gr.Image(
                     label="Segmentation",
                     show_label=False,  # it would cover a corner of the picture
-                    format="jpeg",
                     interactive=False,
                     buttons=["download", "fullscreen"],
                     elem_id="overlay",
@@ -294,7 +307,7 @@ def build_demo(
             [picture, vocabulary, class_text, topk, threshold, key],
             [key, *result_parts, region],
             api_name="segment",
-            concurrency_id="segment",
+            show_progress_on=overlay,
         )
         listen: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         picture.upload(demo.check_picture, picture, None, **listen)

@@ -114,9 +114,15 @@ class Result:
         statistics = {entry.index: entry for entry in self.statistics(threshold)} if probability >= threshold else {}
         return Region(self.class_names[index], probability, statistics.get(index))
 
-    def write(self, threshold: float, folder: Path) -> tuple[Path, Path]:
-        """Write the label map and the summary of `sed-hf segment` into a new folder, and return their paths."""
-        folder.mkdir(parents=True)
+    def write_overlay(self, threshold: float, hidden: Collection[int], folder: Path) -> Path:
+        """Write what [`draw`] draws into a folder, and return its path."""
+        path = folder / f"{Path(self.file_name).stem}_overlay.jpg"
+        # Without chroma subsampling, which would blur contours and numbers.
+        self.draw(threshold, hidden).save(path, quality=90, subsampling=0)
+        return path
+
+    def write_downloads(self, threshold: float, folder: Path) -> tuple[Path, Path]:
+        """Write the label map and the summary of `sed-hf segment` into a folder, and return their paths."""
         stem = Path(self.file_name).stem
         labels_path, summary_path = folder / f"{stem}_labels.png", folder / f"{stem}.json"
         segmentation = self.labels_at(threshold)
