@@ -265,6 +265,12 @@ def test_an_example_brings_its_class_names(page_functions: dict[str, Callable]) 
     assert "orange star" in class_text["value"].splitlines()
 
 
+def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--port", "70000"])
+    assert "expected a port from 1 to 65535, got '70000'" in capsys.readouterr().err
+
+
 def test_the_space_requires_what_the_package_requires() -> None:
     options = (ROOT / "setup.cfg").read_text().split("install_requires =\n")[1].split("\n\n")[0]
     assert (ROOT / "space" / "requirements.txt").read_text().split() == options.split()

@@ -245,6 +245,17 @@ def test_nothing_is_wider_than_the_window(segmented: Page, width: int) -> None:
     assert wide <= 0
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", str(SCENE)])
+def test_a_request_cannot_name_a_file_that_was_not_uploaded(address: str, path: str) -> None:
+    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [picture, "the classes typed below", "sky", 0, 0]}).encode()
+    request = urllib.request.Request(f"{address}/gradio_api/call/segment", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{address}/gradio_api/call/segment/{event}") as answer:
+        assert answer.read().startswith(b"event: error")
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "app.py", "src/sed_hf/demo/server.py", "../app.py"])
 def test_files_that_nobody_sent_cannot_be_read(address: str, space: Path, path: str) -> None:
     for name in {path, str(space / path)}:

@@ -240,7 +240,7 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
         metavar="ADDRESS",
         help="address to listen at; 0.0.0.0 lets other computers in (default: 127.0.0.1, this computer alone)",
     )
-    parser.add_argument("--port", type=positive_integer, metavar="N", help="port (default: the first free from 7860)")
+    parser.add_argument("--port", type=port_number, metavar="N", help="port (default: the first free from 7860)")
     parser.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy shows the demo")
     parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
     parser.set_defaults(run=run_demo)
@@ -292,6 +292,14 @@ def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def port_number(text: str) -> int:
+    """An argument that is the number of a TCP port."""
+    number = positive_integer(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
+    return number
 
 
 def probability(text: str) -> float:

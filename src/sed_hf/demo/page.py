@@ -50,7 +50,7 @@ OUT_OF_MEMORY = (
 # Gradio would also hide the last result behind the word "Error".
 CSS = """
 .gradio-container {max-width: 1280px !important}
-#picture, #overlay {min-height: 240px}
+#overlay:not(:has(img)) {min-height: 240px}
 #overlay img {cursor: crosshair}
 #region {min-height: 1.6em}
 #colors {display: none}
@@ -182,7 +182,7 @@ def new_folder() -> Path:
 
 def refusal(message: str) -> gr.Error:
     """An error for the page, which takes it for HTML."""
-    return gr.Error(escape(message, quote=False), title="That did not work", print_exception=False)
+    return gr.Error(escape(message, quote=False), print_exception=False)
 
 
 def legend_choices(result: Result, threshold: float) -> list[tuple[str, int]]:
