@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
@@ -141,6 +142,25 @@ def test_a_text_file_named_png_is_refused_when_it_arrives(demo: Demo, tmp_path: 
 def test_a_refusal_cannot_put_markup_into_the_page(demo: Demo, photo: str) -> None:
     with pytest.raises(gradio.Error, match="“&lt;img&gt;” is the same class name"):
         demo.segment(photo, OWN_CLASSES, "<img>\n<img>", 0, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("2 GiB"), "There is not enough memory for this picture"),
+        (RuntimeError("a bug"), "Something went wrong on the server"),
+    ],
+)
+def test_a_failure_is_a_sentence_without_details(
+    demo: Demo, photo: str, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sed_hf.demo.page.segment_pictures", fail)
+    with pytest.raises(gradio.Error, match=message) as refusal:
+        demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0, None)
+    assert str(error) not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

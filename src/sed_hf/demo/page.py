@@ -40,11 +40,11 @@ SECONDS_FILES_ARE_KEPT = 3600
 TITLE = "SED: open-vocabulary semantic segmentation"
 EXAMPLE_CLASSES = ["sky", "tree", "grass", "dog, puppy", "person"]
 CLICK_A_REGION = "Click a region to read its class and probability."
-EMPTY_LEGEND = "The classes that are found will be listed here."
 RESULT_IS_GONE = "This result is no longer kept here. Please press Segment again."
 OUT_OF_MEMORY = (
     "There is not enough memory for this picture with so many classes. Please take fewer classes, or early rejection."
 )
+FAILED = "Something went wrong on the server, whose log says what. Please try another picture or other classes."
 
 # The colours of the legend are a style sheet in an element of their own. A refusal is shown in a corner of the page;
 # Gradio would also hide the last result behind the word "Error".
@@ -105,6 +105,9 @@ class Demo:
         except (MemoryError, torch.OutOfMemoryError) as error:
             logger.exception("out of memory")
             raise refusal(OUT_OF_MEMORY) from error
+        except Exception as error:  # whatever it is, the visitor is told in a sentence
+            logger.exception("segmenting failed")
+            raise refusal(FAILED) from error
         if len(class_names) == 1 and SYNONYM_SEPARATOR in class_names[0]:
             gr.Info("That is one class with several synonyms. For several classes, type each on a line of its own.")
         self.results.remove(last_key)
