@@ -29,7 +29,8 @@ def serve(
     """Serve a page until the process is interrupted or terminated.
 
     Args:
-        build: Builds the page; it is given a folder for files that the page offers, which ends with the server.
+        build: Builds the page; it is given a folder for files that the page offers, which ends with the server. They
+            are served as copies, which Gradio renews when it has removed them for their age.
         host: Address to listen at; 127.0.0.1 by default, or the environment variable `GRADIO_SERVER_NAME`.
         port: By default the first free one from 7860, or the environment variable `GRADIO_SERVER_PORT`.
         root_path: Path under which a reverse proxy shows the server.
@@ -41,8 +42,8 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="sed-hf-demo-", ignore_cleanup_errors=True) as folder:
         # Gradio's own default is a folder that all its apps share, and all serve.
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        os.environ["GRADIO_EXAMPLES_CACHE"] = str(Path(folder, "examples-cache"))
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "served"))
+        os.environ["GRADIO_EXAMPLES_CACHE"] = str(Path(folder, "served", "examples"))
         page = build(Path(folder))
         page.queue(max_size=MAX_WAITING_REQUESTS, default_concurrency_limit=1)
         page.launch(
