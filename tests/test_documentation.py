@@ -25,6 +25,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import make_tiny_config, official_weights
+from demo_server import make_space, running_space
 from PIL import Image
 from raw_copies import (
     write_ade20k_150,
@@ -114,8 +115,10 @@ def _without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 class Page:
     """Runs the blocks of a page, one after the other."""
 
-    def __init__(self, workplace: Path) -> None:
+    def __init__(self, workplace: Path, servers: contextlib.ExitStack) -> None:
         self.workplace = workplace
+        self.servers = servers  # that commands of the page start
+        self.address = "http://127.0.0.1:7860"
         self.namespace: dict[str, Any] = {"__name__": "page"}
 
     def run(self, language: str, code: str) -> None:
@@ -126,9 +129,11 @@ class Page:
             "yaml": self.write_yaml,
             "json": json.loads,
             "bibtex": lambda code: None,
+            "nginx": lambda code: None,
         }
         data = str(self.workplace / "data")
-        runners[language](re.sub(r"(?<![\w/])/data\b", data, code).replace(" DATA", " data"))
+        code = re.sub(r"(?<![\w/])/data\b", data, code).replace(" DATA", " data")
+        runners[language](code.replace("http://127.0.0.1:7860", self.address))
 
     def run_python(self, code: str) -> None:
         """Run Python with the names of the blocks before."""
@@ -162,11 +167,18 @@ class Page:
             assert (program, arguments[:2]) in [
                 ("python3", ["-m", "venv"]),
                 ("python", ["-m", "pytest"]),  # which this is
+                ("hf", ["upload", "YOU/sed-demo"]),
                 ("pdoc", ["--output-directory", "outputs/api"]),
             ], f"{shlex.join(words)}: this test does not know how to run it"
 
     def run_sed_hf(self, arguments: list[str]) -> None:
         """`sed-hf`, which replaces the models that are there already."""
+        if arguments[0] == "push":
+            return  # to the Hub; tests/test_hub.py
+        if arguments[0] == "demo":
+            space = make_space(self.workplace / "space-of-the-page")
+            self.address, _ = self.servers.enter_context(running_space(space, self.workplace))
+            return
         if arguments[0] in ("convert", "init"):
             arguments = [*arguments, "--overwrite"]
         with contextlib.suppress(SystemExit):
@@ -222,9 +234,10 @@ def _environment() -> Iterator[None]:
 @pytest.mark.usefixtures("_environment")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_every_block_runs(page: Path, workplace: Path) -> None:
-    follower = Page(workplace)
-    for language, code in code_blocks(page):
-        follower.run(language, code)
+    with contextlib.ExitStack() as servers:
+        follower = Page(workplace, servers)
+        for language, code in code_blocks(page):
+            follower.run(language, code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])

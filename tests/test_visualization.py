@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sed_hf.visualization import class_colors, class_palette, class_statistics, draw_overlay
+from sed_hf.visualization import class_colors, class_palette, class_statistics, draw_overlay, draw_regions
 
 NAMES = ["sky", "dog, puppy", "grass"]
 
@@ -186,6 +186,27 @@ def test_any_text_can_be_a_name(name: str) -> None:
 def test_picture_of_any_shape_has_a_legend(size: tuple[int, int]) -> None:
     overlay = draw_overlay(Image.new("RGB", size), np.zeros(size[::-1], dtype=int), NAMES)
     assert overlay.width * overlay.height > size[0] * size[1]
+
+
+def test_regions_are_the_overlay_without_its_legend() -> None:
+    photo, labels = Image.new("RGB", (640, 480), (90, 120, 60)), stripes(480, 640, 3)
+    regions = draw_regions(photo, labels, [0, 1, 2], 3)
+    assert regions.size == photo.size
+    assert np.array_equal(regions, draw_overlay(photo, labels, NAMES).crop((0, 0, *photo.size)))
+
+
+def test_numbers_and_colors_do_not_depend_on_the_listed_classes_that_are_absent() -> None:
+    photo, labels = Image.new("RGB", (640, 480), (90, 120, 60)), stripes(480, 640, 2)
+    complete = np.asarray(draw_regions(photo, labels, [0, 1], 2))
+    only_second = np.asarray(draw_regions(photo, np.where(labels == 1, 1, 255), [0, 1], 2, ignore_index=255))
+    assert np.array_equal(complete[:, 330:], only_second[:, 330:])
+
+
+def test_large_numbers_take_more_of_the_picture() -> None:
+    photo, labels = Image.new("RGB", (640, 480), (90, 120, 60)), stripes(480, 640, 1)
+    normal, large = (np.asarray(draw_regions(photo, labels, [0], 1, font_scale=scale)) for scale in (1, 3))
+    background = normal[0, 0]
+    assert (large != background).any(axis=-1).sum() > 3 * (normal != background).any(axis=-1).sum()
 
 
 def test_overlay_is_the_same_every_time() -> None:

@@ -38,6 +38,7 @@ from .segmentation import (
 
 if TYPE_CHECKING:
     import numpy as np
+    from gradio import Blocks
     from PIL import Image
     from torch import Tensor
 
@@ -88,8 +89,10 @@ example:
   sed-hf push sed-base YOU/sed-base --private
 """
 DEMO_EPILOG = """\
-example:
+examples:
+  sed-hf demo
   sed-hf demo --model sed-base --port 8000
+  sed-hf demo --model sed-base --host 0.0.0.0
 """
 
 
@@ -326,7 +329,13 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_arguments(parser)
-    parser.add_argument("--port", type=positive_integer, metavar="N", help="port (default: the first free from 7860)")
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        help="address to listen at; 0.0.0.0 lets other computers in (default: 127.0.0.1, this computer alone)",
+    )
+    parser.add_argument("--port", type=port_number, metavar="N", help="port (default: the first free from 7860)")
+    parser.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy shows the demo")
     parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
     parser.set_defaults(run=run_demo)
 
@@ -377,6 +386,14 @@ def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def port_number(text: str) -> int:
+    """An argument that is the number of a TCP port."""
+    number = positive_integer(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
+    return number
 
 
 def probability(text: str) -> float:
@@ -799,15 +816,44 @@ def read_config(path: Path) -> SEDConfig:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Serve the demo until it is interrupted."""
-    model_source = choose_model(arguments.model)
+    serve_demo(
+        arguments.model,
+        arguments.device,
+        arguments.dtype,
+        host=arguments.host,
+        port=arguments.port,
+        root_path=arguments.root_path,
+        share=arguments.share,
+    )
+    return 0
+
+
+def serve_demo(
+    source: str | None,
+    device: str = "auto",
+    dtype: str = "float32",
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    root_path: str | None = None,
+    share: bool = False,
+) -> None:
+    """Load a model, by default the one in the box, and serve the demo with it until the process is interrupted."""
+    model_source = choose_model(source)
     if find_spec("gradio") is None:
         raise ValueError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf")
-    model, processor = load_model(model_source, arguments.device, arguments.dtype)
+    model, processor = load_model(model_source, device, dtype)
 
-    from .demo import build_demo
+    from .demo import build_demo, example_scenes, serve
 
-    build_demo(model, processor).launch(server_port=arguments.port, share=arguments.share)
-    return 0
+    def build(folder: Path) -> Blocks:
+        if source is None:
+            return build_demo(model, processor, "the model in the box", example_scenes(folder))
+        # Of a folder the name alone: where it lies is none of the visitors' business.
+        name = Path(source).resolve().name if Path(source).exists() else source
+        return build_demo(model, processor, name)
+
+    serve(build, host=host, port=port, root_path=root_path, share=share)
 
 
 # Models --------------------------------------------------------------------------------------------------------------

@@ -285,33 +285,50 @@ def write_results(
     model_name: str,
 ) -> None:
     """Write overlay, label map and summary; the summary last, so that where it exists, all three are complete."""
-    from PIL import Image
+    from .visualization import draw_overlay
 
-    from .visualization import class_statistics, draw_overlay
-
-    segmentation = result["segmentation"]
-    overlay = draw_overlay(picture, segmentation, class_names, ignore_index=ignore_index)
+    overlay = draw_overlay(picture, result["segmentation"], class_names, ignore_index=ignore_index)
     with written_at_once(job.overlay) as path:
         # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
         overlay.save(path, format="JPEG", quality=90, subsampling=0)
-
-    labels = segmentation.astype("uint8" if unused_label(len(class_names)) == 255 else "uint16")
     with written_at_once(job.labels) as path:
-        Image.fromarray(labels).save(path, format="PNG")
+        label_map(result["segmentation"], len(class_names)).save(path, format="PNG")
+    file_name = os.fsencode(job.picture).decode(errors="replace")
+    with written_at_once(job.summary) as path:
+        path.write_text(summary(file_name, result, class_names, ignore_index, model_name), encoding="utf-8")
 
+
+def label_map(segmentation: np.ndarray, num_classes: int) -> Image.Image:
+    """The labels (height, width) as a grey picture of 8 bits, or of 16 for more than 255 classes."""
+    from PIL import Image
+
+    return Image.fromarray(segmentation.astype("uint8" if unused_label(num_classes) == 255 else "uint16"))
+
+
+def summary(
+    file_name: str,
+    result: dict[str, np.ndarray],
+    class_names: Sequence[str],
+    ignore_index: int | None,
+    model_name: str,
+) -> str:
+    """The classes of a picture, their shares and mean probabilities, as JSON."""
+    from .visualization import class_statistics
+
+    segmentation = result["segmentation"]
     statistics = class_statistics(
         segmentation, class_names, probability=result["probability"], ignore_index=ignore_index
     )
-    summary = {
-        "file": os.fsencode(job.picture).decode(errors="replace"),
-        "width": picture.width,
-        "height": picture.height,
+    height, width = segmentation.shape
+    content = {
+        "file": file_name,
+        "width": width,
+        "height": height,
         "model": model_name,
         "classes": [rounded(asdict(entry)) for entry in statistics],
         "ignored_pixels": 0 if ignore_index is None else int((segmentation == ignore_index).sum()),
     }
-    with written_at_once(job.summary) as path:
-        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -200,27 +200,59 @@ def draw_overlay(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: expected a value in [0, 1]")
     statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)
-    labels = np.asarray(segmentation)
+    occurring = [entry.index for entry in statistics]
+    picture = draw_regions(image, segmentation, occurring, len(class_names), ignore_index=ignore_index, alpha=alpha)
+    has_class = _has_class(np.asarray(segmentation), ignore_index)
+    colors = class_colors(occurring, len(class_names))
+    rows = [
+        _LegendRow(first_synonym(entry.name), entry.share, tuple(color.tolist()))
+        for entry, color in zip(statistics, colors, strict=True)
+    ]
+    if not has_class.all():
+        rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
+    return _add_legend(picture, rows, font_in_proportion(picture))
+
+
+def draw_regions(
+    image: Image.Image,
+    segmentation: npt.ArrayLike,
+    listed: Sequence[int],
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    alpha: float = 0.5,
+    font_scale: float = 1.0,
+) -> Image.Image:
+    """The picture of [`draw_overlay`] without its legend, for pages that have one of their own.
+
+    Args:
+        image: The photo; converted to RGB.
+        segmentation: Class indices (height, width), integers, of the photo's size.
+        listed: The classes of the legend in its order, among them all that occur: the n-th has the number n.
+        num_classes: Size T of the vocabulary.
+        ignore_index: Label of pixels that have no class.
+        alpha: Opacity of the class colours, in [0, 1].
+        font_scale: Size of the numbers relative to those of [`draw_overlay`]; where they do not fit, they are as there.
+
+    Returns:
+        An RGB picture of the photo's size, or a multiple of it.
+
+    Raises:
+        ValueError: The sizes differ, or a label is neither a class index nor `ignore_index`.
+    """
+    labels = _checked_labels(segmentation, num_classes, ignore_index)
     if labels.shape != (image.height, image.width):
         raise ValueError(f"segmentation has shape {labels.shape}: expected the picture's {(image.height, image.width)}")
     zoom = max(1, round(_DISPLAY_SIZE / max(image.size)))
     photo = image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
     labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
-    occurring = [entry.index for entry in statistics]
-    palette = np.zeros((len(class_names), 3), dtype=np.uint8)
-    palette[occurring] = class_colors(occurring, len(class_names))
-    font = font_in_proportion(photo)
-
+    palette = np.zeros((num_classes, 3), dtype=np.uint8)
+    palette[list(listed)] = class_colors(listed, num_classes)
     picture = color_regions(photo, labels, palette, ignore_index, alpha)
-    _number_regions(picture, labels, occurring, font)
-    rows = [
-        _LegendRow(first_synonym(entry.name), entry.share, tuple(palette[entry.index].tolist())) for entry in statistics
-    ]
-    has_class = _has_class(labels, ignore_index)
-    if not has_class.all():
-        rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
-    return _add_legend(picture, rows, font)
+    fonts = [font_in_proportion(photo, font_scale), font_in_proportion(photo)]
+    _number_regions(picture, labels, listed, fonts)
+    return picture
 
 
 def _checked_labels(segmentation: npt.ArrayLike, num_classes: int, ignore_index: int | None) -> npt.NDArray[np.integer]:
@@ -292,8 +324,8 @@ def _distance_to_nearest(lab: npt.NDArray[np.float32], others: npt.NDArray[np.fl
 # --- regions ---
 
 
-def font_in_proportion(picture: Image.Image) -> ImageFont.FreeTypeFont:
-    size = max(_MIN_FONT_SIZE, round(_FONT_SIZE_RATIO * math.sqrt(picture.width * picture.height)))
+def font_in_proportion(picture: Image.Image, scale: float = 1.0) -> ImageFont.FreeTypeFont:
+    size = max(_MIN_FONT_SIZE, round(scale * _FONT_SIZE_RATIO * math.sqrt(picture.width * picture.height)))
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # it is, whenever a size is asked for
     return font
@@ -325,16 +357,20 @@ def _contours(labels: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.boo
 
 
 def _number_regions(
-    picture: Image.Image, labels: npt.NDArray[np.integer], occurring: Sequence[int], font: ImageFont.FreeTypeFont
+    picture: Image.Image,
+    labels: npt.NDArray[np.integer],
+    listed: Sequence[int],
+    fonts: Sequence[ImageFont.FreeTypeFont],
 ) -> None:
-    """Write the rank of each class, from 1, into its widest region, where it fits."""
+    """Write the rank of each class, from 1, into its widest region, in the first of the fonts that fits, if any."""
     draw = ImageDraw.Draw(picture)
     stride = math.ceil(max(labels.shape) / _SEARCH_SIZE)
     coarse_labels = labels[::stride, ::stride]
-    for number, index in enumerate(occurring, start=1):
+    for number, index in enumerate(listed, start=1):
         row, column, depth = _innermost_cell(coarse_labels == index)
-        if (depth - 1) * stride > 0.6 * font.size:
-            _draw_number(draw, (column * stride, row * stride), number, font)
+        fitting = [font for font in fonts if (depth - 1) * stride > 0.6 * font.size]
+        if fitting:
+            _draw_number(draw, (column * stride, row * stride), number, fitting[0])
 
 
 def _innermost_cell(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:

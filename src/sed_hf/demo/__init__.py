@@ -1,0 +1,11 @@
+"""A demo in the browser: drop a picture, name classes, see and download the segmentation. Needs the extra `demo`."""
+
+try:
+    import gradio  # noqa: F401
+except ImportError as error:
+    raise ImportError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf") from error
+
+from .page import Example, build_demo
+from .server import example_scenes, serve
+
+__all__ = ["Example", "build_demo", "example_scenes", "serve"]

@@ -1,0 +1,107 @@
+"""What a visitor of the demo sends: a picture and class names, within limits that bound time and memory."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.vocabularies import load_vocabulary
+from ..processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text
+
+MAX_UPLOAD_MEGABYTES = 20
+MAX_MEGAPIXELS = 25
+MAX_CLASS_NAMES = 1000  # that are typed, synonyms included; the built-in vocabularies may be larger
+MAX_NAME_CHARACTERS = 200
+QUOTED_CHARACTERS = 40  # of a long name, in messages
+
+OWN_CLASSES = "the classes typed below"
+# Those that browsers and cameras make. Pillow reads more, some of them by starting other programs.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+
+class InputError(ValueError):
+    """What was sent cannot be used; the message is a sentence for the visitor."""
+
+
+def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
+    """Read an uploaded picture completely, as RGB and the right way up.
+
+    Raises:
+        InputError: It has more than `MAX_MEGAPIXELS`, is no picture, is damaged, or is gone.
+    """
+    Image.init()  # makes all formats known
+    formats = [name for name in PICTURE_FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(path, formats=formats) as image:
+            check_size(*image.size)  # so far Pillow has read the header alone
+            pixels = processor.image_processor.to_rgb(image)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path.name} is no longer kept here. Please drop it again.") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"The picture has far more than {MAX_MEGAPIXELS} megapixels, the most taken here.") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"{path.name} is not a picture that can be read here. Please send PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF."
+        ) from error
+    except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
+        raise InputError(f"{path.name} cannot be read completely: the file seems to be damaged.") from error
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse a picture by the size in its header.
+
+    Raises:
+        InputError: It has more than `MAX_MEGAPIXELS`.
+    """
+    if width * height > MAX_MEGAPIXELS * 1_000_000:
+        megapixels = width * height / 1e6
+        raise InputError(
+            f"The picture has {width} × {height} pixels, which is {megapixels:.0f} megapixels. At most {MAX_MEGAPIXELS}"
+            " are taken here: please make it smaller."
+        )
+
+
+def read_class_names(text: str, vocabulary: str) -> list[str]:
+    """The T class names: those of a built-in vocabulary, or those typed, one a line.
+
+    Raises:
+        InputError: Nothing is typed, too much is, a name is too long or empty, or there are two of a name.
+    """
+    return parse_class_names(text) if vocabulary == OWN_CLASSES else load_vocabulary(vocabulary)
+
+
+def parse_class_names(text: str) -> list[str]:
+    """The class names in a text, one a line, without blank lines.
+
+    Raises:
+        InputError: There is none, there are more than `MAX_CLASS_NAMES`, a name is too long or empty, or twice there.
+    """
+    class_names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not class_names:
+        raise InputError("Please type at least one class name, each on a line of its own.")
+    num_names = sum(name.count(SYNONYM_SEPARATOR) + 1 for name in class_names)
+    if num_names > MAX_CLASS_NAMES:
+        raise InputError(
+            f"There are {num_names:,} class names, counting synonyms. At most {MAX_CLASS_NAMES:,} are taken here:"
+            " please remove some."
+        )
+    seen: dict[str, str] = {}
+    for name in class_names:
+        synonyms = [synonym.strip() for synonym in name.split(SYNONYM_SEPARATOR)]
+        if max(map(len, synonyms)) > MAX_NAME_CHARACTERS:
+            raise InputError(
+                f"The class name {quoted(name)} is too long. At most {MAX_NAME_CHARACTERS} characters are taken here."
+            )
+        if not all(map(clean_text, synonyms)):
+            raise InputError(f"In {quoted(name)} a synonym is empty. Please put one comma between two synonyms.")
+        same = seen.setdefault(clean_text(name), name)
+        if same is not name:
+            raise InputError(f"{quoted(name)} is the same class name as {quoted(same)}. Please remove one of them.")
+    return class_names
+
+
+def quoted(name: str) -> str:
+    """A name for messages, shortened."""
+    return f"“{name if len(name) <= QUOTED_CHARACTERS else name[:QUOTED_CHARACTERS] + '…'}”"
