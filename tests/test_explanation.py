@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor, cli
 from sed_hf.cli import main
 from sed_hf.explanation import Explanation, explain_picture, first_missing_stage
 from sed_hf.explanation_figure import draw_explanation, heat_map, rows_to_draw, summarize
@@ -130,3 +130,12 @@ def test_the_command_writes_figure_and_summary(tiny_hub_folder: Path, picture: I
 def test_a_picture_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tmp_path / "none.png"), "--classes", "cat"]) == 2
     assert "none.png: expected a picture; there is no such file" in capsys.readouterr().err
+
+
+def test_a_damaged_picture_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    monkeypatch.setattr(cli, "load_model", None)
+    assert main(["explain", str(tmp_path / "text.png"), "--classes", "cat"]) == 2
+    assert "text.png: expected a picture: cannot identify image file" in capsys.readouterr().err

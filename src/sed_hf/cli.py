@@ -596,14 +596,15 @@ def run_explain(arguments: argparse.Namespace) -> int:
     class_names = read_class_names(arguments)
     model_source = choose_model(arguments.model)
 
+    from . import SEDImageProcessor
     from .explanation import explain_picture
     from .explanation_figure import draw_explanation, summarize
 
-    model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
     try:
-        picture = read_picture(arguments.picture, processor)
+        picture = read_picture(arguments.picture, SEDImageProcessor())
     except UnreadablePictureError as error:
-        raise ValueError(f"{arguments.picture}: {error}") from error
+        raise ValueError(f"{arguments.picture}: expected a picture: {error}") from error
+    model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
     explanation = explain_picture(model, processor, picture, class_embeddings, arguments.topk)
 
     arguments.output.mkdir(parents=True, exist_ok=True)

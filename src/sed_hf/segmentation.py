@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from . import SEDForSemanticSegmentation, SEDProcessor
+    from . import SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
     from .sliding_window import SlidingWindow
 
 PICTURE_SUFFIXES = frozenset(
@@ -165,13 +165,13 @@ def read_pictures(jobs: Sequence[Job], processor: SEDProcessor) -> dict[Job, Ima
     pictures = {}
     for job in jobs:
         try:
-            pictures[job] = read_picture(job.picture, processor)
+            pictures[job] = read_picture(job.picture, processor.image_processor)
         except UnreadablePictureError as error:
             tqdm.write(f"sed-hf: skipped {job.picture}: {error}", file=sys.stderr)
     return pictures
 
 
-def read_picture(path: Path, processor: SEDProcessor) -> Image.Image:
+def read_picture(path: Path, image_processor: SEDImageProcessor) -> Image.Image:
     """Read a picture of any mode completely, as RGB and the right way up.
 
     Raises:
@@ -181,7 +181,7 @@ def read_picture(path: Path, processor: SEDProcessor) -> Image.Image:
 
     try:
         with Image.open(path) as image:
-            pixels = processor.image_processor.to_rgb(image)
+            pixels = image_processor.to_rgb(image)
     except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
         raise UnreadablePictureError(str(error) or type(error).__name__) from error
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
