@@ -13,6 +13,9 @@ if __name__ == "__main__":
     try:
         train(load_recipe(sys.argv[1:]))
     except (OSError, ValueError, NonFiniteLossError) as error:
-        sys.exit(f"train.py: error: {error}")
+        # An error in a process that reads data comes with that process's traceback; the last line says what it is.
+        is_of_worker = "Original Traceback" in str(error)
+        message = str(error).strip().splitlines()[-1] if is_of_worker else str(error)
+        sys.exit(f"train.py: error: {message}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted; the same command with --resume goes on from the last checkpoint")

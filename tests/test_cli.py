@@ -424,6 +424,13 @@ class TestRefused:
     def test_a_global_view_without_tiles(self, refused: Callable[..., str], photo: Path) -> None:
         assert "--global-view: expected only with --sliding-window" in refused(photo, "--global-view")
 
+    def test_an_overlap_without_tiles(self, refused: Callable[..., str], photo: Path) -> None:
+        assert "--overlap: expected only with --sliding-window" in refused(photo, "--overlap", "0.5")
+
+    def test_an_overlap_out_of_range(self, refused: Callable[..., str], photo: Path) -> None:
+        message = refused(photo, "--sliding-window", "64", "--overlap", "2")
+        assert "expected overlap to be from 0 to 0.75, got 2.0" in message
+
     def test_tiles_that_are_too_small(self, refused: Callable[..., str], photo: Path) -> None:
         assert "tile_size of at least 32 pixels, got 8" in refused(photo, "--sliding-window", "8")
 

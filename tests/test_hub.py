@@ -144,6 +144,11 @@ def test_the_model_card_has_the_metadata_that_the_hub_reads(
     assert "Trained in a test." in card.text
 
 
+def test_whoever_can_read_the_card_can_read_the_weights(tiny_hub_folder: Path) -> None:
+    modes = {path.stat().st_mode for path in tiny_hub_folder.iterdir() if path.suffix in (".md", ".safetensors")}
+    assert len(modes) == 1
+
+
 class TestPush:
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -178,10 +178,9 @@ def add_segment_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--overlap",
-        type=probability,
-        default=0.25,
+        type=float,
         metavar="SHARE",
-        help="share of a tile that its neighbour covers too (default: %(default)s)",
+        help="least share of a tile that its neighbour covers too, from 0 to 0.75 (default: 0.25)",
     )
     parser.add_argument(
         "--global-view", action="store_true", help="average the tiles with the whole picture seen at once"
@@ -621,13 +620,15 @@ def run_explain(arguments: argparse.Namespace) -> int:
 def choose_sliding_window(arguments: argparse.Namespace) -> SlidingWindow | None:
     """How to cut large pictures, if at all."""
     if arguments.sliding_window is None:
-        if arguments.global_view:
-            raise ValueError("--global-view: expected only with --sliding-window PIXELS")
+        for name in ("global_view", "overlap"):
+            if getattr(arguments, name) not in (None, False):
+                raise ValueError(f"--{name.replace('_', '-')}: expected only with --sliding-window PIXELS")
         return None
 
     from .sliding_window import SlidingWindow
 
-    return SlidingWindow(arguments.sliding_window, arguments.overlap, arguments.global_view)
+    overlap = {} if arguments.overlap is None else {"overlap": arguments.overlap}
+    return SlidingWindow(arguments.sliding_window, **overlap, global_view=arguments.global_view)
 
 
 # sed-hf encode, sed-hf cache -----------------------------------------------------------------------------------------

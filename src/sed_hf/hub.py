@@ -84,6 +84,9 @@ def save_hub_folder(
         model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
         processor.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(description, datasets))
+        readable = (folder / "README.md").stat().st_mode
+        for file in folder.glob("*.safetensors"):
+            file.chmod(readable)  # safetensors lets only the owner read what it writes
         folder.replace(directory)
 
 
