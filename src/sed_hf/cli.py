@@ -1,4 +1,4 @@
-"""The `sed-hf` command: segment pictures and videos, encode vocabularies, convert checkpoints, start models, demo.
+"""The `sed-hf` command: segment pictures and videos, encode vocabularies, convert checkpoints, export, demo.
 
 torch and transformers take seconds to import. Everything that needs them is imported inside functions, so that help
 and refused arguments are immediate.
@@ -84,6 +84,15 @@ example:
   sed-hf encode ade20k.safetensors --model sed-base --vocabulary ade20k_847
   sed-hf segment photo.jpg --model sed-base --vocabulary ade20k.safetensors
 """
+EXPORT_EPILOG = """\
+examples:
+  sed-hf export sed-base-onnx --model sed-base --vocabulary ade20k_150
+  sed-hf export sed-base-torch --model sed-base --format torch
+
+for ONNX it writes segmentation.onnx (pictures and class embeddings to logits),
+text_encoder.onnx (prompts to embeddings), tokenizer.json, settings.json and, with
+class names, classes.npz (their embeddings).
+"""
 PUSH_EPILOG = """\
 example:
   sed-hf push sed-base YOU/sed-base --private
@@ -125,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cache_command(commands)
     add_convert_command(commands)
     add_init_command(commands)
+    add_export_command(commands)
     add_push_command(commands)
     add_demo_command(commands)
     return parser
@@ -299,6 +309,33 @@ def add_init_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run_init)
 
 
+def add_export_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "export",
+        usage="%(prog)s OUT [--classes NAME [NAME ...] | --vocabulary NAME_OR_FILE] [options]",
+        help="write programs that run without this package: ONNX, or torch.export",
+        description="Write a model as programs that run without this package: ONNX files for onnxruntime, or programs"
+        " of torch.export.",
+        epilog=EXPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
+    add_model_argument(parser)
+    add_class_arguments(parser, required=False)
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "torch"],
+        default="onnx",
+        help="onnx for onnxruntime, torch for torch.export.load (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="hold the weights of matrix products in 8 bits, for smaller ONNX files on CPUs",
+    )
+    parser.set_defaults(run=run_export)
+
+
 def add_push_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "push",
@@ -339,8 +376,8 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run_demo)
 
 
-def add_class_arguments(parser: argparse.ArgumentParser) -> None:
-    classes = parser.add_mutually_exclusive_group(required=True)
+def add_class_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    classes = parser.add_mutually_exclusive_group(required=required)
     classes.add_argument(
         "--classes", nargs="+", metavar="NAME", help='class names, one argument each; "dog, puppy" are synonyms'
     )
@@ -352,13 +389,17 @@ def add_class_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="M",
         help="model folder, or OWNER/NAME on the Hugging Face Hub (default: the model in the box, which knows generated"
         " scenes alone)",
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda", "mps"],
@@ -754,6 +795,30 @@ def run_init(arguments: argparse.Namespace) -> int:
         from_open_clip(arguments.variant, pretrained=arguments.pretrained), arguments.out, f"The model is {state}."
     )
     print(f"sed-hf: the model is {state}; train it before use")
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export a model."""
+    out = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: expected a new or empty folder")
+    if arguments.int8 and arguments.format != "onnx":
+        raise ValueError(f"--int8: expected with --format onnx, got {arguments.format}")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if arguments.format == "onnx" and missing:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install '.[export]' in the clone of sed-hf")
+    class_names = read_class_names(arguments) if arguments.classes or arguments.vocabulary else []
+    model_source = choose_model(arguments.model)
+
+    from .export import export_model
+    from .processing_sed import validate_class_names
+
+    class_names = validate_class_names(class_names) if class_names else []
+    model, processor = load_model(model_source, "cpu", "float32")
+    print(f"sed-hf: exporting {model_source}", file=sys.stderr)
+    export_model(model, processor, out, arguments.format, class_names, arguments.int8)
+    print(f"sed-hf: {', '.join(sorted(path.name for path in out.iterdir()))} written to {out}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Its cost is its class axis. Everything but class attention treats each class on its own, and class attention treats each
 location on its own. So every stage runs over chunks of classes, and its attention over tiles of locations, that fit the
-cache; the result does not depend on their sizes. Between stages only the features are held.
+cache; the result does not depend on their sizes. Between stages only the features are held. A program that is exported
+takes all classes and locations at once, since their numbers stay open.
 
 Shapes are written with B images, T classes, t classes of a chunk, P prompt templates, D embedding channels and
 (h, w) = input size / 32. Features have channels last in memory.
@@ -17,8 +18,12 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import logging
 
 from .configuration_sed import SEDConfig
+from .out_of_memory import allocatable_bytes, is_out_of_memory
+
+logger = logging.get_logger(__name__)
 
 # Activations of a chunk: what stays in the cache of a CPU core, and what fills a GPU.
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
@@ -43,6 +48,11 @@ def compute_cost_map(dense_embeddings: Tensor, class_embeddings: Tensor) -> Tens
 def for_each_class(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """Apply a layer on (N, C, H, W) to every class of (B, t, C, H, W) on its own."""
     return layer(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
+def may_write_in_place() -> bool:
+    """Whether no gradient would be lost, and no program is being exported, whose operations are to have no effects."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_exporting())
 
 
 def weights_of(layer: Any) -> tuple[Tensor, Tensor]:
@@ -84,7 +94,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) 
     num_classes, width = key.shape[-2:]
     query = positive_features(query)
     key = positive_features(key) / num_classes  # means rather than sums over classes, which would overflow float16
-    eps = max(1e-6 / num_classes, torch.finfo(key.dtype).tiny)
+    eps = (key.new_tensor(1e-6) / num_classes).clamp(min=torch.finfo(key.dtype).tiny)
     # One product of all channels, of which those of the same head count, is faster than a small one for each head.
     heads = torch.eye(num_heads, dtype=key.dtype, device=key.device).repeat_interleave(width // num_heads, dim=0)
     normalizer = query @ (key.sum(-2).unsqueeze(-1) * heads) + eps
@@ -191,7 +201,7 @@ class SEDSkipLayerFusion(nn.Module):
         """Compute what all classes share, for skip guidance (B, S, 2H, 2W)."""
         upsample, bias = weights_of(self.upsample)
         # The bias of `upsample` is the same everywhere, but for the zeros beyond the border.
-        bias_map = bias.view(1, -1, 1, 1).expand(len(skip_guidance), -1, *skip_guidance.shape[2:])
+        bias_map = bias.view(1, -1, 1, 1).expand(skip_guidance.shape[0], -1, *skip_guidance.shape[2:])
         first_kernel = self.first_kernel(like=upsample)
         upsampled, skip, cost = first_kernel.split(self.sizes, dim=1)
         dtype = torch.promote_types(upsample.dtype, torch.float32)  # so that half precision rounds once
@@ -255,31 +265,30 @@ class SEDDecoderStage(nn.Module):
         """Refine each class of a chunk (B, t, C, H, W)."""
         return for_each_class(self.spatial_block, features)
 
-    def aggregate_classes(self, groups: list[Tensor], tile_size: int, run: Callable) -> None:
+    def aggregate_classes(self, groups: list[Tensor], tiles: list[slice], run: Callable) -> None:
         """Let all classes see each other: adds to each group (B, t, C, H, W) of the list what class attention gives.
 
         The attention block has a residual of its own: without pooling the input counts twice, as it officially does.
 
         Args:
             groups: All classes.
-            tile_size: The number of locations to take at a time.
+            tiles: The locations to take at a time.
             run: Calls a function with arguments; [`SEDDecoder.checkpointed`].
         """
         pooled = [self.pool(group) for group in groups]
         tokens = [group.permute(0, 3, 4, 1, 2).flatten(1, 2) for group in pooled]  # (B, N, t, C)
         sizes = [group.shape[1] for group in groups]
-        in_place = pooled[0] is groups[0] and not torch.is_grad_enabled()
-        tiles = []
-        for first_location in range(0, tokens[0].shape[1], tile_size):
-            locations = slice(first_location, first_location + tile_size)
+        in_place = pooled[0] is groups[0] and may_write_in_place()
+        updates_of_tiles = []
+        for locations in tiles:
             mixed = run(self.class_attention, torch.cat([part[:, locations] for part in tokens], dim=2))
             updates = mixed.split(sizes, dim=2)
             if not in_place:
-                tiles.append(updates)
+                updates_of_tiles.append(updates)
                 continue
             for part, update in zip(tokens, updates, strict=True):
                 part[:, locations] += update
-        for index, parts in enumerate(zip(*tiles, strict=True)):
+        for index, parts in enumerate(zip(*updates_of_tiles, strict=True)):
             mixed = torch.cat(parts, dim=1).unflatten(1, pooled[index].shape[-2:]).permute(0, 3, 4, 1, 2)
             groups[index] = groups[index] + resize_bilinear(mixed, groups[index].shape[-2:])
 
@@ -318,6 +327,7 @@ class SEDDecoder(nn.Module):
             for index, skip_channels in enumerate(reversed(encoder_hidden_sizes[:-1]))
         )
         self.head = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
+        self.chunk_divisor = 1  # grows when memory runs out
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = checkpoint
 
@@ -340,9 +350,55 @@ class SEDDecoder(nn.Module):
         """
         # Detached: the image encoder learns through the cost map alone.
         skip_features = [features.detach() for features in reversed(encoder_hidden_states[:-1])]
-        if early_rejection_topk is None:
-            return self.decode(dense_embeddings, class_embeddings, skip_features, output_hidden_states)
-        return self.decode_with_early_rejection(dense_embeddings, class_embeddings, skip_features, early_rejection_topk)
+
+        def decode() -> SEDDecoderOutput:
+            if early_rejection_topk is None:
+                return self.decode(dense_embeddings, class_embeddings, skip_features, output_hidden_states)
+            return self.decode_with_early_rejection(
+                dense_embeddings, class_embeddings, skip_features, early_rejection_topk
+            )
+
+        # For a gradient all activations are held, in chunks of whatever size.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return decode()
+        while True:
+            try:
+                return decode()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only here, after the handler, is what the failed attempt held released.
+            self.take_smaller_chunks(dense_embeddings, len(class_embeddings))
+
+    def take_smaller_chunks(self, dense_embeddings: Tensor, num_classes: int) -> None:
+        """After memory has run out: from now on, take chunks of a quarter of the size.
+
+        Raises:
+            torch.OutOfMemoryError: They hold one class already.
+        """
+        if self.chunk_divisor >= num_classes:
+            self.chunk_divisor = 1
+            raise torch.OutOfMemoryError(self.explain_lack_of_memory(dense_embeddings, num_classes))
+        if self.chunk_divisor == 1:
+            logger.warning(
+                f"{dense_embeddings.device}: memory ran out while decoding {num_classes} classes; decoding them in"
+                " smaller chunks from now on, with the same result"
+            )
+        self.chunk_divisor *= 4
+
+    def explain_lack_of_memory(self, dense_embeddings: Tensor, num_classes: int) -> str:
+        """What dense decoding holds of all classes, whatever the chunks, and for how many there is memory."""
+        batch_size, _, height, width = dense_embeddings.shape
+        scale = 2 ** (len(self.stages) - 1)  # of the features that enter the last stage, the largest that are held
+        per_location = self.config.decoder_hidden_sizes[-2] * scale**2 + sum(4**i for i in range(len(self.stages) + 1))
+        per_class = batch_size * height * width * per_location * dense_embeddings.element_size()
+        free = allocatable_bytes(num_classes * per_class, dense_embeddings.device)
+        return (
+            f"out of memory on {dense_embeddings.device}, even with one class decoded at a time: features of"
+            f" {num_classes} classes of {batch_size} image(s) are {num_classes * per_class / 2**20:.0f} MiB, and about"
+            f" {free / 2**20:.0f} MiB are free, which would fit {free // per_class} classes. Less is needed by early"
+            " rejection (early_rejection_topk=8), fewer images at a time, a smaller input_size or half precision"
+        )
 
     def decode(
         self, dense_embeddings: Tensor, class_embeddings: Tensor, skip_features: list[Tensor], keep_hidden: bool = False
@@ -351,7 +407,7 @@ class SEDDecoder(nn.Module):
         outputs: Iterable[Tensor] = self.embed(dense_embeddings, class_embeddings)
         aux_logits, hidden_states = [], []
         for index, auxiliary_head in enumerate(self.auxiliary_heads):
-            groups, logits = collect(outputs, len(class_embeddings), auxiliary_head)
+            groups, logits = collect(outputs, class_embeddings.shape[0], auxiliary_head)
             aux_logits.append(logits)
             if keep_hidden:
                 hidden_states.append(torch.cat(groups, dim=1))
@@ -359,7 +415,7 @@ class SEDDecoder(nn.Module):
         if keep_hidden:
             outputs = list(outputs)
             hidden_states.append(torch.cat(outputs, dim=1))
-        logits = predict_all(self.head, outputs, len(class_embeddings))
+        logits = predict_all(self.head, outputs, class_embeddings.shape[0])
         return SEDDecoderOutput(logits, tuple(aux_logits), hidden_states=tuple(hidden_states) if keep_hidden else None)
 
     def decode_with_early_rejection(
@@ -417,12 +473,9 @@ class SEDDecoder(nn.Module):
         def embed_chunk(class_embeddings: Tensor) -> Tensor:
             return for_each_class(self.cost_embedding, compute_cost_map(dense_embeddings, class_embeddings))
 
-        num_classes = len(class_embeddings if classes is None else classes)
-        height, width = dense_embeddings.shape[-2:]
-        chunk_size = self.chunk_size(0, len(dense_embeddings) * height * width, dense_embeddings)
-        for first_class in range(0, num_classes, chunk_size):
-            chunk = take(class_embeddings, classes, first_class, min(first_class + chunk_size, num_classes))
-            yield self.checkpointed(embed_chunk, chunk)
+        num_classes = (class_embeddings if classes is None else classes).shape[0]
+        for chunk in self.chunks_of_classes(0, num_classes, dense_embeddings):
+            yield self.checkpointed(embed_chunk, take(class_embeddings, classes, chunk))
 
     def run_stage(
         self,
@@ -439,13 +492,11 @@ class SEDDecoder(nn.Module):
         embeddings again, which costs less than to hold it.
         """
         stage: Any = self.stages[index]
-        locations = len(groups[0]) * groups[0].shape[-2] * groups[0].shape[-1]
-        chunk_size = self.chunk_size(index, locations, groups[0])
         for position, group in enumerate(groups):
-            groups[position] = self.refine(stage.aggregate_locations, group, chunk_size)
-        num_classes = len(class_embeddings if classes is None else classes)
-        tile_size = self.tile_size(index, len(groups[0]) * num_classes, groups[0])
-        stage.aggregate_classes(groups, tile_size, self.checkpointed)
+            chunks = self.chunks_of_classes(index, group.shape[1], group)
+            groups[position] = self.refine(stage.aggregate_locations, group, chunks)
+        num_classes = (class_embeddings if classes is None else classes).shape[0]
+        stage.aggregate_classes(groups, self.tiles_of_locations(index, num_classes, groups[0]), self.checkpointed)
         shared = stage.skip_fusion.share(stage.skip_guidance(skip_features))
 
         def finish_chunk(features: Tensor, class_embeddings: Tensor) -> Tensor:
@@ -454,18 +505,19 @@ class SEDDecoder(nn.Module):
 
         first_class = 0
         while groups:
-            for chunk in groups.pop(0).split(chunk_size, dim=1):
-                last_class = first_class + chunk.shape[1]
-                yield self.checkpointed(finish_chunk, chunk, take(class_embeddings, classes, first_class, last_class))
-                first_class = last_class
+            group = groups.pop(0)
+            for chunk in self.chunks_of_classes(index, group.shape[1], group):
+                features = group[:, chunk]
+                numbers = slice(first_class, first_class + features.shape[1])
+                yield self.checkpointed(finish_chunk, features, take(class_embeddings, classes, numbers))
+                first_class = numbers.stop
 
-    def refine(self, function: Callable[[Tensor], Tensor], features: Tensor, chunk_size: int) -> Tensor:
+    def refine(self, function: Callable[[Tensor], Tensor], features: Tensor, chunks: list[slice]) -> Tensor:
         """Apply a function to (B, T, C, H, W), a chunk of classes at a time; in place if that loses no gradient."""
-        chunks = features.split(chunk_size, dim=1)
-        if torch.is_grad_enabled():
-            return join([self.checkpointed(function, chunk) for chunk in chunks])
+        if not may_write_in_place():
+            return join([self.checkpointed(function, features[:, chunk]) for chunk in chunks])
         for chunk in chunks:
-            chunk.copy_(function(chunk))
+            features[:, chunk] = function(features[:, chunk])
         return features
 
     def compute_cost_guidance(self, index: int, cost_map: Tensor) -> Tensor:
@@ -475,15 +527,26 @@ class SEDDecoder(nn.Module):
             cost_map = for_each_class(stage.cost_guidance, cost_map)
         return cost_map
 
-    def chunk_size(self, index: int, locations: int, like: Tensor) -> int:
-        """How many classes a stage takes at a time, for so many locations of a class in all images."""
-        if self.config.class_chunk_size is not None:
-            return self.config.class_chunk_size
-        return max(1, self.chunk_elements(like) // (self.widest(index) * locations))
+    def chunks_of_classes(self, index: int, num_classes: int, like: Tensor) -> list[slice]:
+        """The classes that a stage takes at a time, of so many; `like` (B, ..., H, W) has the locations of each."""
+        if torch.compiler.is_exporting():
+            return [slice(None)]
+        size = self.config.class_chunk_size
+        if size is None:
+            size = self.chunk_elements(like) // (self.widest(index) * len(like) * like.shape[-2] * like.shape[-1])
+        return self.slices(num_classes, size)
 
-    def tile_size(self, index: int, classes: int, like: Tensor) -> int:
-        """How many locations class attention takes at a time, for so many classes of all images."""
-        return max(1, self.chunk_elements(like) // (self.widest(index) * classes))
+    def tiles_of_locations(self, index: int, num_classes: int, like: Tensor) -> list[slice]:
+        """The locations that class attention takes at a time, for so many classes of each image of `like`."""
+        if torch.compiler.is_exporting():
+            return [slice(None)]
+        size = self.chunk_elements(like) // (self.widest(index) * len(like) * num_classes)
+        return self.slices(like.shape[-2] * like.shape[-1], size)
+
+    def slices(self, length: int, size: int) -> list[slice]:
+        """A length in pieces of a size, or of less after memory has run out."""
+        size = max(1, min(size, length) // self.chunk_divisor)
+        return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
     def widest(self, index: int) -> int:
         """The most channels that a stage makes of a location."""
@@ -501,9 +564,9 @@ class SEDDecoder(nn.Module):
         return function(*args)
 
 
-def take(class_embeddings: Tensor, classes: Tensor | None, first: int, last: int) -> Tensor:
-    """Embeddings of the classes number `first` to `last` of `classes`, or of all; never of more at once."""
-    return class_embeddings[first:last] if classes is None else class_embeddings[classes[first:last]]
+def take(class_embeddings: Tensor, classes: Tensor | None, numbers: slice) -> Tensor:
+    """Embeddings of the classes with these numbers among `classes`, or among all; never of more at once."""
+    return class_embeddings[numbers if classes is None else classes[numbers]]
 
 
 def predict(head: nn.Module, features: Tensor) -> Tensor:
@@ -546,7 +609,7 @@ class JoinedLogits:
 
     def append(self, part: Tensor) -> None:
         """Add the next classes."""
-        if torch.is_grad_enabled():
+        if not may_write_in_place():
             self.parts.append(part)
             return
         if self.whole is None:
@@ -565,6 +628,8 @@ def hold(chunks: Iterable[Tensor], num_classes: int) -> list[Tensor]:
     For these the system gives memory and takes it back; many small ones, held among temporary results, would leave the
     heap in fragments. Without gradients chunks are written to their place in a group at once.
     """
+    if torch.compiler.is_exporting():
+        return list(chunks)
     if torch.is_grad_enabled():
         return concatenated(chunks)
     groups: list[Tensor] = []

@@ -473,7 +473,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
 
     def _check_class_embeddings(self, class_embeddings: Tensor) -> None:
         expected = (len(self.config.prompt_templates), self.config.projection_dim)
-        if class_embeddings.ndim != 3 or class_embeddings.shape[1:] != expected or not len(class_embeddings):
+        if class_embeddings.ndim != 3 or class_embeddings.shape[1:] != expected or not class_embeddings.shape[0]:
             raise ValueError(
                 f"class_embeddings: expected (classes, {expected[0]} prompt templates, {expected[1]} channels),"
                 f" got {tuple(class_embeddings.shape)}"

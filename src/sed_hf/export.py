@@ -1,0 +1,243 @@
+"""Programs that run without this package, and without Python: of `torch.export`, or ONNX.
+
+A model becomes two: one segments pictures with class embeddings as an input (dense decoding; the numbers of pictures
+and classes and the size stay open), the other encodes prompts. What else their users need to know (sizes,
+normalisation, prompt templates) is written as JSON, the tokenizer as `tokenizer.json`; see docs/export.md.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from transformers.image_utils import PILImageResampling, SizeDict
+
+from .class_embeddings import encode_classes
+from .image_processing_sed import SEDImageProcessor
+from .modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
+from .processing_sed import SEDProcessor
+
+OPSET = 20  # the first with a GELU of its own
+SEGMENTATION, TEXT_ENCODER = "segmentation", "text_encoder"
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+class DenseSegmentation(nn.Module):
+    """Pictures and class embeddings to logits, with every class decoded."""
+
+    def __init__(self, model: SEDForSemanticSegmentation) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, class_embeddings: Tensor) -> Tensor:
+        """Logits (B, T, H / 4, W / 4) of pictures (B, 3, H, W) and class embeddings (T, P, D)."""
+        return self.model(
+            pixel_values, class_embeddings=class_embeddings, early_rejection_topk=0, return_dict=True
+        ).logits
+
+
+class PromptEncoder(nn.Module):
+    """Prompts to embeddings, one by one: with nothing shared, which would depend on the tokens."""
+
+    def __init__(self, model: SEDForSemanticSegmentation) -> None:
+        super().__init__()
+        self.text_encoder = model.text_encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embeddings (N, D), of length 1, of tokens (N, L); what follows the end-of-text token is padding."""
+        hidden_states = self.text_encoder(input_ids=input_ids).last_hidden_state
+        ends = (input_ids == self.text_encoder.config.eos_token_id).int().argmax(1)
+        index = ends[:, None, None].expand(-1, -1, hidden_states.shape[-1])
+        last = hidden_states.gather(1, index).squeeze(1)
+        return F.normalize(self.text_encoder.text_projection(last), dim=-1)
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+
+class Traced(NamedTuple):
+    """What exporters take.
+
+    Attributes:
+        module: In evaluation mode.
+        example: Its inputs.
+        open_sizes: For each input by name, the axes whose length stays open.
+        output: Name of the output.
+    """
+
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    open_sizes: dict[str, dict[int, Any]]
+    output: str
+
+
+def trace_segmentation(model: SEDForSemanticSegmentation) -> Traced:
+    """[`DenseSegmentation`] with its number of pictures, of classes, and the size left open.
+
+    torch takes a length of 1 for a special case: its programs want at least 2 classes and 64×64 pixels. ONNX takes any.
+    """
+    templates, channels = len(model.config.prompt_templates), model.config.projection_dim
+    pixel_values = torch.zeros(2, 3, 3 * ENCODER_STRIDE, 4 * ENCODER_STRIDE).to(model.logit_scale)
+    class_embeddings = torch.full((5, templates, channels), channels**-0.5).to(model.logit_scale)
+    rows, columns = (ENCODER_STRIDE * Dim(name, min=2) for name in ("rows", "columns"))
+    open_sizes = {
+        "pixel_values": {0: Dim("batch"), 2: rows, 3: columns},
+        "class_embeddings": {0: Dim("classes", min=2)},
+    }
+    return Traced(DenseSegmentation(model).eval(), (pixel_values, class_embeddings), open_sizes, "logits")
+
+
+def trace_text_encoder(model: SEDForSemanticSegmentation) -> Traced:
+    """[`PromptEncoder`] with its number of prompts and of tokens left open."""
+    text_config = model.text_encoder.config
+    max_tokens = text_config.max_position_embeddings
+    input_ids = torch.full((3, min(5, max_tokens)), text_config.eos_token_id, device=model.device)
+    open_sizes = {"input_ids": {0: Dim("prompts"), 1: Dim("tokens", max=max_tokens)}}
+    return Traced(PromptEncoder(model).eval(), (input_ids,), open_sizes, "prompt_embeddings")
+
+
+@torch.no_grad()
+def export_program(traced: Traced) -> ExportedProgram:
+    """A program of `torch.export`, for `torch.export.save`, or to be called as `program.module()`."""
+    return torch.export.export(traced.module, traced.example, dynamic_shapes=traced.open_sizes)
+
+
+def save_onnx(traced: Traced, path: Path) -> None:
+    """Save an ONNX file with its weights."""
+    with torch.no_grad(), quiet("onnxscript", "onnx_ir", "torch.onnx"):
+        program = torch.onnx.export(
+            traced.module,
+            traced.example,
+            dynamic_shapes=traced.open_sizes,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(traced.open_sizes),
+            output_names=[traced.output],
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path)
+
+
+def quantize_weights(path: Path) -> None:
+    """Turn the weights of all matrix products in an ONNX file into 8-bit integers, with a scale for each channel.
+
+    Convolutions stay as they are: their integer kernels in onnxruntime are slower than those for float32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        quantized = Path(folder, path.name)
+        with quiet("root"):
+            # A bit less, since processors without VNNI add two products in 16 bits.
+            quantize_dynamic(
+                path,
+                quantized,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+            )
+        quantized.replace(path)
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Keep loggers from reporting what is none of the user's business."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def export_model(
+    model: SEDForSemanticSegmentation,
+    processor: SEDProcessor,
+    directory: Path,
+    program_format: Literal["onnx", "torch"] = "onnx",
+    class_names: Sequence[str] = (),
+    int8: bool = False,
+) -> None:
+    """Write both programs, and what is needed to use them, to a folder, which appears at once when it is complete.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        directory: Folder to make; it may exist if it is empty.
+        program_format: "onnx" writes `segmentation.onnx` and `text_encoder.onnx`; "torch" `.pt2` files.
+        class_names: Classes to encode now, to `classes.npz`: `names` (T,) and `embeddings` (T, P, D).
+        int8: Hold the weights of matrix products in 8 bits; ONNX only.
+
+    Raises:
+        FileExistsError: `directory` exists and is not an empty folder.
+        ValueError: `int8` for another format than ONNX.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"directory: expected a new or empty folder, got {directory}")
+    if int8 and program_format != "onnx":
+        raise ValueError(f"int8: expected with the format onnx, got {program_format!r}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    suffix = SUFFIXES[program_format]
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as parent:
+        folder = Path(parent) / directory.name
+        folder.mkdir()
+        settings = json.dumps(export_settings(model, processor), indent=2, ensure_ascii=False)
+        (folder / "settings.json").write_text(settings + "\n", encoding="utf-8")
+        processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        if class_names:
+            embeddings = encode_classes(model, processor, class_names).float().cpu().numpy()
+            np.savez(folder / "classes.npz", names=np.array(list(class_names)), embeddings=embeddings)
+        for name, traced in (
+            (SEGMENTATION, trace_segmentation(model)),
+            (TEXT_ENCODER, trace_text_encoder(model)),
+        ):
+            path = folder / f"{name}{suffix}"
+            if program_format == "onnx":
+                save_onnx(traced, path)
+            else:
+                torch.export.save(export_program(traced), path)
+            if int8:
+                quantize_weights(path)
+        folder.replace(directory)
+
+
+def export_settings(model: SEDForSemanticSegmentation, processor: SEDProcessor) -> dict[str, Any]:
+    """What a program in another language needs to know: how to prepare pictures and prompts."""
+    image_processor: SEDImageProcessor = processor.image_processor
+    normalizes = image_processor.do_normalize
+    return {
+        "image": {
+            "size": sizes(image_processor.size) if image_processor.do_resize else None,
+            "input_size": sizes(image_processor.input_size) if image_processor.do_input_resize else None,
+            "resample": PILImageResampling(image_processor.resample).name.lower(),
+            "rescale_factor": image_processor.rescale_factor if image_processor.do_rescale else 1.0,
+            "mean": list(image_processor.image_mean) if normalizes else [0.0, 0.0, 0.0],
+            "std": list(image_processor.image_std) if normalizes else [1.0, 1.0, 1.0],
+        },
+        "text": {
+            "prompt_templates": processor.prompt_templates,
+            "max_tokens": processor.tokenizer.model_max_length,
+            "end_of_text": model.text_encoder.config.eos_token_id,
+        },
+    }
+
+
+def sizes(size: SizeDict | Mapping[str, int]) -> dict[str, int]:
+    """The edges that a size of an image processor states."""
+    return {name: length for name, length in dict(size).items() if length is not None}
