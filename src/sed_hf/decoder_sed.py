@@ -104,8 +104,9 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) 
 
 def full_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """Softmax attention; arguments and result as those of [`linear_attention`]."""
-    heads = [part.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for part in (query, key, value)]
-    return F.scaled_dot_product_attention(*heads).transpose(-2, -3).flatten(-2)
+    # As four axes, the only ones that torch has fast kernels for, and ONNX any.
+    heads = [part.flatten(0, -3).unflatten(-1, (num_heads, -1)).transpose(-2, -3) for part in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads).transpose(-2, -3).reshape(query.shape)
 
 
 CLASS_ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {

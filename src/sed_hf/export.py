@@ -82,12 +82,14 @@ class Traced(NamedTuple):
 def trace_segmentation(model: SEDForSemanticSegmentation) -> Traced:
     """[`DenseSegmentation`] with its number of pictures, of classes, and the size left open.
 
-    torch takes a length of 1 for a special case: its programs want at least 2 classes and 64×64 pixels. ONNX takes any.
+    torch takes a length of 1 for a special case: its programs want at least 2 classes and 64×64 pixels, or 128×128 if
+    class attention pools 2×2. ONNX takes any.
     """
+    least = 2 * model.config.inference_pooling_size
     templates, channels = len(model.config.prompt_templates), model.config.projection_dim
-    pixel_values = torch.zeros(2, 3, 3 * ENCODER_STRIDE, 4 * ENCODER_STRIDE).to(model.logit_scale)
+    pixel_values = torch.zeros(2, 3, (least + 1) * ENCODER_STRIDE, (least + 2) * ENCODER_STRIDE).to(model.logit_scale)
     class_embeddings = torch.full((5, templates, channels), channels**-0.5).to(model.logit_scale)
-    rows, columns = (ENCODER_STRIDE * Dim(name, min=2) for name in ("rows", "columns"))
+    rows, columns = (ENCODER_STRIDE * Dim(name, min=least) for name in ("rows", "columns"))
     open_sizes = {
         "pixel_values": {0: Dim("batch"), 2: rows, 3: columns},
         "class_embeddings": {0: Dim("classes", min=2)},

@@ -1,0 +1,279 @@
+"""Exported programs equal the model, at sizes and vocabularies other than those that they were traced with."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_tiny_config
+from PIL import Image
+from torch import Tensor
+
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.cli import MODEL_IN_THE_BOX, main
+from sed_hf.conversion import convert_official_checkpoint
+from sed_hf.export import (
+    export_model,
+    export_program,
+    quantize_weights,
+    save_onnx,
+    trace_segmentation,
+    trace_text_encoder,
+)
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "segment_with_onnxruntime.py"
+LOGITS = 1e-4
+EMBEDDINGS = 1e-5
+SIZES = [(64, 64), (96, 160), (224, 128)]
+VOCABULARIES = [2, 7, 60]
+NAMES = ["sky", "water, sea", "gravel", "red triangle", "orange star"]
+
+Run = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module")
+def box() -> SEDForSemanticSegmentation:
+    return SEDForSemanticSegmentation.from_pretrained(MODEL_IN_THE_BOX).eval()
+
+
+@pytest.fixture(scope="module")
+def box_processor() -> SEDProcessor:
+    return SEDProcessor.from_pretrained(MODEL_IN_THE_BOX)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in the box as the command exports it, with classes."""
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    assert main(["export", str(folder), "--classes", *NAMES]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "torch"
+    assert main(["export", str(folder), "--format", "torch"]) == 0
+    return folder
+
+
+def run_onnx(path: Path) -> Run:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        (output,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        return torch.from_numpy(output)
+
+    return run
+
+
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def segmentation(request: pytest.FixtureRequest) -> Run:
+    """The exported program of pictures, of both formats."""
+    folder = request.getfixturevalue(f"{request.param}_folder")
+    if request.param == "onnx":
+        return run_onnx(folder / "segmentation.onnx")
+    return torch.export.load(folder / "segmentation.pt2").module()
+
+
+def picture_and_classes(
+    model: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int, batch_size: int = 1
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_classes)
+    config = model.config
+    classes = torch.randn(num_classes, len(config.prompt_templates), config.projection_dim, generator=generator)
+    return torch.randn(batch_size, 3, *size, generator=generator), F.normalize(classes, dim=-1)
+
+
+@torch.no_grad()
+def assert_equals_eager(run: Run, model: SEDForSemanticSegmentation, inputs: tuple[Tensor, Tensor]) -> None:
+    pixel_values, class_embeddings = inputs
+    expected = model(pixel_values, class_embeddings=class_embeddings, early_rejection_topk=0).logits
+    torch.testing.assert_close(run(pixel_values, class_embeddings), expected, rtol=0, atol=LOGITS)
+
+
+@pytest.mark.parametrize("num_classes", VOCABULARIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size_and_vocabulary_equal_the_model(
+    segmentation: Run, box: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int
+) -> None:
+    assert_equals_eager(segmentation, box, picture_and_classes(box, size, num_classes))
+
+
+def test_a_batch_equals_the_model(segmentation: Run, box: SEDForSemanticSegmentation) -> None:
+    assert_equals_eager(segmentation, box, picture_and_classes(box, (96, 64), 5, batch_size=3))
+
+
+def test_onnx_takes_a_single_class_and_a_single_location(onnx_folder: Path, box: SEDForSemanticSegmentation) -> None:
+    run = run_onnx(onnx_folder / "segmentation.onnx")
+    assert_equals_eager(run, box, picture_and_classes(box, (64, 96), 1))
+    assert_equals_eager(run, box, picture_and_classes(box, (32, 32), 4))
+
+
+def test_another_configuration_equals_the_model(tiny_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """Pooled and full class attention; the projection, the skip widths and the 80 templates of SED-L."""
+    config = make_tiny_config(inference_pooling_size=2, class_attention_type="full")
+    model = convert_official_checkpoint(tiny_weights, config)
+    save_onnx(trace_segmentation(model), tmp_path / "segmentation.onnx")
+    for run in (run_onnx(tmp_path / "segmentation.onnx"), export_program(trace_segmentation(model)).module()):
+        for size, num_classes in zip([(128, 160), (192, 128), (224, 256)], VOCABULARIES, strict=True):
+            assert_equals_eager(run, model, picture_and_classes(model, size, num_classes))
+
+
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+@torch.no_grad()
+def test_the_text_encoder_equals_the_model(
+    onnx_folder: Path,
+    torch_folder: Path,
+    box: SEDForSemanticSegmentation,
+    box_processor: SEDProcessor,
+    padding: Any,
+) -> None:
+    input_ids = box_processor(text=["sky", "red triangle", "a"], padding=padding)["input_ids"]
+    expected = box.get_class_embeddings(input_ids).flatten(0, 1)
+    for run in (
+        run_onnx(onnx_folder / "text_encoder.onnx"),
+        torch.export.load(torch_folder / "text_encoder.pt2").module(),
+    ):
+        torch.testing.assert_close(run(input_ids.flatten(0, 1)), expected, rtol=0, atol=EMBEDDINGS)
+
+
+@torch.no_grad()
+def test_saved_classes_are_those_of_the_model(
+    onnx_folder: Path, box: SEDForSemanticSegmentation, box_processor: SEDProcessor
+) -> None:
+    classes = np.load(onnx_folder / "classes.npz")
+    assert classes["names"].tolist() == NAMES
+    expected = box.get_class_embeddings(**box_processor(text=NAMES))
+    torch.testing.assert_close(torch.from_numpy(classes["embeddings"]), expected, rtol=0, atol=EMBEDDINGS)
+
+
+def test_settings_are_those_of_the_processor(onnx_folder: Path, box_processor: SEDProcessor) -> None:
+    settings = json.loads((onnx_folder / "settings.json").read_text())
+    assert settings["image"]["size"] is None  # the model in the box does not resize by edges
+    assert settings["image"]["input_size"] == {"height": 192, "width": 192}
+    assert settings["image"]["mean"] == pytest.approx(box_processor.image_processor.image_mean)
+    assert settings["text"]["prompt_templates"] == box_processor.prompt_templates
+
+
+class TestTheExample:
+    def test_it_needs_numpy_and_onnxruntime_alone(self) -> None:
+        tree = ast.walk(ast.parse(EXAMPLE.read_text()))
+        modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
+        assert {name for name in modules if name not in sys.stdlib_module_names} == {"numpy", "onnxruntime"}
+
+    def test_it_labels_a_picture_as_the_command_does(self, onnx_folder: Path, tmp_path: Path) -> None:
+        picture = ROOT / "examples" / "scene-3.png"
+        assert main(["segment", str(picture), "--classes", *NAMES, "--output", str(tmp_path)]) == 0
+        expected = np.array(Image.open(tmp_path / "scene-3_labels.png"))
+        code = (
+            "import numpy, pathlib, segment_with_onnxruntime as example\n"
+            f"image = example.read_png(pathlib.Path({str(picture)!r}))\n"
+            f"segmentation, _ = example.segment(pathlib.Path({str(onnx_folder)!r}), image)\n"
+            f"numpy.save({str(tmp_path / 'labels.npy')!r}, segmentation)\n"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=EXAMPLE.parent, check=True)
+        assert (np.load(tmp_path / "labels.npy") == expected).mean() > 0.9999
+
+    def test_it_draws_a_png_that_others_read(self, onnx_folder: Path, tmp_path: Path) -> None:
+        command = [sys.executable, EXAMPLE, onnx_folder, ROOT / "examples" / "scene-1.png", tmp_path / "result.png"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "%" in printed
+        assert Image.open(tmp_path / "result.png").size == (384, 192)
+
+    @pytest.mark.parametrize("size", [(64, 88), (40, 300), (200, 274)])
+    def test_it_resizes_as_pillow_to_a_level(self, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+        monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+        from segment_with_onnxruntime import resize_antialiased
+
+        image = np.random.default_rng(0).integers(0, 256, (97, 133, 3)).astype(np.uint8)
+        expected = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+        difference = np.abs(resize_antialiased(image, size) - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.01
+
+
+class TestInt8:
+    @pytest.fixture(scope="class")
+    def int8_folder(self, onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """What `--int8` makes of the same files."""
+        folder = tmp_path_factory.mktemp("export") / "int8"
+        shutil.copytree(onnx_folder, folder)
+        for path in folder.glob("*.onnx"):
+            quantize_weights(path)
+        return folder
+
+    def test_files_are_less_than_half_as_large(self, int8_folder: Path, onnx_folder: Path) -> None:
+        for name in ("segmentation.onnx", "text_encoder.onnx"):
+            assert (int8_folder / name).stat().st_size < 0.5 * (onnx_folder / name).stat().st_size
+
+    @torch.no_grad()
+    def test_nearly_all_pixels_of_a_scene_keep_their_class(
+        self, int8_folder: Path, box: SEDForSemanticSegmentation, box_processor: SEDProcessor
+    ) -> None:
+        inputs = box_processor(images=Image.open(ROOT / "examples" / "scene-3.png"), text=NAMES)
+        classes = box.get_class_embeddings(inputs["input_ids"], inputs["class_ids"])
+        expected = box(inputs["pixel_values"], class_embeddings=classes).logits.argmax(1)
+        actual = run_onnx(int8_folder / "segmentation.onnx")(inputs["pixel_values"], classes).argmax(1)
+        assert (actual == expected).float().mean() > 0.98
+
+
+class TestRefusals:
+    def refused(self, capsys: pytest.CaptureFixture, *arguments: str) -> str:
+        assert main(["export", *arguments]) == 2
+        return capsys.readouterr().err
+
+    def test_a_folder_that_holds_something(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "file").touch()
+        assert f"{tmp_path}: expected a new or empty folder" in self.refused(capsys, str(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_8_bits_in_another_format(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        error = self.refused(capsys, str(tmp_path / "out"), "--format", "torch", "--int8")
+        assert "--int8: expected with --format onnx, got torch" in error
+
+    def test_a_model_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        assert "expected a model folder" in self.refused(capsys, str(tmp_path / "out"), "--model", "nowhere")
+
+    def test_onnx_that_is_not_installed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sed_hf.cli.find_spec", lambda name: None)
+        assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in self.refused(capsys, str(tmp_path / "out"))
+
+    def test_python_refuses_what_the_command_refuses(
+        self, box: SEDForSemanticSegmentation, box_processor: SEDProcessor, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(FileExistsError, match="directory: expected a new or empty folder"):
+            export_model(box, box_processor, tmp_path)
+        with pytest.raises(ValueError, match="int8: expected with the format onnx, got 'torch'"):
+            export_model(box, box_processor, tmp_path / "out", "torch", int8=True)
+
+
+def test_an_export_that_fails_leaves_nothing(
+    box: SEDForSemanticSegmentation, box_processor: SEDProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("sed_hf.export.save_onnx", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_model(box, box_processor, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_trace_of_the_text_encoder_is_of_what_it_states(box: SEDForSemanticSegmentation) -> None:
+    traced = trace_text_encoder(box)
+    assert list(traced.open_sizes) == ["input_ids"]
+    assert traced.module(*traced.example).shape == (3, box.config.projection_dim)
