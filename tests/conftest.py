@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.cli import main
 from sed_hf.conversion import build_processor, convert_official_checkpoint, official_name
 from sed_hf.hub import save_hub_folder
 
+EXPORTED_NAMES = ["sky", "water", "gravel", "red triangle", "orange cross", "orange heart"]
 REFERENCE = Path(__file__).parent / "reference"
 sys.path.insert(0, str(REFERENCE))
 
@@ -100,4 +102,20 @@ def tiny_hub_folder(
 ) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "tiny"
     save_hub_folder(tiny_model, tiny_processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in the box as `sed-hf export` writes it, with classes."""
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    assert main(["export", str(folder), "--classes", *EXPORTED_NAMES]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in the box as `sed-hf export --format torch` writes it."""
+    folder = tmp_path_factory.mktemp("export") / "torch"
+    assert main(["export", str(folder), "--format", "torch"]) == 0
     return folder

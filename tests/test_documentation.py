@@ -26,7 +26,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import make_tiny_config, official_weights
+from conftest import EXPORTED_NAMES, make_tiny_config, official_weights
 from demo_server import make_space, running_space
 from PIL import Image
 from raw_copies import (
@@ -129,9 +129,10 @@ def _without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 class Page:
     """Runs the blocks of a page, one after the other."""
 
-    def __init__(self, workplace: Path, servers: contextlib.ExitStack) -> None:
+    def __init__(self, workplace: Path, servers: contextlib.ExitStack, fixture: Callable[[str], Any]) -> None:
         self.workplace = workplace
         self.servers = servers  # that commands of the page start
+        self.fixture = fixture
         self.address = "http://127.0.0.1:7860"
         self.namespace: dict[str, Any] = {"__name__": "page"}
 
@@ -195,6 +196,11 @@ class Page:
             space = make_space(self.workplace / "space-of-the-page")
             self.address, _ = self.servers.enter_context(running_space(space, self.workplace))
             return
+        if arguments[0] == "export":  # once is enough
+            parsed = cli.build_parser().parse_args(arguments)
+            assert parsed.classes in (None, EXPORTED_NAMES)
+            shutil.copytree(self.fixture(f"{parsed.format}_folder"), parsed.out)
+            return
         if arguments[0] in ("convert", "init"):
             arguments = [*arguments, "--overwrite"]
         with contextlib.suppress(SystemExit):
@@ -249,9 +255,9 @@ def _environment() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_environment")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_every_block_runs(page: Path, workplace: Path) -> None:
+def test_every_block_runs(page: Path, workplace: Path, request: pytest.FixtureRequest) -> None:
     with contextlib.ExitStack() as servers:
-        follower = Page(workplace, servers)
+        follower = Page(workplace, servers, request.getfixturevalue)
         for language, code in code_blocks(page):
             follower.run(language, code)
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_tiny_config
+from conftest import EXPORTED_NAMES, make_tiny_config
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +36,6 @@ LOGITS = 1e-4
 EMBEDDINGS = 1e-5
 SIZES = [(64, 64), (96, 160), (224, 128)]
 VOCABULARIES = [2, 7, 60]
-NAMES = ["sky", "water, sea", "gravel", "red triangle", "orange star"]
 
 Run = Callable[..., Tensor]
 
@@ -49,21 +48,6 @@ def box() -> SEDForSemanticSegmentation:
 @pytest.fixture(scope="module")
 def box_processor() -> SEDProcessor:
     return SEDProcessor.from_pretrained(MODEL_IN_THE_BOX)
-
-
-@pytest.fixture(scope="module")
-def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in the box as the command exports it, with classes."""
-    folder = tmp_path_factory.mktemp("export") / "onnx"
-    assert main(["export", str(folder), "--classes", *NAMES]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export") / "torch"
-    assert main(["export", str(folder), "--format", "torch"]) == 0
-    return folder
 
 
 def run_onnx(path: Path) -> Run:
@@ -153,8 +137,8 @@ def test_saved_classes_are_those_of_the_model(
     onnx_folder: Path, box: SEDForSemanticSegmentation, box_processor: SEDProcessor
 ) -> None:
     classes = np.load(onnx_folder / "classes.npz")
-    assert classes["names"].tolist() == NAMES
-    expected = box.get_class_embeddings(**box_processor(text=NAMES))
+    assert classes["names"].tolist() == EXPORTED_NAMES
+    expected = box.get_class_embeddings(**box_processor(text=EXPORTED_NAMES))
     torch.testing.assert_close(torch.from_numpy(classes["embeddings"]), expected, rtol=0, atol=EMBEDDINGS)
 
 
@@ -174,7 +158,7 @@ class TestTheExample:
 
     def test_it_labels_a_picture_as_the_command_does(self, onnx_folder: Path, tmp_path: Path) -> None:
         picture = ROOT / "examples" / "scene-3.png"
-        assert main(["segment", str(picture), "--classes", *NAMES, "--output", str(tmp_path)]) == 0
+        assert main(["segment", str(picture), "--classes", *EXPORTED_NAMES, "--output", str(tmp_path)]) == 0
         expected = np.array(Image.open(tmp_path / "scene-3_labels.png"))
         code = (
             "import numpy, pathlib, segment_with_onnxruntime as example\n"
@@ -221,7 +205,7 @@ class TestInt8:
     def test_nearly_all_pixels_of_a_scene_keep_their_class(
         self, int8_folder: Path, box: SEDForSemanticSegmentation, box_processor: SEDProcessor
     ) -> None:
-        inputs = box_processor(images=Image.open(ROOT / "examples" / "scene-3.png"), text=NAMES)
+        inputs = box_processor(images=Image.open(ROOT / "examples" / "scene-3.png"), text=EXPORTED_NAMES)
         classes = box.get_class_embeddings(inputs["input_ids"], inputs["class_ids"])
         expected = box(inputs["pixel_values"], class_embeddings=classes).logits.argmax(1)
         actual = run_onnx(int8_folder / "segmentation.onnx")(inputs["pixel_values"], classes).argmax(1)
