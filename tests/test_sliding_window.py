@@ -155,6 +155,7 @@ def test_one_tile_equals_the_whole_picture(
         (16, "tile_size of at least 32 pixels, got 16"),
         ("64", "tile_size of at least 32 pixels, got '64'"),
         ({"tile_size": 64, "overlap": 1}, "overlap to be from 0 to 0.75, got 1"),
+        ({"tile_size": 64, "global_view": "no"}, "global_view to be True or False, got 'no'"),
         ({"size": 64}, "expected a tile size, or a dict of tile_size, overlap and global_view"),
     ],
 )
