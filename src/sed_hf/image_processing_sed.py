@@ -1,6 +1,7 @@
 """Pictures to `pixel_values`, and logits back to a label for every pixel of the picture."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,8 @@ class SEDImageProcessor(TorchvisionBackend):
         for index, size in enumerate(sizes):
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"target_sizes[{index}]: expected a height and a width of at least 1, got {size}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1")
+        if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
+            raise ValueError(f"threshold={threshold!r}: expected a probability from 0 to 1")
         if threshold is not None and 0 <= ignore_index < num_classes:
             raise ValueError(f"ignore_index={ignore_index} is also one of the {num_classes} classes; pass e.g. 65535")
         results = []

@@ -109,32 +109,37 @@ class SEDProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "class_ids"]
 
 
-def validate_class_names(text: Any) -> list[str]:
+def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     """The class names without surrounding blanks.
+
+    Args:
+        text: Class names.
+        argument: What errors call them.
 
     Raises:
         TypeError: `text` is not a list of strings.
         ValueError: It is empty, a name or synonym is empty or no Unicode text, or two classes have the same name.
     """
     if isinstance(text, str | bytes) or not isinstance(text, Sequence):
-        raise TypeError(f"text: expected a list of class names, got {type(text).__name__} {text!r:.80}")
+        raise TypeError(f"{argument}: expected a list of class names, got {type(text).__name__} {text!r:.80}")
     if not text:
-        raise ValueError("text: expected at least one class name, got an empty list")
+        raise ValueError(f"{argument}: expected at least one class name, got an empty list")
     first_index: dict[tuple[str, ...], int] = {}
     class_names = []
     for index, name in enumerate(text):
         if not isinstance(name, str):
-            raise TypeError(f"text[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
+            raise TypeError(f"{argument}[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that were no UTF-8, in Python's form
-            raise ValueError(f"text[{index}]: expected Unicode text, got {name!r}")
+            raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r}")
         synonyms = synonyms_of(name)
         if not all(synonyms):
-            raise ValueError(f"text[{index}]: expected a class name, or several separated by ', '; got {name!r}")
+            raise ValueError(f"{argument}[{index}]: expected a class name, or several separated by ', '; got {name!r}")
         if SYNONYM_SEPARATOR not in name and "," in name:
-            logger.warning(f"text[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
+            logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
         same = first_index.setdefault(synonyms, index)
         if same != index:
-            raise ValueError(f"text[{index}]: {name!r} is the same class name as text[{same}]={text[same]!r}")
+            other = f"{argument}[{same}]={text[same]!r}"
+            raise ValueError(f"{argument}[{index}]: {name!r} is the same class name as {other}")
         class_names.append(name.strip())
     return class_names
 
