@@ -144,6 +144,18 @@ def test_any_threshold_ignores_exactly_what_is_below(
     assert torch.equal(some["segmentation"], expected)
 
 
+@given(pictures | st.builds(picture_of, st.integers(4, 32), st.integers(4, 32), seeds), windows, st.data())
+@examples(10)
+def test_a_threshold_or_label_that_means_nothing_is_refused_for_any_picture(
+    picture: Tensor, window: SlidingWindow, data: st.DataObject
+) -> None:
+    no_probability = st.floats(max_value=-0.01) | st.floats(1.01) | st.sampled_from([float("nan"), "high"])
+    with pytest.raises(ValueError, match=r"threshold=.*: expected a probability from 0 to 1"):
+        paint(picture, window, threshold=data.draw(no_probability))
+    with pytest.raises(ValueError, match=r"ignore_index=. is also one of the 5 classes"):
+        paint(picture, window, threshold=0.5, ignore_index=data.draw(st.integers(0, NUM_CLASSES - 1)))
+
+
 @given(st.builds(picture_of, st.integers(1, 70), st.integers(1, 70), seeds), overlaps, st.booleans(), st.integers(0, 9))
 @examples(10)
 def test_one_tile_that_holds_the_picture_changes_nothing(
