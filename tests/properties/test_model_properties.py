@@ -92,17 +92,17 @@ class TestForward:
             small_model()(pictures_of(1, 32, 32, 0), class_embeddings=torch.ones(shape))
 
 
-class TestLoss:
-    @st.composite
-    @staticmethod
-    def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, h, w), and labels (B, H, W) of any size, some of them ignored."""
-        batch_size, num_classes = draw(st.integers(1, 3)), draw(st.integers(1, 8))
-        seed, size = draw(seeds), [draw(st.integers(1, 12)) for _ in range(4)]
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.randint(-1, num_classes, (batch_size, *size[2:]), generator=generator)
-        return normal(batch_size, num_classes, *size[:2], seed=seed), labels.where(labels >= 0, 255)
+@st.composite
+def logits_and_labels(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, h, w), and labels (B, H, W) of any size, some of them ignored."""
+    batch_size, num_classes = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    seed, size = draw(seeds), [draw(st.integers(1, 12)) for _ in range(4)]
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, num_classes, (batch_size, *size[2:]), generator=generator)
+    return normal(batch_size, num_classes, *size[:2], seed=seed), labels.where(labels >= 0, 255)
 
+
+class TestLoss:
     def plain(self, logits: Tensor, labels: Tensor, ignored_as_negative: bool) -> Tensor:
         """The formula with a one-hot target."""
         resized = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
@@ -113,7 +113,7 @@ class TestLoss:
             return losses.mean()
         return losses[counted].mean() if counted.any() else losses.sum() * 0
 
-    @given(cases(), st.booleans(), st.integers(0, 14).map(lambda power: 2**power))
+    @given(logits_and_labels(), st.booleans(), st.integers(0, 14).map(lambda power: 2**power))
     def test_value_and_gradient_equal_the_plain_formula_in_any_chunks(
         self, case: tuple[Tensor, Tensor], ignored_as_negative: bool, chunk_elements: int
     ) -> None:
@@ -128,7 +128,7 @@ class TestLoss:
         assert_close(loss, expected, LOSS)
         assert_close(ours.grad, theirs.grad, LOSS)
 
-    @given(cases(), st.booleans(), st.data())
+    @given(logits_and_labels(), st.booleans(), st.data())
     def test_any_order_of_classes_leaves_it_as_it_is(
         self, case: tuple[Tensor, Tensor], ignored_as_negative: bool, data: st.DataObject
     ) -> None:

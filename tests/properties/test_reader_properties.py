@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import scipy.io
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from raw_copies import (
     RawIds,
-    _run_lengths,
+    run_lengths,
     write_ade20k_150,
     write_ade20k_847,
     write_coco_stuff,
@@ -198,17 +199,15 @@ class TestFiles:
 
     @given(label_maps(st.integers(0, 459), 12, np.uint16))
     def test_matlab_label_maps(self, ids: NDArray[np.uint16]) -> None:
-        import scipy.io
-
         buffer = BytesIO()
         scipy.io.savemat(buffer, {"LabelMap": ids})
         buffer.seek(0)
         np.testing.assert_array_equal(read_mat_label_map(buffer), ids)
 
     @given(label_maps(st.integers(0, 5), 12, np.int32), st.booleans())
-    def test_run_lengths(self, ids: NDArray[np.int32], compressed: bool) -> None:
+    def testrun_lengths(self, ids: NDArray[np.int32], compressed: bool) -> None:
         segments = [
-            {"category_id": raw_id, "segmentation": _run_lengths(ids == raw_id, compressed)}
+            {"category_id": raw_id, "segmentation": run_lengths(ids == raw_id, compressed)}
             for raw_id in np.unique(ids[ids > 0]).tolist()
         ]
         label = json.dumps({"size": ids.shape, "segments": segments}).encode()
@@ -218,7 +217,7 @@ class TestFiles:
     def test_of_run_lengths_that_overlap_the_last_wins(self, bits: NDArray[np.int32], compressed: bool) -> None:
         masks = [bits >> bit & 1 == 1 for bit in range(3)]
         segments = [
-            {"category_id": bit + 1, "segmentation": _run_lengths(mask, compressed)} for bit, mask in enumerate(masks)
+            {"category_id": bit + 1, "segmentation": run_lengths(mask, compressed)} for bit, mask in enumerate(masks)
         ]
         label = json.dumps({"size": bits.shape, "segments": segments}).encode()
         expected = np.select(masks[::-1], [3, 2, 1], 0)

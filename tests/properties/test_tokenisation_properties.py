@@ -196,7 +196,7 @@ def test_the_examples_cover_synonyms_and_characters_of_every_plane() -> None:
     found: set[str] = set()
 
     @given(vocabularies())
-    @examples(200)
+    @examples(100)
     def collect(names: list[str]) -> None:
         found.update(names)
 
