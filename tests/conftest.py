@@ -1,11 +1,14 @@
-"""Models that the tests share: small, with the seeded weights of the reference numbers."""
+"""Models that the tests share, small, with the seeded weights of the reference numbers; and settings of hypothesis."""
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
@@ -18,6 +21,20 @@ REFERENCE = Path(__file__).parent / "reference"
 sys.path.insert(0, str(REFERENCE))
 
 from seeded_weights import seeded_state_dict  # noqa: E402
+
+# The same examples in every run, and nothing that depends on the machine's speed or is left in the working tree.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "sed_hf_hypothesis")
+settings.register_profile(
+    "quick",
+    max_examples=20,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# Other examples in every run: `pytest tests/properties --hypothesis-profile=thorough`.
+settings.register_profile("thorough", parent=settings.get_profile("quick"), max_examples=400, derandomize=False)
+settings.load_profile("quick")
 
 
 def official_weights(variant: str, seed: int) -> dict[str, Tensor]:

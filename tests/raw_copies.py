@@ -81,7 +81,7 @@ def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds], *, com
             {"file_name": f"{name}.jpg", "image_id": image_id, "height": height, "width": width, "phase": phase}
         )
         for raw_id in np.unique(ids[ids > 0]).tolist():
-            segmentation = _run_lengths(ids == raw_id, compressed)
+            segmentation = run_lengths(ids == raw_id, compressed)
             annotations.append({"image_id": image_id, "category_id": raw_id, "segmentation": segmentation})
     merged = {"images": images, "annos_segmentation": annotations}
     (root / "trainval_merged.json").write_text(json.dumps(merged))
@@ -123,7 +123,7 @@ def _size(ids: RawIds) -> tuple[int, int]:
     return ids.shape[1], ids.shape[0]
 
 
-def _run_lengths(segment: NDArray[np.bool_], compressed: bool) -> dict[str, object]:
+def run_lengths(segment: NDArray[np.bool_], compressed: bool) -> dict[str, object]:
     """COCO's run-length encoding of a segment: counts as a string, or as the list of run lengths down the columns."""
     if compressed:
         encoded = coco_mask.encode(np.asfortranarray(segment.astype(np.uint8)))

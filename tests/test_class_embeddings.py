@@ -122,6 +122,11 @@ class TestKeys:
 class TestCache:
     embedding = torch.randn(80, 64, generator=torch.Generator().manual_seed(0))
 
+    def test_one_name_with_a_comma_is_not_two_synonyms(self, cache: ClassEmbeddingCache) -> None:
+        cache.save("encoder", "dog, puppy", self.embedding)
+        for one_name in ("dog,\tpuppy", "dog&#44; puppy"):
+            assert cache.load("encoder", one_name) is None
+
     def test_what_was_saved_comes_back(self, cache: ClassEmbeddingCache) -> None:
         assert cache.load("encoder", "cat") is None
         cache.save("encoder", "cat", self.embedding)

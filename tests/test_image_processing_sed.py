@@ -183,6 +183,12 @@ class TestPictures:
         alone = [image_processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures]
         assert torch.equal(together, torch.cat(alone))
 
+    def test_a_list_may_mix_grayscale_arrays_with_others(self, image_processor: SEDImageProcessor) -> None:
+        pictures = [self.color[..., 0], torch.tensor(self.color[..., 0]), self.color, Image.fromarray(self.color)]
+        together = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        assert torch.equal(together[0], together[1])
+        assert torch.equal(together[2], together[3])
+
     def test_mixed_sizes_without_the_last_step_are_refused(self, image_processor: SEDImageProcessor) -> None:
         with pytest.raises(ValueError, match="different sizes without do_input_resize"):
             image_processor(
@@ -212,6 +218,15 @@ class TestSegmentationMaps:
                 images=random_array(60, 80), segmentation_maps=segmentation_map, **off, return_tensors="pt"
             )
             assert np.array_equal(inputs["labels"][0].numpy(), expected)
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+    def test_maps_may_be_one_pixel_wide_or_high(
+        self, image_processor: SEDImageProcessor, size: tuple[int, int]
+    ) -> None:
+        inputs = image_processor(
+            images=np.zeros((*size, 3), np.uint8), segmentation_maps=np.full(size, 7), return_tensors="pt"
+        )
+        assert (inputs["labels"] == 7).all()
 
     @pytest.mark.parametrize(
         ("labels", "message"),
@@ -274,6 +289,12 @@ class TestPostProcessing:
         ("arguments", "message"),
         [
             ({"target_sizes": [(4, 4)] * 2}, "target_sizes: expected 1"),
+            (
+                {"target_sizes": [(0, 4)]},
+                r"target_sizes\[0\]: expected a height and a width of at least 1, got \(0, 4\)",
+            ),
+            ({"target_sizes": [(4, -4)]}, r"target_sizes\[0\]: .* got \(4, -4\)"),
+            ({"target_sizes": [(3, 4, 4)]}, r"target_sizes\[0\]: .* got \(3, 4, 4\)"),
             ({"threshold": 1.5}, "threshold=1.5"),
             ({"threshold": 0.5, "ignore_index": 3}, "ignore_index=3 is also one of the 5 classes"),
         ],

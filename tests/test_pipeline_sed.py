@@ -175,6 +175,22 @@ def test_an_impossible_threshold_is_refused(segmenter: SEDPipeline, photo: Image
         segmenter(photo, candidate_labels=LABELS, threshold=2)
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"threshold": "high"}, "threshold='high': expected a probability"),
+        ({"candidate_labels": ["cat", ""]}, r"candidate_labels\[1\]: expected a class name"),
+        ({"everything_else": []}, "everything_else: expected at least one class name"),
+        ({"everything_else": ["sky", "Sky"]}, r"everything_else\[1\]: 'Sky' is the same class name"),
+    ],
+)
+def test_errors_name_the_argument(
+    segmenter: SEDPipeline, photo: Image.Image, argument: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        segmenter(photo, **{"candidate_labels": LABELS, **argument})
+
+
 def test_unknown_arguments_are_refused(segmenter: SEDPipeline, photo: Image.Image) -> None:
     with pytest.raises(TypeError, match="unexpected arguments: topk; expected candidate_labels"):
         segmenter(photo, candidate_labels=LABELS, topk=3)

@@ -116,6 +116,20 @@ def test_uncertain_pixels_get_the_ignore_index() -> None:
     assert (result["segmentation"] == -1).any()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold=1\.5: expected a probability"),
+        ({"threshold": 0.5, "ignore_index": 2}, "ignore_index=2 is also one of the 3 classes"),
+    ],
+)
+def test_what_the_threshold_cannot_mean_is_refused_before_a_tile_is_seen(options: dict, message: str) -> None:
+    painter = Painter()
+    with pytest.raises(ValueError, match=message):
+        paint(blocks(64, 160)[0], SlidingWindow(64), painter, **options)
+    assert not painter.seen
+
+
 def test_the_batch_size_does_not_matter() -> None:
     picture, _ = blocks(160, 160)
     painter = Painter()
@@ -155,6 +169,7 @@ def test_one_tile_equals_the_whole_picture(
         (16, "tile_size of at least 32 pixels, got 16"),
         ("64", "tile_size of at least 32 pixels, got '64'"),
         ({"tile_size": 64, "overlap": 1}, "overlap to be from 0 to 0.75, got 1"),
+        ({"tile_size": 64, "global_view": "no"}, "global_view to be True or False, got 'no'"),
         ({"size": 64}, "expected a tile size, or a dict of tile_size, overlap and global_view"),
     ],
 )

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .files import written_at_once
 from .modeling_sed import SEDForSemanticSegmentation
-from .processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text, validate_class_names
+from .processing_sed import SEDProcessor, synonyms_of, validate_class_names
 from .weights import tensor_bytes, weights_sha256
 
 logger = logging.get_logger(__name__)
@@ -164,7 +164,7 @@ class ClassEmbeddingCache:
         return len(sizes), sum(sizes)
 
     def _path(self, encoder: str, class_name: str) -> Path:
-        synonyms = SYNONYM_SEPARATOR.join(clean_text(synonym) for synonym in class_name.split(SYNONYM_SEPARATOR))
+        synonyms = "\n".join(synonyms_of(class_name))  # what no synonym holds, unlike a comma and a blank
         return self.directory / encoder[:32] / f"{hashlib.sha256(synonyms.encode()).hexdigest()[:32]}{SUFFIX}"
 
     def _files(self) -> Iterator[tuple[Path, float, int]]:

@@ -1,10 +1,12 @@
 """Configuration of SED (Xie et al., CVPR 2024, arXiv 2311.15537)."""
 
+import math
 from dataclasses import field
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # The 80 ImageNet prompt templates of OpenAI CLIP (https://github.com/openai/CLIP, MIT licence), as in open_clip.
 OPENAI_IMAGENET_TEMPLATES: tuple[str, ...] = (
@@ -107,6 +109,37 @@ CUSTOM_PIPELINES = {
 }
 
 
+def require_at_least_1(config: PreTrainedConfig, *names: str) -> None:
+    """Refuse numbers less than 1, by name; `None` is no number."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+
+
+def require_probabilities(config: PreTrainedConfig, *names: str) -> None:
+    """Refuse, by name, what is no probability of dropping something."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None or not 0 <= value < 1:
+            raise ValueError(f"{name}={value}: expected a probability in [0, 1)")
+
+
+def require_finite(config: PreTrainedConfig, *names: str) -> None:
+    """Refuse infinities and NaN, by name."""
+    for name in names:
+        value = getattr(config, name)
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value}: expected a finite number")
+
+
+def require_epsilon(config: PreTrainedConfig, name: str) -> None:
+    """Refuse what a variance cannot be kept from 0 with, by name."""
+    value = getattr(config, name)
+    if value is None or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value}: expected a finite number above 0")
+
+
 @strict
 class SEDVisionConfig(PreTrainedConfig):
     """The image encoder: a ConvNeXt trunk of timm and the projection into CLIP's embedding space.
@@ -133,10 +166,7 @@ class SEDVisionConfig(PreTrainedConfig):
         """Refuse values that cannot be built, by name."""
         if not self.architecture.startswith("convnext"):
             raise ValueError(f"architecture={self.architecture!r}: expected the name of a ConvNeXt model in timm")
-        for name in ("drop_path_rate", "projection_dropout"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}={value}: expected a probability in [0, 1)")
+        require_probabilities(self, "drop_path_rate", "projection_dropout")
 
 
 @strict
@@ -152,6 +182,27 @@ class SEDTextConfig(CLIPTextConfig):
     num_attention_heads: int = 10
     hidden_act: str = "gelu"
     pad_token_id: int | None = 0  # open_clip pads with 0
+
+    def validate_architecture(self) -> None:
+        """Refuse values that cannot be built, by name."""
+        require_at_least_1(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "projection_dim",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads}: expected a divisor of hidden_size={self.hidden_size}"
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r}: expected one of {', '.join(ACT2FN)}")
+        require_epsilon(self, "layer_norm_eps")
+        require_probabilities(self, "attention_dropout")
 
 
 @strict
@@ -233,7 +284,8 @@ class SEDConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse values that cannot be built, by name."""
-        for name in (
+        require_at_least_1(
+            self,
             "projection_dim",
             "decoder_mlp_ratio",
             "group_norm_group_size",
@@ -242,10 +294,11 @@ class SEDConfig(PreTrainedConfig):
             "inference_pooling_size",
             "early_rejection_topk",
             "class_chunk_size",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        )
+        require_finite(self, "layer_scale_init_value", "logit_scale_init_value")
+        require_epsilon(self, "layer_norm_eps")
+        if not -(2**63) <= self.ignore_index < 2**63:
+            raise ValueError(f"ignore_index={self.ignore_index}: expected a number of 64 bits, as labels are")
         for name in ("cost_embedding_kernel_size", "decoder_kernel_size"):
             value = getattr(self, name)
             if value < 1 or value % 2 == 0:

@@ -1,6 +1,7 @@
 """Pictures to `pixel_values`, and logits back to a label for every pixel of the picture."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,11 @@ class SEDImageProcessor(TorchvisionBackend):
         return super().fetch_images(image_url_or_urls)
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
-        """A list of pictures; the library's own refuses a single grayscale array."""
-        images = self.fetch_images(images)
-        if not isinstance(images, list | tuple) and getattr(images, "ndim", None) == 2:
-            return [images]
-        if isinstance(images, list | tuple) and not images:
+        """A list of pictures; the library's own refuses grayscale arrays."""
+        pictures = flattened(self.fetch_images(images), expected_ndims)
+        if not pictures:
             raise ValueError("images: expected at least one picture, got none")
-        return super()._prepare_images_structure(images, expected_ndims)
+        return pictures
 
     def _preprocess_image_like_inputs(
         self,
@@ -214,7 +213,7 @@ class SEDImageProcessor(TorchvisionBackend):
         for index, (segmentation_map, picture, values) in enumerate(
             zip(segmentation_maps, pictures, pixel_values, strict=True)
         ):
-            label = torch.as_tensor(np.array(segmentation_map)).to(picture.device).squeeze()
+            label = torch.as_tensor(np.array(segmentation_map)).to(picture.device)
             if label.shape != picture.shape[-2:] or label.is_floating_point():
                 raise ValueError(
                     f"segmentation_maps[{index}]: expected integers of its image's size {tuple(picture.shape[-2:])},"
@@ -256,13 +255,18 @@ class SEDImageProcessor(TorchvisionBackend):
         ignore_index = self.ignore_index if ignore_index is None else ignore_index
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(f"target_sizes: expected {len(logits)}, one for each image; got {len(target_sizes)}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1")
+        sizes = [tuple(logits.shape[-2:])] * len(logits)
+        if target_sizes is not None:
+            sizes = [tuple(int(edge) for edge in size) for size in target_sizes]
+        for index, size in enumerate(sizes):
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"target_sizes[{index}]: expected a height and a width of at least 1, got {size}")
+        if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
+            raise ValueError(f"threshold={threshold!r}: expected a probability from 0 to 1")
         if threshold is not None and 0 <= ignore_index < num_classes:
             raise ValueError(f"ignore_index={ignore_index} is also one of the {num_classes} classes; pass e.g. 65535")
         results = []
-        for index, image_logits in enumerate(logits):
-            size = image_logits.shape[-2:] if target_sizes is None else tuple(int(edge) for edge in target_sizes[index])
+        for image_logits, size in zip(logits, sizes, strict=True):
             probability, segmentation = most_probable_class([image_logits], size, to_probability=torch.sigmoid)
             if classes is not None:
                 segmentation = classes[segmentation]
@@ -275,6 +279,13 @@ class SEDImageProcessor(TorchvisionBackend):
 def is_path(text: Any) -> bool:
     """Whether an argument names a file, rather than being a URL or base64 data."""
     return isinstance(text, str) and not text.startswith(("http://", "https://", "data:")) and len(text) < 1024
+
+
+def flattened(images: Any, ndim: int) -> list[Any]:
+    """The pictures of lists, lists of lists and arrays of `ndim` + 1 axes, in their order."""
+    if isinstance(images, list | tuple):
+        return [picture for part in images for picture in flattened(part, ndim)]
+    return list(images) if getattr(images, "ndim", 0) == ndim + 1 else [images]
 
 
 def pil_to_tensor(image: Image.Image) -> Tensor:

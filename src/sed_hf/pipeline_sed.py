@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,11 @@ class SEDPipeline(Pipeline):
         if unknown := set(kwargs) - known:
             raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
         threshold = kwargs.get("threshold")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1")
+        if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
+            raise ValueError(f"threshold={threshold!r}: expected a probability from 0 to 1")
         for name in ("candidate_labels", "everything_else"):
             if kwargs.get(name) is not None and not is_path(kwargs[name]):
-                kwargs[name] = tuple(validate_class_names(kwargs[name]))
+                kwargs[name] = tuple(validate_class_names(kwargs[name], name))
         if "sliding_window" in kwargs:
             kwargs["sliding_window"] = SlidingWindow.of(kwargs["sliding_window"])
         preprocess = {name: kwargs[name] for name in ("sliding_window",) if name in kwargs}

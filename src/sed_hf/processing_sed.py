@@ -78,8 +78,8 @@ class SEDProcessor(ProcessorMixin):
         """Tokens of every synonym of every class in every template."""
         synonyms, class_ids = [], []
         for class_id, name in enumerate(class_names):
-            for synonym in name.split(SYNONYM_SEPARATOR):
-                synonyms.append(clean_text(synonym))
+            for synonym in synonyms_of(name):
+                synonyms.append(synonym)
                 class_ids.append(class_id)
         prompts = [template.replace("{}", synonym) for synonym in synonyms for template in self.prompt_templates]
         tokens = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
@@ -109,31 +109,44 @@ class SEDProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "class_ids"]
 
 
-def validate_class_names(text: Any) -> list[str]:
+def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     """The class names without surrounding blanks.
+
+    Args:
+        text: Class names.
+        argument: What errors call them.
 
     Raises:
         TypeError: `text` is not a list of strings.
-        ValueError: It is empty, a name or synonym is empty, or two classes have the same name.
+        ValueError: It is empty, a name or synonym is empty or no Unicode text, or two classes have the same name.
     """
-    if isinstance(text, str) or not isinstance(text, Sequence):
-        raise TypeError(f"text: expected a list of class names, got {type(text).__name__} {text!r:.80}")
+    if isinstance(text, str | bytes) or not isinstance(text, Sequence):
+        raise TypeError(f"{argument}: expected a list of class names, got {type(text).__name__} {text!r:.80}")
     if not text:
-        raise ValueError("text: expected at least one class name, got an empty list")
-    first_index: dict[str, int] = {}
+        raise ValueError(f"{argument}: expected at least one class name, got an empty list")
+    first_index: dict[tuple[str, ...], int] = {}
     class_names = []
     for index, name in enumerate(text):
         if not isinstance(name, str):
-            raise TypeError(f"text[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
-        if not all(synonym.strip() for synonym in name.split(SYNONYM_SEPARATOR)):
-            raise ValueError(f"text[{index}]: expected a class name, or several separated by ', '; got {name!r}")
+            raise TypeError(f"{argument}[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
+        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that were no UTF-8, in Python's form
+            raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r}")
+        synonyms = synonyms_of(name)
+        if not all(synonyms):
+            raise ValueError(f"{argument}[{index}]: expected a class name, or several separated by ', '; got {name!r}")
         if SYNONYM_SEPARATOR not in name and "," in name:
-            logger.warning(f"text[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
-        same = first_index.setdefault(clean_text(name), index)
+            logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
+        same = first_index.setdefault(synonyms, index)
         if same != index:
-            raise ValueError(f"text[{index}]: {name!r} is the same class name as text[{same}]={text[same]!r}")
+            other = f"{argument}[{same}]={text[same]!r}"
+            raise ValueError(f"{argument}[{index}]: {name!r} is the same class name as {other}")
         class_names.append(name.strip())
     return class_names
+
+
+def synonyms_of(class_name: str) -> tuple[str, ...]:
+    """The synonyms of a class, each as it is tokenised."""
+    return tuple(clean_text(synonym) for synonym in class_name.split(SYNONYM_SEPARATOR))
 
 
 def clean_text(text: str) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ class SlidingWindow:
             raise ValueError(f"sliding_window: expected a tile_size of at least 32 pixels, got {self.tile_size!r}")
         if not 0 <= self.overlap <= 0.75:
             raise ValueError(f"sliding_window: expected overlap to be from 0 to 0.75, got {self.overlap!r}")
+        if not isinstance(self.global_view, bool):
+            raise ValueError(f"sliding_window: expected global_view to be True or False, got {self.global_view!r}")
 
     @classmethod
     def of(cls, value: Any) -> "SlidingWindow | None":
@@ -108,7 +111,13 @@ def segment_with_sliding_window(
 
     Returns:
         `segmentation`, int64 (height, width), and `probability` of the winning class, float32 (height, width).
+
+    Raises:
+        ValueError: `threshold` is no probability, or `ignore_index` is also the number of a class.
     """
+    ignore_index = processor.image_processor.ignore_index if ignore_index is None else ignore_index
+    if threshold is not None:
+        check_threshold(threshold, ignore_index, len(class_embeddings))
     height, width = picture.shape[1:]
     rows, columns = window.spans(height), window.spans(width)
     if len(rows) == len(columns) == 1:
@@ -157,9 +166,16 @@ def segment_with_sliding_window(
                     views, background, band, block, (height, width), len(class_embeddings)
                 )
     if threshold is not None:
-        ignore_index = processor.image_processor.ignore_index if ignore_index is None else ignore_index
         segmentation.masked_fill_(probability < threshold, ignore_index)
     return {"segmentation": segmentation, "probability": probability}
+
+
+def check_threshold(threshold: float, ignore_index: int, num_classes: int) -> None:
+    """Refuse what `post_process_semantic_segmentation` refuses, before any tile is decoded."""
+    if not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
+        raise ValueError(f"threshold={threshold!r}: expected a probability from 0 to 1")
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index={ignore_index} is also one of the {num_classes} classes; pass e.g. 65535")
 
 
 def most_probable_class(

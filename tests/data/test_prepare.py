@@ -92,6 +92,16 @@ class TestRoundTrip:
         prepare_benchmark("pascal_voc_20", tmp_path / "raw", output)
         assert load_benchmark("pascal_voc_20", output)["file_name"] == ["2007_000042.jpg"]
 
+    def test_may_begin_with_any_number_of_images_without_a_labelled_pixel(
+        self, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(prepare, "IMAGES_PER_ROW_GROUP", 1)
+        write_pascal_voc(tmp_path, {"2007_000033": np.zeros((2, 2)), "2007_000042": np.ones((2, 2))})
+        prepare_benchmark("pascal_voc_20", tmp_path, output)
+        for streaming in (False, True):
+            (example,) = load_benchmark("pascal_voc_20", output, streaming=streaming)
+            assert example["file_name"] == "2007_000042.jpg"
+
     def test_holds_several_splits_in_one_folder(self, tmp_path: Path, output: Path) -> None:
         for split in ("train", "val"):
             write_coco_stuff(tmp_path / "raw", {f"{split}_image": np.array([[0, 1]])}, split=split)

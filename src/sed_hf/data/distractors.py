@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from sed_hf.data.vocabularies import load_vocabulary
-from sed_hf.processing_sed import SYNONYM_SEPARATOR, clean_text
+from sed_hf.processing_sed import synonyms_of
 
 
 def distractors(class_names: Sequence[str], vocabularies: Iterable[str]) -> list[str]:
@@ -20,4 +20,4 @@ def distractors(class_names: Sequence[str], vocabularies: Iterable[str]) -> list
 
 
 def _synonyms(class_name: str) -> set[str]:
-    return {clean_text(synonym) for synonym in class_name.split(SYNONYM_SEPARATOR)}
+    return set(synonyms_of(class_name))

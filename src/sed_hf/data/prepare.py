@@ -121,7 +121,9 @@ def _write_shard(examples: datasets.Dataset, path: Path, metadata: dict[str, Any
     with pq.ParquetWriter(incomplete, schema) as writer:
         for start in range(0, len(examples), IMAGES_PER_ROW_GROUP):
             group = examples.select(range(start, min(start + IMAGES_PER_ROW_GROUP, len(examples))))
-            writer.write_table(pa.Table.from_pylist(list(_prepared_rows(group, metadata["benchmark"])), schema=schema))
+            rows = list(_prepared_rows(group, metadata["benchmark"]))
+            if rows:  # `datasets` reads no file that begins with an empty row group
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     incomplete.replace(path)
     return path
 

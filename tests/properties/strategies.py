@@ -1,0 +1,206 @@
+"""What the properties are tried with: pictures, class names, label maps, configurations; and how often.
+
+Pixels and weights are drawn from a seed, which is quick; sizes, forms and names are hypothesis' own, so that a failure
+shrinks to the smallest of them.
+"""
+
+import string
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sed_hf.processing_sed import clean_text
+
+QUICK_EXAMPLES = settings.get_profile("quick").max_examples
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def examples(count: int) -> settings:
+    """So many examples in the profile `quick`, and in proportion in others; for tests whose examples take long."""
+    return settings(max_examples=max(1, count * settings.default.max_examples // QUICK_EXAMPLES))
+
+
+def normal(*size: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normally distributed numbers; the same in every dtype, but for rounding."""
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """A picture in the form that a user has it.
+
+    Attributes:
+        image: PIL image, array or tensor.
+        rgb: What it shows, uint8 (height, width, 3).
+        data_format: Where an array has its channels; `None` where there is no doubt.
+    """
+
+    image: Any
+    rgb: NDArray[np.uint8]
+    data_format: str | None
+
+
+# Sides of ordinary pictures, and of slivers.
+sizes = st.one_of(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 3), st.integers(100, 400)),
+    st.tuples(st.integers(100, 400), st.integers(1, 3)),
+)
+
+
+@st.composite
+def rgb_arrays(draw: st.DrawFn) -> NDArray[np.uint8]:
+    """Pixels (height, width, 3) that no form can mistake: some of them are brighter than 1."""
+    height, width = draw(sizes)
+    return np.random.default_rng(draw(seeds)).integers(2, 256, (height, width, 3), dtype=np.uint8)
+
+
+def gray_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A grey picture (height, width) of the same pixels."""
+    return np.ascontiguousarray(rgb[..., 0])
+
+
+def gray_rgb(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What a grey picture shows."""
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+def on_white(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels (height, width, 3) of opacity (height, width) before a white wall."""
+    share = alpha[..., None].astype(np.float32) / 255
+    return np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
+
+
+def palette_image(rgb: NDArray[np.uint8]) -> Image.Image:
+    """A picture of 256 colours or less, as GIF and PNG have it."""
+    return Image.fromarray(rgb).quantize(colors=16)
+
+
+PIL_FORMS = {
+    "RGB": lambda rgb: (Image.fromarray(rgb), rgb),
+    "L": lambda rgb: (Image.fromarray(gray_of(rgb)), gray_rgb(gray_of(rgb))),
+    "I;16": lambda rgb: (Image.fromarray(gray_of(rgb).astype(np.uint16) * 257), gray_rgb(gray_of(rgb))),
+    "I": lambda rgb: (Image.fromarray(gray_of(rgb).astype(np.int32)), gray_rgb(gray_of(rgb))),
+    "F": lambda rgb: (Image.fromarray(gray_of(rgb).astype(np.float32)), gray_rgb(gray_of(rgb))),
+    "1": lambda rgb: (
+        Image.fromarray(gray_of(rgb) > 127),
+        gray_rgb((gray_of(rgb) > 127).astype(np.uint8) * 255),
+    ),
+    "P": lambda rgb: (palette_image(rgb), np.array(palette_image(rgb).convert("RGB"))),
+    "RGBA": lambda rgb: (
+        Image.fromarray(np.dstack([rgb, rgb[..., 0]])),
+        on_white(rgb, rgb[..., 0]),
+    ),
+    "LA": lambda rgb: (
+        Image.fromarray(np.ascontiguousarray(rgb[..., :2]), mode="LA"),
+        on_white(gray_rgb(gray_of(rgb)), rgb[..., 1]),
+    ),
+    "CMYK": lambda rgb: (
+        Image.fromarray(rgb).convert("CMYK"),
+        rgb,
+    ),
+}
+ARRAY_FORMS = {
+    "uint8": lambda rgb: rgb,
+    "bytes that cannot be written to": lambda rgb: np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.shape),
+    "int64": lambda rgb: rgb.astype(np.int64),
+    "uint16": lambda rgb: rgb.astype(np.uint16) * 257,
+    "float64 to 1": lambda rgb: rgb / 255,
+    "float32 to 1": lambda rgb: (rgb / 255).astype(np.float32),
+    "float32 to 255": lambda rgb: rgb.astype(np.float32),
+}
+
+
+@st.composite
+def pil_pictures(draw: st.DrawFn) -> Picture:
+    """PIL images of every mode."""
+    image, shown = PIL_FORMS[draw(st.sampled_from(sorted(PIL_FORMS)))](draw(rgb_arrays()))
+    return Picture(image, shown, None)
+
+
+@st.composite
+def array_pictures(draw: st.DrawFn) -> Picture:
+    """Arrays and tensors of every type, with channels first, last, or none."""
+    rgb = draw(rgb_arrays())
+    layout = draw(st.sampled_from(["channels_first", "channels_last", "gray"]))
+    if layout == "gray":
+        rgb = gray_rgb(gray_of(rgb))
+    array = ARRAY_FORMS[draw(st.sampled_from(sorted(ARRAY_FORMS)))](rgb)
+    array = {"channels_first": np.moveaxis(array, -1, 0), "channels_last": array, "gray": array[..., 0]}[layout]
+    as_tensor = draw(st.booleans())
+    return Picture(torch.tensor(array) if as_tensor else array, rgb, None if layout == "gray" else layout)
+
+
+pictures = st.one_of(pil_pictures(), array_pictures())
+
+
+# Class names ---------------------------------------------------------------------------------------------------------
+
+_plain_names = st.text(string.ascii_letters + string.digits + " -'.", min_size=1, max_size=20)
+_any_names = st.text(max_size=12)
+synonyms = st.one_of(_plain_names, _any_names).filter(lambda name: ", " not in name and bool(clean_text(name)))
+class_names = (
+    st.lists(synonyms, min_size=1, max_size=3)
+    .map(", ".join)
+    .filter(lambda name: all(clean_text(synonym) for synonym in name.split(", ")))
+)
+
+
+def vocabularies(max_size: int = 6) -> st.SearchStrategy[list[str]]:
+    """Lists of different class names of any characters, some with synonyms."""
+    return st.lists(class_names, min_size=1, max_size=max_size, unique_by=clean_text)
+
+
+@st.composite
+def orders(draw: st.DrawFn, count: int) -> list[int]:
+    """The numbers 0, 1, ... in any order."""
+    return draw(st.permutations(range(count)))
+
+
+# Label maps ----------------------------------------------------------------------------------------------------------
+
+
+def label_maps(
+    values: st.SearchStrategy[int], max_side: int = 8, dtype: Any = np.int64
+) -> st.SearchStrategy[NDArray[np.integer]]:
+    """Label maps (height, width) of any of the values."""
+    shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=max_side)
+    return hnp.arrays(dtype, shapes, elements=values)
+
+
+# Configurations ------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def decoder_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings of a `SEDConfig` that make a small decoder."""
+    heads, group_size = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 4]))
+    step = max(heads, group_size)
+    widths = [step * draw(st.integers(1, 8 // step + 1)) for _ in range(4)]
+    widths[:3] = [max(width, 2 * step) for width in widths[:3]]  # so that skip guidance leaves room for features
+    return {
+        "projection_dim": draw(st.integers(2, 12)),
+        "prompt_templates": [f"{number} {{}}" for number in range(draw(st.integers(1, 4)))],
+        "cost_embedding_kernel_size": draw(st.sampled_from([1, 3, 7])),
+        "decoder_hidden_sizes": widths,
+        "skip_guidance_sizes": [draw(st.integers(1, width - 1)) for width in widths[:3]],
+        "cost_guidance_sizes": [draw(st.integers(1, 6)) for _ in range(3)],
+        "decoder_kernel_size": draw(st.sampled_from([1, 3, 9])),
+        "decoder_mlp_ratio": draw(st.integers(1, 4)),
+        "group_norm_group_size": group_size,
+        "num_attention_heads": heads,
+        "class_attention_type": draw(st.sampled_from(["linear", "full"])),
+        "train_pooling_size": draw(st.integers(1, 4)),
+        "inference_pooling_size": draw(st.integers(1, 4)),
+        "class_chunk_size": draw(st.none() | st.integers(1, 12)),
+    }

@@ -1,0 +1,178 @@
+"""Mean IoU equals counting pixel by pixel, however the images are split, ordered, merged and typed."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from strategies import orders
+
+from sed_hf.metrics import MeanIoU
+
+Image = tuple[NDArray[np.int64], NDArray[np.int64]]  # prediction and label, (height, width)
+
+
+class Case:
+    """Predictions and labels of any images of any classes.
+
+    Attributes:
+        num_classes, ignore_index, has_background: The arguments of the metric.
+        images: Predictions and labels.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int, has_background: bool, images: list[Image]) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.has_background = has_background
+        self.images = images
+
+    def __repr__(self) -> str:
+        return f"Case({self.num_classes}, {self.ignore_index}, {self.has_background}, {self.images})"
+
+    def metric(self, **kwargs: Any) -> MeanIoU:
+        names = [f"class {index}" for index in range(self.num_classes)]
+        return MeanIoU(names, self.ignore_index, last_class_is_background=self.has_background, **kwargs)
+
+    def figures(self, images: list[Image] | None = None) -> dict[str, float | None]:
+        """Of one image after the other."""
+        metric = self.metric()
+        for prediction, label in self.images if images is None else images:
+            metric.add(prediction=prediction, reference=label)
+        return metric.compute()
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any classes, of which some occur nowhere, and images, of which some have no labelled pixel."""
+    num_classes, has_background = draw(st.integers(1, 6)), draw(st.booleans())
+    ignore_index = draw(st.sampled_from([255, 65535, -1, num_classes]))
+    predictable = num_classes + (4 if has_background else 0)
+    images = []
+    for _ in range(draw(st.integers(0, 4))):
+        shape = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+        labels = st.sampled_from([*range(num_classes), ignore_index])
+        images.append(
+            (
+                draw(hnp.arrays(np.int64, shape, elements=st.integers(0, predictable - 1))),
+                draw(hnp.arrays(np.int64, shape, elements=labels)),
+            )
+        )
+    return Case(num_classes, ignore_index, has_background, images)
+
+
+def counted(case: Case) -> dict[str, float | None]:
+    """All figures, pixel by pixel."""
+    hits, labelled, predicted = (dict.fromkeys(range(case.num_classes), 0) for _ in range(3))
+    for prediction, label in case.images:
+        for guess, truth in zip(prediction.ravel().tolist(), label.ravel().tolist(), strict=True):
+            if truth == case.ignore_index:
+                continue
+            if case.has_background:
+                guess = min(guess, case.num_classes - 1)
+            labelled[truth] += 1
+            predicted[guess] += 1
+            hits[truth] += guess == truth
+    total = sum(labelled.values())
+    present = [index for index in labelled if labelled[index]]
+    iou = {index: 100 * hits[index] / (labelled[index] + predicted[index] - hits[index]) for index in present}
+    accuracy = {index: 100 * hits[index] / labelled[index] for index in present}
+    return {
+        "mIoU": sum(iou.values()) / len(iou) if present else None,
+        "fwIoU": sum(iou[index] * labelled[index] for index in present) / total if present else None,
+        "mACC": sum(accuracy.values()) / len(accuracy) if present else None,
+        "pACC": 100 * sum(hits.values()) / total if present else None,
+        **{f"IoU-class {index}": iou.get(index) for index in labelled},
+        **{f"ACC-class {index}": accuracy.get(index) for index in labelled},
+    }
+
+
+@given(cases())
+def test_figures_equal_counting_pixel_by_pixel(case: Case) -> None:
+    assert case.figures() == {
+        name: None if value is None else pytest.approx(value, rel=1e-12) for name, value in counted(case).items()
+    }
+
+
+@given(cases(), st.data())
+def test_any_order_of_images_gives_the_same(case: Case, data: st.DataObject) -> None:
+    order = data.draw(orders(len(case.images)))
+    assert case.figures([case.images[index] for index in order]) == case.figures()
+
+
+@given(cases(), st.data())
+def test_any_split_into_batches_gives_the_same(case: Case, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(case.images)))) | {0, len(case.images)})
+    metric = case.metric()
+    for first, last in pairwise(cuts):
+        predictions, labels = zip(*case.images[first:last], strict=True)
+        metric.add_batch(predictions=predictions, references=labels)
+    assert metric.compute() == case.figures()
+
+
+@given(cases(), st.data())
+def test_partial_results_go_on_from_any_point(case: Case, data: st.DataObject) -> None:
+    split = data.draw(st.integers(0, len(case.images)))
+    first, second = case.metric(), case.metric()
+    for prediction, label in case.images[:split]:
+        first.add(prediction=prediction, reference=label)
+    second.load_state_dict(first.state_dict())
+    for prediction, label in case.images[split:]:
+        second.add(prediction=prediction, reference=label)
+    assert second.compute() == case.figures()
+
+
+@given(cases(), st.data())
+def test_images_that_come_again_count_once(case: Case, data: st.DataObject) -> None:
+    metric = case.metric(num_samples=len(case.images))
+    again = data.draw(st.lists(st.sampled_from(range(len(case.images))), max_size=4)) if case.images else []
+    for index in [*range(len(case.images)), *again]:
+        prediction, label = case.images[index]
+        metric.add(prediction=prediction, reference=label, sample_id=index)
+    assert metric.compute() == case.figures()
+
+
+@given(
+    cases(),
+    st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.int64]),
+    st.sampled_from(["array", "tensor", "list"]),
+)
+def test_class_maps_of_any_type_give_the_same(case: Case, dtype: Any, form: str) -> None:
+    def convert(class_map: NDArray[np.int64]) -> Any:
+        if not np.array_equal(class_map.astype(dtype), class_map):
+            return class_map  # the type does not hold the ignored label
+        typed = class_map.astype(dtype)
+        return {"array": typed, "tensor": torch.tensor(typed), "list": typed.tolist()}[form]
+
+    assert case.figures([(convert(prediction), convert(label)) for prediction, label in case.images]) == case.figures()
+
+
+@given(cases(), st.data())
+def test_any_names_of_classes_permute_with_them(case: Case, data: st.DataObject) -> None:
+    assume(not case.has_background)  # whose place is the last
+    order = data.draw(orders(case.num_classes))
+    place = {old: new for new, old in enumerate(order)} | {case.ignore_index: case.ignore_index}
+    renumber = np.vectorize(place.__getitem__, otypes=[np.int64])
+    figures = case.figures([(renumber(prediction), renumber(label)) for prediction, label in case.images])
+    expected = case.figures()
+    for old, new in enumerate(order):
+        assert figures[f"IoU-class {old}"] == expected[f"IoU-class {new}"]
+    assert figures["pACC"] == expected["pACC"]
+    assert figures["mIoU"] == (None if expected["mIoU"] is None else pytest.approx(expected["mIoU"], rel=1e-12))
+
+
+@given(cases(), st.integers(-(2**40), 2**40), st.booleans())
+def test_one_impossible_value_is_named_and_counts_nothing(case: Case, value: int, is_label: bool) -> None:
+    is_background = value >= case.num_classes and case.has_background and not is_label
+    is_ignored = value == case.ignore_index and is_label
+    assume(not (0 <= value < case.num_classes or is_background or is_ignored))
+    metric = case.metric()
+    wrong = (np.array([[0]]), np.array([[value]])) if is_label else (np.array([[value]]), np.array([[0]]))
+    predictions, labels = zip(*case.images, wrong, strict=True)
+    with pytest.raises(ValueError, match=rf"image {len(case.images)} of the batch: .* {value} is outside the classes"):
+        metric.add_batch(predictions=predictions, references=labels)
+    assert metric.state_dict()["confusion_matrix"].sum() == 0

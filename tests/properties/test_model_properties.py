@@ -1,0 +1,148 @@
+"""The whole model: any pictures, classes, resolution and labels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from small_models import ENCODER_HIDDEN_SIZES, TEMPLATES, small_model, small_processor
+from strategies import examples, normal, orders, seeds, vocabularies
+from torch import Tensor
+
+from sed_hf.modeling_sed import segmentation_loss
+
+LOGITS = 1e-4
+LOSS = 1e-5
+
+edges = st.integers(1, 3).map(lambda count: 32 * count)
+
+
+def pictures_of(batch_size: int, height: int, width: int, seed: int) -> Tensor:
+    return normal(batch_size, 3, height, width, seed=seed)
+
+
+def classes_of(num_classes: int, seed: int) -> Tensor:
+    return F.normalize(normal(num_classes, len(TEMPLATES), 16, seed=seed), dim=-1)
+
+
+pictures = st.builds(pictures_of, st.integers(1, 3), edges, edges, seeds)
+classes = st.builds(classes_of, st.integers(1, 8), seeds)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = LOGITS) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+class TestForward:
+    @given(pictures, classes)
+    @torch.no_grad()
+    def test_a_batch_equals_its_pictures_one_by_one(self, pixel_values: Tensor, classes: Tensor) -> None:
+        alone = [small_model()(one[None], class_embeddings=classes).logits for one in pixel_values]
+        assert_close(small_model()(pixel_values, class_embeddings=classes).logits, torch.cat(alone))
+
+    @given(pictures, classes, st.data())
+    @torch.no_grad()
+    def test_any_order_of_classes_permutes_the_logits(
+        self, pixel_values: Tensor, classes: Tensor, data: st.DataObject
+    ) -> None:
+        order = data.draw(orders(len(classes)))
+        logits = small_model()(pixel_values, class_embeddings=classes).logits
+        assert_close(small_model()(pixel_values, class_embeddings=classes[order]).logits, logits[:, order])
+
+    @given(pictures, vocabularies(4))
+    @examples(10)
+    @torch.no_grad()
+    def test_names_give_what_their_embeddings_give(self, pixel_values: Tensor, names: list[str]) -> None:
+        tokens = small_processor()(text=names)
+        embeddings = small_model().get_class_embeddings(**tokens)
+        expected = small_model()(pixel_values, class_embeddings=embeddings).logits
+        assert torch.equal(small_model()(pixel_values, **tokens).logits, expected)
+
+    @given(pictures, classes, st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), st.booleans())
+    @torch.no_grad()
+    def test_shapes_and_dtypes_are_those_of_the_documentation(
+        self, pixel_values: Tensor, classes: Tensor, dtype: torch.dtype, is_cast: bool
+    ) -> None:
+        batch_size, _, height, width = pixel_values.shape
+        pixel_values = pixel_values.to(dtype) if is_cast else pixel_values
+        output = small_model(dtype)(pixel_values, class_embeddings=classes, output_hidden_states=True)
+        num_classes, num_templates, dim = classes.shape
+        assert output.logits.dtype == output.cost_map.dtype == dtype
+        assert output.logits.shape == (batch_size, num_classes, height // 4, width // 4)
+        assert output.cost_map.shape == (batch_size, num_classes, num_templates, height // 32, width // 32)
+        assert output.dense_embeddings.shape == (batch_size, dim, height // 32, width // 32)
+        assert [features.shape for features in output.encoder_hidden_states] == [
+            (batch_size, channels, height // stride, width // stride)
+            for channels, stride in zip(ENCODER_HIDDEN_SIZES, (4, 8, 16, 32), strict=True)
+        ]
+        assert [logits.shape[2:] for logits in output.aux_logits] == [
+            (height // stride, width // stride) for stride in (32, 16, 8)
+        ]
+        assert output.logits.isfinite().all()
+
+    @given(st.integers(0, 130), st.integers(0, 130))
+    def test_any_other_size_is_refused_by_name(self, height: int, width: int) -> None:
+        assume(height % 32 or width % 32 or not height * width)
+        with pytest.raises(ValueError, match=f"pixel_values: .* got {height}x{width}"):
+            small_model()(torch.empty(1, 3, height, width), class_embeddings=classes_of(2, 0))
+
+    @given(st.lists(st.integers(0, 4), max_size=4).filter(lambda shape: tuple(shape[1:]) != (len(TEMPLATES), 16)))
+    def test_class_embeddings_of_any_other_shape_are_refused_by_name(self, shape: list[int]) -> None:
+        with pytest.raises(ValueError, match="class_embeddings: expected"):
+            small_model()(pictures_of(1, 32, 32, 0), class_embeddings=torch.ones(shape))
+
+
+@st.composite
+def logits_and_labels(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, h, w), and labels (B, H, W) of any size, some of them ignored."""
+    batch_size, num_classes = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    seed, size = draw(seeds), [draw(st.integers(1, 12)) for _ in range(4)]
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, num_classes, (batch_size, *size[2:]), generator=generator)
+    return normal(batch_size, num_classes, *size[:2], seed=seed), labels.where(labels >= 0, 255)
+
+
+class TestLoss:
+    def plain(self, logits: Tensor, labels: Tensor, ignored_as_negative: bool) -> Tensor:
+        """The formula with a one-hot target."""
+        resized = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+        counted = (labels != 255)[:, None].expand_as(resized)
+        target = F.one_hot(labels.where(labels != 255, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted
+        losses = F.binary_cross_entropy_with_logits(resized, target.to(logits.dtype), reduction="none")
+        if ignored_as_negative:
+            return losses.mean()
+        return losses[counted].mean() if counted.any() else losses.sum() * 0
+
+    @given(logits_and_labels(), st.booleans(), st.integers(0, 14).map(lambda power: 2**power))
+    def test_value_and_gradient_equal_the_plain_formula_in_any_chunks(
+        self, case: tuple[Tensor, Tensor], ignored_as_negative: bool, chunk_elements: int
+    ) -> None:
+        logits, labels = case
+        ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sed_hf.modeling_sed.LOSS_ELEMENTS_PER_CHUNK", chunk_elements)
+            loss = segmentation_loss(ours, labels, 255, ignored_as_negative)
+        expected = self.plain(theirs, labels, ignored_as_negative)
+        (3 * loss).backward()
+        (3 * expected).backward()
+        assert_close(loss, expected, LOSS)
+        assert_close(ours.grad, theirs.grad, LOSS)
+
+    @given(logits_and_labels(), st.booleans(), st.data())
+    def test_any_order_of_classes_leaves_it_as_it_is(
+        self, case: tuple[Tensor, Tensor], ignored_as_negative: bool, data: st.DataObject
+    ) -> None:
+        logits, labels = case
+        order = data.draw(orders(logits.shape[1]))
+        place = torch.tensor(order).argsort()
+        renumbered = torch.where(labels == 255, 255, place[labels.where(labels != 255, 0)])
+        expected = segmentation_loss(logits, labels, 255, ignored_as_negative)
+        assert_close(segmentation_loss(logits[:, order], renumbered, 255, ignored_as_negative), expected, LOSS)
+
+    @given(classes, st.integers(-(2**40), 2**40), seeds)
+    def test_one_impossible_label_is_named(self, classes: Tensor, label: int, seed: int) -> None:
+        assume(label != 255 and not 0 <= label < len(classes))
+        labels = torch.zeros(1, 5, 7, dtype=torch.long)
+        labels.view(-1)[seed % labels.numel()] = label
+        with pytest.raises(ValueError, match=rf"labels: expected classes from 0 to .* got {label}$"):
+            small_model()(pictures_of(1, 32, 32, 0), class_embeddings=classes, labels=labels)

@@ -1,0 +1,120 @@
+"""The pipeline: batches of any size, classes in any order, in double precision, where rounding decides no pixel."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from small_models import small_model, small_processor
+from strategies import examples, orders, seeds
+
+from sed_hf.pipeline_sed import SEDPipeline, Segments
+
+NAMES = ["cat", "dog, puppy", "grass", "sky", "a wooden table", "7-Eleven"]
+PROBABILITY = 1e-5
+
+names = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
+topk = st.sampled_from([None, 0, 1, 2])
+
+
+@cache
+def segmenter() -> SEDPipeline:
+    processor = small_processor(32)
+    return SEDPipeline(model=small_model(torch.float64), processor=processor, image_processor=processor.image_processor)
+
+
+def picture_of(height: int, width: int, seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+pictures = st.builds(picture_of, st.integers(1, 40), st.integers(1, 40), seeds)
+
+
+def assert_same(actual: Segments, expected: Segments) -> None:
+    np.testing.assert_array_equal(actual.label_map, expected.label_map)
+    np.testing.assert_allclose(actual.probability, expected.probability, rtol=0, atol=PROBABILITY)
+    assert [segment["label"] for segment in actual] == [segment["label"] for segment in expected]
+
+
+@given(st.lists(pictures, min_size=1, max_size=5), st.integers(1, 6), names, topk)
+@examples(10)
+def test_any_batch_size_equals_one_by_one(
+    several: list[Image.Image], batch_size: int, names: list[str], topk: int | None
+) -> None:
+    options = {"candidate_labels": names, "early_rejection_topk": topk}
+    together = segmenter()(several, batch_size=batch_size, **options)
+    for picture, segments in zip(several, together, strict=True):
+        assert_same(segments, segmenter()(picture, **options))
+
+
+@given(pictures, names, topk, st.data())
+@examples(10)
+def test_any_order_of_names_labels_every_pixel_the_same(
+    picture: Image.Image, names: list[str], topk: int | None, data: st.DataObject
+) -> None:
+    order = data.draw(orders(len(names)))
+    expected = segmenter()(picture, candidate_labels=names, early_rejection_topk=topk)
+    permuted = [names[index] for index in order]
+    actual = segmenter()(picture, candidate_labels=permuted, early_rejection_topk=topk)
+
+    def words(segments: Segments) -> NDArray[np.str_]:
+        return np.array(segments.class_names)[segments.label_map]
+
+    np.testing.assert_array_equal(words(actual), words(expected))
+
+
+@given(pictures, names, st.floats(0, 1))
+@examples(10)
+def test_segments_tell_what_the_label_map_tells(picture: Image.Image, names: list[str], threshold: float) -> None:
+    segments = segmenter()(picture, candidate_labels=names, threshold=threshold)
+    assert segments.label_map.shape == segments.probability.shape == picture.size[::-1]
+    covered = np.full(segments.label_map.shape, -1)
+    for segment in segments:
+        mask = np.asarray(segment["mask"]) == 255
+        assert (covered[mask] == -1).all()
+        covered[mask] = names.index(segment["label"])
+        assert segment["score"] == pytest.approx(segments.probability[mask].mean(), abs=PROBABILITY)
+    np.testing.assert_array_equal(covered, segments.label_map)
+    np.testing.assert_array_equal(segments.label_map == -1, segments.probability < threshold)
+
+
+@given(pictures, st.data())
+@examples(10)
+def test_everything_else_is_what_the_other_names_win(picture: Image.Image, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(NAMES) - 1))
+    among_all = segmenter()(picture, candidate_labels=NAMES)
+    segments = segmenter()(picture, candidate_labels=NAMES[:count], everything_else=NAMES[count:])
+    np.testing.assert_array_equal(segments.label_map, np.minimum(among_all.label_map, count))
+    assert segments.class_names == [*NAMES[:count], "everything else"]
+
+
+@given(
+    pictures,
+    st.sampled_from(
+        [
+            {"threshold": -0.1},
+            {"threshold": float("nan")},
+            {"threshold": "high"},
+            {"early_rejection_topk": -1},
+            {"early_rejection_topk": 1.5},
+            {"early_rejection_topk": "few"},
+            {"sliding_window": 3},
+            {"sliding_window": {"size": 64}},
+            {"everything_else": []},
+            {"everything_else": [""]},
+            {"candidate_labels": []},
+            {"candidate_labels": 7},
+            {"candidate_labels": "cat"},
+        ]
+    ),
+)
+def test_every_impossible_argument_is_refused_by_its_name(picture: Image.Image, argument: dict[str, Any]) -> None:
+    (name,) = argument
+    with pytest.raises((TypeError, ValueError), match=name):
+        segmenter()(picture, **{"candidate_labels": NAMES, **argument})

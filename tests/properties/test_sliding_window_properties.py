@@ -1,0 +1,193 @@
+"""Tiles of any size and overlap cover any picture, and fade into each other as a plain formula over all pixels says."""
+
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import small_model, small_processor
+from strategies import examples, normal, seeds
+from torch import Tensor
+
+from sed_hf import SEDSemanticSegmentationOutput
+from sed_hf.sliding_window import SlidingWindow, segment_with_sliding_window
+
+NUM_CLASSES = 5
+PROBABILITY = 1e-5
+
+overlaps = st.floats(0, 0.75)
+windows = st.builds(SlidingWindow, st.integers(32, 70), overlaps, st.booleans())
+chunks = st.integers(0, 22).map(lambda power: 2**power)
+
+
+class Painter:
+    """A model whose logits are mixtures of the colours that it sees; with some classes rejected, if asked."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, kept: list[int] | None = None) -> None:
+        self.kept = kept
+
+    def probabilities(self, pixel_values: Tensor) -> Tensor:
+        """(B, T, 4, 5) of a batch (B, 3, H, W) of any size; of rejected classes 0."""
+        mixtures = normal(NUM_CLASSES, 3, seed=7)
+        seen = torch.einsum(
+            "tc,bchw->bthw", 4 * mixtures, F.adaptive_avg_pool2d(pixel_values.float(), (4, 5))
+        ).sigmoid()
+        if self.kept is not None:
+            rejected = [index for index in range(NUM_CLASSES) if index not in self.kept]
+            seen[:, rejected] = 0
+        return seen
+
+    def __call__(self, pixel_values: Tensor, **_: Any) -> SEDSemanticSegmentationOutput:
+        logits = self.probabilities(pixel_values).logit()
+        if self.kept is None:
+            return SEDSemanticSegmentationOutput(logits=logits)
+        return SEDSemanticSegmentationOutput(logits=logits[:, self.kept], logit_classes=torch.tensor(self.kept))
+
+
+class Passer:
+    """A processor that prepares nothing but the range of values; tiles on their own need not have one size."""
+
+    image_processor = type("ImageProcessor", (), {"ignore_index": 255})
+
+    def __call__(self, images: Any, return_tensors: str) -> dict[str, Tensor]:
+        images = images if isinstance(images, list) else [images]
+        return {"pixel_values": torch.stack(images).float() / 255 - 0.5}
+
+
+def picture_of(height: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+# More than one tile along an edge at least, so that there is something to join.
+pictures = st.builds(picture_of, st.integers(71, 160), st.integers(1, 160), seeds) | st.builds(
+    picture_of, st.integers(1, 160), st.integers(71, 160), seeds
+)
+
+
+def paint(picture: Tensor, window: SlidingWindow, painter: Painter | None = None, **options: Any) -> dict[str, Tensor]:
+    embeddings = torch.zeros(NUM_CLASSES, 1, 1)
+    return segment_with_sliding_window(painter or Painter(), Passer(), picture, embeddings, window, **options)
+
+
+def plain_probabilities(picture: Tensor, window: SlidingWindow, painter: Painter) -> Tensor:
+    """The probability (T, H, W) of every class: of each tile at full size, weighted by the distance to its edges."""
+    height, width = picture.shape[1:]
+    total, weights = torch.zeros(NUM_CLASSES, height, width), torch.zeros(height, width)
+
+    def view(top: int, bottom: int, left: int, right: int) -> Tensor:
+        pixel_values = Passer()(picture[:, top:bottom, left:right], "pt")["pixel_values"]
+        seen = painter.probabilities(pixel_values)
+        return F.interpolate(seen, size=(bottom - top, right - left), mode="bilinear", align_corners=False)[0]
+
+    def ramp(start: int, end: int, length: int) -> Tensor:
+        position = torch.arange(start, end) + 0.5
+        weight = torch.full((end - start,), (end - start) / 2)
+        if start > 0:
+            weight = torch.minimum(weight, position - start)
+        if end < length:
+            weight = torch.minimum(weight, end - position)
+        return weight
+
+    for top, bottom in window.spans(height):
+        for left, right in window.spans(width):
+            weight = ramp(top, bottom, height)[:, None] * ramp(left, right, width)
+            total[:, top:bottom, left:right] += weight * view(top, bottom, left, right)
+            weights[top:bottom, left:right] += weight
+    mixed = total / weights
+    return (mixed + view(0, height, 0, width)) / 2 if window.global_view else mixed
+
+
+@given(st.integers(1, 5000), st.integers(32, 1000), overlaps)
+def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_size: int, overlap: float) -> None:
+    spans = SlidingWindow(tile_size, overlap).spans(length)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert all(end - start == min(tile_size, length) for start, end in spans)
+    assert all(first[1] - second[0] >= tile_size * overlap for first, second in pairwise(spans))
+    assert all(first[0] < second[0] for first, second in pairwise(spans))
+
+
+@given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1), chunks)
+def test_any_tiles_equal_the_plain_formula(
+    picture: Tensor, window: SlidingWindow, kept: set[int] | None, chunk_elements: int
+) -> None:
+    painter = Painter(None if kept is None else sorted(kept))
+    with mock.patch("sed_hf.sliding_window.ELEMENTS_PER_CHUNK", chunk_elements):
+        result = paint(picture, window, painter)
+    probabilities = plain_probabilities(picture, window, painter)
+    torch.testing.assert_close(result["probability"], probabilities.amax(0), rtol=0, atol=PROBABILITY)
+    of_the_class = probabilities.gather(0, result["segmentation"][None])[0]
+    torch.testing.assert_close(of_the_class, probabilities.amax(0), rtol=0, atol=PROBABILITY)
+
+
+@given(pictures, windows, st.integers(1, 9))
+def test_any_batch_size_equals_tile_by_tile(picture: Tensor, window: SlidingWindow, batch_size: int) -> None:
+    expected, actual = paint(picture, window), paint(picture, window, batch_size=batch_size)
+    torch.testing.assert_close(actual["probability"], expected["probability"], rtol=0, atol=PROBABILITY)
+
+
+@given(pictures, windows, st.floats(0, 1), st.sampled_from([None, -1, 65535]))
+def test_any_threshold_ignores_exactly_what_is_below(
+    picture: Tensor, window: SlidingWindow, threshold: float, ignore_index: int | None
+) -> None:
+    every = paint(picture, window)
+    some = paint(picture, window, threshold=threshold, ignore_index=ignore_index)
+    ignored = 255 if ignore_index is None else ignore_index
+    expected = every["segmentation"].masked_fill(every["probability"] < threshold, ignored)
+    assert torch.equal(some["segmentation"], expected)
+
+
+@given(pictures | st.builds(picture_of, st.integers(4, 32), st.integers(4, 32), seeds), windows, st.data())
+@examples(10)
+def test_a_threshold_or_label_that_means_nothing_is_refused_for_any_picture(
+    picture: Tensor, window: SlidingWindow, data: st.DataObject
+) -> None:
+    no_probability = st.floats(max_value=-0.01) | st.floats(1.01) | st.sampled_from([float("nan"), "high"])
+    with pytest.raises(ValueError, match=r"threshold=.*: expected a probability from 0 to 1"):
+        paint(picture, window, threshold=data.draw(no_probability))
+    with pytest.raises(ValueError, match=r"ignore_index=. is also one of the 5 classes"):
+        paint(picture, window, threshold=0.5, ignore_index=data.draw(st.integers(0, NUM_CLASSES - 1)))
+
+
+@given(st.builds(picture_of, st.integers(1, 70), st.integers(1, 70), seeds), overlaps, st.booleans(), st.integers(0, 9))
+@examples(10)
+def test_one_tile_that_holds_the_picture_changes_nothing(
+    picture: Tensor, overlap: float, global_view: bool, more: int
+) -> None:
+    model, processor = small_model(), small_processor()
+    embeddings = F.normalize(normal(4, 3, 16, seed=0), dim=-1)
+    window = SlidingWindow(max(32, *picture.shape[1:]) + more, overlap, global_view)
+    result = segment_with_sliding_window(model, processor, picture, embeddings, window)
+    with torch.inference_mode():
+        outputs = model(processor(images=picture)["pixel_values"], class_embeddings=embeddings)
+    (expected,) = processor.post_process_semantic_segmentation(
+        outputs, [tuple(picture.shape[1:])], return_probabilities=True
+    )
+    assert torch.equal(result["segmentation"], expected["segmentation"])
+    assert torch.equal(result["probability"], expected["probability"])
+
+
+@given(
+    st.one_of(
+        st.integers(max_value=31),
+        st.booleans(),
+        st.text(),
+        st.floats(),
+        st.builds(lambda overlap: {"tile_size": 64, "overlap": overlap}, st.floats(max_value=-0.01) | st.floats(0.76)),
+        st.just({"tile_size": 64, "overlap": float("nan")}),
+        st.just({"tile_size": 64, "overlap": "half"}),
+        st.just({"tile_size": 64, "global_view": "yes"}),
+        st.dictionaries(st.text(), st.integers()),
+        st.lists(st.integers()),
+    )
+)
+def test_every_impossible_window_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match="sliding_window"):
+        SlidingWindow.of(value)
