@@ -42,10 +42,12 @@ def write_clip(
     rotation: int = 0,
     pixel_width: Fraction = Fraction(1),
     start: int = 0,
+    title: str = "",
 ) -> Path:
     """A camera that pans over a generated scene, beside a tone; `times` and `start` in tenths of a second."""
     scene, _ = render_scene(0, 0, "test", 192)
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         codec = "libvpx" if path.suffix == ".webm" else "libx264"
         stream = container.add_stream(codec, rate=10)
         stream.width, stream.height = size
@@ -192,6 +194,12 @@ def test_video_in_any_container_is_read(tmp_path: Path, suffix: str, sound: str)
 def test_avi_file_whose_frames_are_stored_out_of_order_shows_them_at_even_times(tmp_path: Path) -> None:
     overlay = overlay_of(write_clip(tmp_path / "clip.avi", sound="mp3"))
     assert decode(overlay).times == pytest.approx([time / 10 for time in range(10)])
+
+
+def test_title_that_is_not_utf_8_is_no_hindrance(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", range(2), title="Käse")
+    clip.write_bytes(clip.read_bytes().replace("Käse".encode(), b"K\xe4\xe4se"))
+    assert len(decode(overlay_of(clip)).times) == 2
 
 
 def test_recording_that_starts_late_starts_at_once(tmp_path: Path) -> None:

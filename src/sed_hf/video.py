@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,8 @@ COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"})
 # packets, since without their time stamps it could not say where the sound starts.
 FRAGMENTED = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 MAX_MPEG4_TIME_BASE = 60_000  # ticks a second: MPEG-4 allows no more than 65535, and common frame rates divide this one
+# PyAV 18 reads no file whose title is not UTF-8 unless it is told how; PyAV 19 reads all, and has no such argument.
+METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 KEYFRAME_SECONDS = 2  # how exactly players can seek
 
 
@@ -112,12 +114,12 @@ class VideoReader:
     @property
     def time_base(self) -> Fraction:
         """Seconds in a unit of the frames' time stamps."""
-        return self.video.time_base or Fraction(1, av.time_base)
+        return Fraction(self.video.time_base or Fraction(1, av.time_base))
 
     @property
     def frame_rate(self) -> Fraction:
         """Frames a second on average."""
-        return self.video.average_rate or self.video.guessed_rate or Fraction(25)
+        return Fraction(self.video.average_rate or self.video.guessed_rate or 25)
 
     @property
     def num_frames(self) -> int | None:
@@ -175,7 +177,7 @@ class VideoReader:
 
 def _open(path: Path) -> InputContainer:
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(str(path), **METADATA)
     except av.FFmpegError as error:
         raise UnreadableVideoError(f"expected a video, but it cannot be read: {error.strerror}") from error
 
@@ -196,7 +198,7 @@ def _first_frame(container: InputContainer) -> tuple[VideoFrame, Fraction]:
     with suppress(av.FFmpegError):
         for packet in container.demux(stream):
             for frame in _decode(packet):
-                return frame, stream.sample_aspect_ratio or Fraction(1)
+                return frame, Fraction(stream.sample_aspect_ratio or 1)
     raise UnreadableVideoError("expected a video, but no frame of it can be decoded")
 
 
@@ -271,7 +273,7 @@ class VideoWriter:
         return stream
 
     def _add_sound(self, stream: AudioStream) -> _CopiedSound | _EncodedSound:
-        start = self._source.start(stream.time_base or Fraction(1, stream.rate))
+        start = self._source.start(Fraction(stream.time_base or Fraction(1, stream.rate)))
         kind = _CopiedSound if stream.codec_context.codec.canonical_name in COPIED_SOUND else _EncodedSound
         return kind(self._container, stream, start)
 

@@ -1,0 +1,85 @@
+"""Every library that is imported is declared in setup.cfg, where those who run the file have it."""
+
+import ast
+import configparser
+import re
+import sys
+from functools import cache
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The extra that a file may presume as it is loaded: of the first prefix that fits. Without one it is `pip install .`.
+EXTRAS = {
+    "src/sed_hf/data/": "train",
+    "src/sed_hf/evaluation/": "train",
+    "src/sed_hf/metrics/": "train",
+    "src/sed_hf/training/": "train",
+    "src/sed_hf/demo/": "demo",
+    "src/sed_hf/video": "video",
+    "src/sed_hf/camera": "video",
+    "scripts/": "train",
+    "tests/": "test",
+    "": "",
+}
+FILES = [ROOT / "app.py", *(path for folder in ("src", "scripts", "tests") for path in (ROOT / folder).rglob("*.py"))]
+PRODUCT = [path for path in FILES if not path.is_relative_to(ROOT / "tests")]
+
+
+def extra_of(path: Path) -> str:
+    """The extra that a file may presume."""
+    return next(extra for prefix, extra in EXTRAS.items() if path.relative_to(ROOT).as_posix().startswith(prefix))
+
+
+@cache
+def declared(*extras: str) -> set[str]:
+    """The distributions that setup.cfg requires, with these extras, and those that they require themselves."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    options = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    direct = {distribution(line) for option in options for line in option.split("\n") if line}
+    return direct | {distribution(line) for name in direct for line in requires(name) or [] if "extra ==" not in line}
+
+
+def distribution(requirement: str) -> str:
+    """The normal name of what is required: open-clip-torch of `open_clip_torch>=3.0`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+
+
+def imports(node: ast.AST, in_functions: bool) -> set[str]:
+    """The first names of the modules that are imported as a file is loaded, or also as its functions run."""
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {str(node.module).partition(".")[0]} if node.level == 0 else set()
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if not in_functions and (for_types or isinstance(node, ast.FunctionDef)):
+        return set()
+    return {name for child in ast.iter_child_nodes(node) for name in imports(child, in_functions)}
+
+
+@cache
+def providers() -> dict[str, set[str]]:
+    """The installed distributions that have a module, by its first name."""
+    return {module: {distribution(name) for name in names} for module, names in packages_distributions().items()}
+
+
+def undeclared(path: Path, allowed: set[str], in_functions: bool) -> set[str]:
+    """The modules that a file imports though no allowed distribution has them."""
+    own = {"sed_hf", *({file.stem for file in FILES} - providers().keys())}
+    foreign = imports(ast.parse(path.read_text(encoding="utf-8")), in_functions) - own - sys.stdlib_module_names
+    return {name for name in foreign if not allowed & providers().get(name, set())}
+
+
+@pytest.mark.parametrize("extra", sorted(set(EXTRAS.values())))
+def test_what_a_file_imports_as_it_is_loaded_comes_with_its_extra(extra: str) -> None:
+    files = [path for path in FILES if extra_of(path) == extra]
+    allowed = declared(extra) if extra else declared()
+    assert {path: names for path in files if (names := undeclared(path, allowed, in_functions=False))} == {}
+
+
+def test_what_is_imported_as_functions_run_comes_with_some_extra() -> None:
+    allowed = declared("train", "demo", "video", "benchmark", "export")
+    assert {path: names for path in PRODUCT if (names := undeclared(path, allowed, in_functions=True))} == {}
