@@ -1,0 +1,112 @@
+"""Ctrl-C and SIGTERM end a command with one line, with nothing half written, and with the status that shells expect."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from .files import is_writing
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+REPEATED_SECONDS = 1.0  # a launcher hands on the signal that the terminal has sent to all processes
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+
+
+@contextmanager
+def interruptible(program: str, hint: str = "") -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end the block as [`KeyboardInterrupt`], and the program with one line.
+
+    Signals that the process was started to ignore stay ignored. Processes that it starts leave interruptions to it.
+    Outside of the main thread, and in processes of `multiprocessing`, this does nothing.
+
+    Args:
+        program: What the line begins with.
+        hint: What to do next, for the line.
+
+    Raises:
+        SystemExit: With status 128 + the number of the signal, such as 130 for Ctrl-C and 143 for SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process() is not None:
+        yield
+        return
+    received = _Received(program, hint)
+    previous_hook = sys.unraisablehook
+    previous = {
+        number: signal.signal(number, received.handle)
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    sys.unraisablehook = received.raise_again
+    try:
+        yield
+    except BaseException as error:
+        # An interruption may come out as another error: of a library, or because a process was interrupted too.
+        if received.number is None and not isinstance(error, KeyboardInterrupt):
+            raise
+        traceback.clear_frames(error.__traceback__)  # ends progress bars and processes that read data
+        received.report()
+        raise SystemExit(received.status) from None
+    finally:
+        sys.unraisablehook = previous_hook
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Received:
+    """The signal that has come, if any, and what to do about it."""
+
+    def __init__(self, program: str, hint: str) -> None:
+        self.program, self.hint = program, hint
+        self.process = os.getpid()
+        self.number: int | None = None
+        self.time = 0.0
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def report(self) -> None:
+        """Say what happened."""
+        what = "interrupted" if self.status == 128 + signal.SIGINT else "terminated"
+        with suppress(OSError):  # the terminal may be gone
+            sys.stdout.flush()
+            print(f"{self.program}: {what}{self.hint and f'; {self.hint}'}", file=sys.stderr, flush=True)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler."""
+        if os.getpid() != self.process:  # forked, to read pictures for example: the process above ends it
+            if number != signal.SIGINT:
+                os._exit(128 + number)
+            return
+        if self.number is not None and time.monotonic() - self.time < REPEATED_SECONDS:
+            return
+        self.number, self.time = number, time.monotonic()
+        if _is_importing(frame) and not is_writing() and not multiprocessing.active_children():
+            # Modules that are interrupted while they load may swallow it or crash, and there is nothing to finish.
+            self.report()
+            os._exit(self.status)
+        raise KeyboardInterrupt
+
+    def raise_again(self, unraisable: Any) -> None:
+        """Repeat an interruption that was lost, because it came where Python cannot raise, as in a destructor."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt) or self.number is None:
+            sys.__unraisablehook__(unraisable)
+            return
+        number, self.number = self.number, None
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
