@@ -43,7 +43,7 @@ def interruptible(program: str, hint: str = "") -> Iterator[None]:
         for number in SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
-    sys.unraisablehook = received.raise_again
+    sys.unraisablehook = received.handle_unraisable
     try:
         yield
     except BaseException as error:
@@ -95,13 +95,13 @@ class _Received:
             os._exit(self.status)
         raise KeyboardInterrupt
 
-    def raise_again(self, unraisable: Any) -> None:
-        """Repeat an interruption that was lost, because it came where Python cannot raise, as in a destructor."""
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt) or self.number is None:
+    def handle_unraisable(self, unraisable: Any) -> None:
+        """What Python cannot raise, as in destructors: an interruption is repeated, errors that follow it are no news."""
+        if self.number is None:
             sys.__unraisablehook__(unraisable)
-            return
-        number, self.number = self.number, None
-        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+        elif issubclass(unraisable.exc_type, KeyboardInterrupt):
+            number, self.number = self.number, None
+            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -34,6 +34,8 @@ def save_checkpoint(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with written_at_once(folder) if accelerator.is_main_process else nullcontext() as own:
+            if own is not None:
+                own.mkdir()
             [temporary] = broadcast_object_list([own])
             accelerator.save_state(str(temporary))
             accelerator.wait_for_everyone()

@@ -299,7 +299,7 @@ def public_datasets(recipe: Recipe) -> list[str]:
 
 def describe_run(recipe: Recipe, num_processes: int, results: dict[str, float]) -> str:
     """The part of the model card that says how the model was trained, and what came of it."""
-    settings = {name: value for name, value in asdict(recipe).items() if value is not None}
+    settings = {name: value for name, value in asdict(recipe).items() if value is not None and name != "resume"}
     settings["processes"] = num_processes
     settings |= {name: version(name) for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")}
     tables = {"Training": settings, "Last line of the log": results}
