@@ -46,6 +46,7 @@ REAL_EVERY = 5  # one kill in so many is of the real program
 MAX_SECONDS_TO_EXIT = 5.0
 MAX_SECONDS_OF_ORPHANS = 20.0  # of processes that find out by themselves that the one above them was killed
 MAX_SECONDS_OF_A_RUN = 300.0
+EMBEDDING_TOLERANCE = 1e-6
 WRITTEN_BY_LIBRARIES = ("events.out.tfevents", "hparams.yml", ".lock")  # in part of their names: not compared
 
 
@@ -91,7 +92,16 @@ class Command:
 COMMANDS = {
     "segment": Command(
         "sed-hf",
-        ("segment", "pictures", "--model", "model", "--device", "cpu", "--classes", *"sky sea rock sand boat".split())
+        (
+            "segment",
+            "pictures",
+            "--model",
+            "model",
+            "--device",
+            "cpu",
+            "--classes",
+            *["sky", "sea", "rock", "sand", "boat"],
+        )
         + ("--output", "out"),
     ),
     "convert": Command(
@@ -375,10 +385,28 @@ def snapshot(folder: Path) -> dict[str, str]:
 def fingerprint(path: Path) -> str:
     if path.name == "log.jsonl":
         return "\n".join(log_lines(path))
+    if is_embedding(path):
+        return "a class embedding"  # which embeddings_of compares
     content = path.read_bytes()
     if path.name == "README.md":
         content = b"\n".join(line for line in content.splitlines() if b"images_per_second" not in line)
     return hashlib.sha256(content).hexdigest()
+
+
+def is_embedding(path: Path) -> bool:
+    """Whether a file is a class embedding in the cache."""
+    return path.suffix == ".safetensors" and "class_embeddings" in path.parts
+
+
+def embeddings_of(folder: Path) -> dict[str, Any]:
+    """The class embeddings in the cache of a run.
+
+    They are compared with a tolerance: their last bits depend on which others are encoded with them.
+    """
+    from safetensors.numpy import load_file
+
+    found = filter(is_embedding, (folder / "cache").rglob("*.safetensors"))
+    return {path.name: load_file(path)["class_embedding"] for path in found}
 
 
 def log_lines(path: Path) -> list[str]:
@@ -410,12 +438,14 @@ class Undisturbed:
         seconds: How long it takes, in a fork and as the real program.
         num_events: How many times it makes a file.
         results: [`snapshot`] in the end.
+        embeddings: [`embeddings_of`] its cache.
         catalogue: All that a killed run may have under final names.
     """
 
     seconds: dict[str, float]
     num_events: int
     results: dict[str, str]
+    embeddings: dict[str, Any]
     catalogue: dict[str, str]
 
 
@@ -483,15 +513,14 @@ class Sweep:
         """Run a command undisturbed, as is needed to judge the others."""
         catalogue = snapshot(self.run(name, COMMANDS[name].catalogue)[0])
         folder, seconds, num_events = self.run(name)
-        results = snapshot(folder)
+        results, embeddings = snapshot(folder), embeddings_of(folder)
         folder = self.fresh_folder()
         running = start_real(name, (), folder, self.work / "log.txt")
         running.wait(MAX_SECONDS_OF_A_RUN)
         if snapshot(folder) != results:
             raise RuntimeError(f"{name}: two undisturbed runs differ in {differences(snapshot(folder), results)}")
-        return Undisturbed(
-            {"fork": seconds, "real": running.seconds}, num_events, results, {**catalogue, **results}
-        )
+        seconds_of = {"fork": seconds, "real": running.seconds}
+        return Undisturbed(seconds_of, num_events, results, embeddings, {**catalogue, **results})
 
     def kill(self, name: str, index: int) -> Kill:
         """Kill a command, judge what it leaves, and run the second command."""
@@ -533,6 +562,9 @@ class Sweep:
         else:
             if differing := differences(snapshot(folder), undisturbed.results):
                 kill.problems.append(f"the second run ends with other results: {differing}")
+            for name_of_class, embedding in embeddings_of(folder).items():
+                if abs(embedding - undisturbed.embeddings[name_of_class]).max() > EMBEDDING_TOLERANCE:
+                    kill.problems.append(f"the embedding {name_of_class} differs")
             if left := [found for found in files_in(folder) if is_temporary(found) and is_ours(found)]:
                 kill.problems.append(f"the second run leaves {left}")
         return kill

@@ -79,7 +79,8 @@ def _claim(path: Path) -> tuple[Path, int | None]:
     """
     for number in count(1):
         folder = path.with_name(f".{path.name}.{number}{SUFFIX}")
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
             lock = _lock(folder)
         except OSError:
