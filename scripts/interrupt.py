@@ -89,20 +89,12 @@ class Command:
         return [sys.executable, *program, *self.arguments, *more]
 
 
+CLASSES = ("sky", "sea", "rock", "sand", "boat")
+EVALUATED = ("--benchmarks", "scenes", "--limit", "120", "--num-workers", "1", "--save-predictions")
 COMMANDS = {
     "segment": Command(
         "sed-hf",
-        (
-            "segment",
-            "pictures",
-            "--model",
-            "model",
-            "--device",
-            "cpu",
-            "--classes",
-            *["sky", "sea", "rock", "sand", "boat"],
-        )
-        + ("--output", "out"),
+        ("segment", "pictures", "--model", "model", "--device", "cpu", "--output", "out", "--classes", *CLASSES),
     ),
     "convert": Command(
         "sed-hf",
@@ -125,8 +117,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "evaluate.py",
-        ("--model", "model", "--benchmarks", "scenes", "--limit", "250", "--num-workers", "1", "--output", "out")
-        + ("--save-predictions",),
+        ("--model", "model", *EVALUATED, "--output", "out"),
     ),
 }
 RECIPE = """
@@ -267,8 +258,9 @@ def tend_nursery() -> int:
         name, more, folder, log = json.loads(line)
         pid = os.fork()
         if pid:
-            print(pid, flush=True)
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            with suppress(BrokenPipeError):  # the sweep itself was interrupted
+                print(pid, flush=True)
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
             continue
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -700,7 +692,7 @@ def main() -> int:
         raise SystemExit(f"error: {report} is of --seed {done['seed']}")
     kills = [Kill(**kill) for kill in done["kills"]]
     known = {(kill.command, kill.index) for kill in kills}
-    todo = [(name, index) for name in arguments.commands for index in range(arguments.kills)]
+    todo = [(name, index) for index in range(arguments.kills) for name in arguments.commands]
     todo = [entry for entry in todo if entry not in known]
     with tempfile.TemporaryDirectory(prefix="sed-hf-interrupt-") as work:
         if todo:

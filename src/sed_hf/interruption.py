@@ -96,7 +96,7 @@ class _Received:
         raise KeyboardInterrupt
 
     def handle_unraisable(self, unraisable: Any) -> None:
-        """What Python cannot raise, as in destructors: an interruption is repeated, errors that follow it are no news."""
+        """What Python cannot raise, in destructors: an interruption is repeated, errors that follow it are no news."""
         if self.number is None:
             sys.__unraisablehook__(unraisable)
         elif issubclass(unraisable.exc_type, KeyboardInterrupt):
