@@ -355,9 +355,9 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def files_in(folder: Path) -> Iterator[str]:
+def files_in(folder: Path, *names: str) -> Iterator[str]:
     """The files of outputs and caches in the folder of a run, with the folders that are temporary."""
-    for name in ("out", "cache", "temporary"):
+    for name in names or ("out", "cache", "temporary"):
         for parent, folders, files in os.walk(folder / name):
             for found in [*files, *(found for found in folders if is_temporary(found))]:
                 if not any(part in found for part in WRITTEN_BY_LIBRARIES):
@@ -567,12 +567,12 @@ class Events:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seen = set(files_in(folder))
+        self.seen = set(files_in(folder, "out"))
         self.count = 0
 
     def look(self) -> None:
         """Take notice of new files, and rest a little."""
-        present = set(files_in(self.folder))
+        present = set(files_in(self.folder, "out"))
         self.count += len(present - self.seen)
         self.seen = present
         time.sleep(0.001)

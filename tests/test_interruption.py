@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,38 @@ def test_a_forked_process_leaves_ctrl_c_to_the_one_above(tmp_path: Path) -> None
     """
     result = run_program(body, tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "7\nwent on\n", "")
+
+
+def test_a_process_of_accelerate_launch_ends_with_it(tmp_path: Path) -> None:
+    program = """
+        import os, time
+        from pathlib import Path
+        from sed_hf.interruption import interruptible
+        try:
+            with interruptible("program"):
+                Path("running").touch()
+                time.sleep(30)
+        finally:
+            Path("ended").touch()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"],
+        env={**os.environ, "ACCELERATE_MIXED_PRECISION": "no"},
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    wait_for(tmp_path / "running")
+    launcher.kill()
+    launcher.wait()
+    wait_for(tmp_path / "ended")
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not come into being"
+        time.sleep(0.02)
 
 
 def test_ctrl_c_while_the_command_imports_torch_gives_one_line(tmp_path: Path) -> None:

@@ -70,11 +70,24 @@ def encode_classes(
     for chunk in tqdm(chunks, desc=description, bar_format=ENCODING_BAR, disable=not (show_progress and chunks)):
         embeddings[chunk] = encode_chunk(model, processor, [class_names[index] for index in chunk])
         if cache is not None:
-            for index in chunk:
-                cache.save(encoder, class_names[index], embeddings[index])
+            keep_together(cache, encoder, [(class_names[index], embeddings[index]) for index in chunk])
     if cache is not None and missing:
         cache.trim()
     return embeddings.to(model.device)
+
+
+def keep_together(cache: "ClassEmbeddingCache", encoder: str, encoded: Sequence[tuple[str, Tensor]]) -> None:
+    """Keep names and embeddings (P, D) that were encoded together: all of them, even if Ctrl-C comes meanwhile.
+
+    Encoded without the others, the rest would differ in its last bits, and the next run from an undisturbed one.
+    """
+    try:
+        for class_name, embedding in encoded:
+            cache.save(encoder, class_name, embedding)
+    except KeyboardInterrupt:
+        for class_name, embedding in encoded:
+            cache.save(encoder, class_name, embedding)
+        raise
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from .files import is_writing
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 REPEATED_SECONDS = 1.0  # a launcher hands on the signal that the terminal has sent to all processes
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+SET_BY_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"
 
 
 @contextmanager
@@ -24,6 +25,7 @@ def interruptible(program: str, hint: str = "") -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and a closed terminal end the block as [`KeyboardInterrupt`], and the program with one line.
 
     Signals that the process was started to ignore stay ignored. Processes that it starts leave interruptions to it.
+    Where `accelerate launch` has started this one and is terminated, so is this one.
     Outside of the main thread, and in processes of `multiprocessing`, this does nothing.
 
     Args:
@@ -44,6 +46,8 @@ def interruptible(program: str, hint: str = "") -> Iterator[None]:
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     sys.unraisablehook = received.handle_unraisable
+    if SET_BY_ACCELERATE_LAUNCH in os.environ:
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     try:
         yield
     except BaseException as error:
@@ -102,6 +106,13 @@ class _Received:
         elif issubclass(unraisable.exc_type, KeyboardInterrupt):
             number, self.number = self.number, None
             threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+
+def _follow(launcher: int) -> None:
+    """Terminate this process when its parent has ended: `accelerate launch` of one process hands no signals on."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
