@@ -106,6 +106,36 @@ def test_a_signal_that_comes_in_a_destructor_is_not_lost(tmp_path: Path) -> None
     assert (result.returncode, result.stderr) == (130, f"program: interrupted; {HINT}\n")
 
 
+def test_a_signal_that_comes_while_a_file_gets_its_place_waits_for_that(tmp_path: Path) -> None:
+    body = """
+        from pathlib import Path
+        from sed_hf.files import written_at_once
+        mkdir = Path.mkdir
+        def mkdir_and_signal(path, *args, **kwargs):
+            mkdir(path, *args, **kwargs)
+            os.kill(os.getpid(), signal.SIGINT)
+        Path.mkdir = mkdir_and_signal
+        with written_at_once(Path("out")) as path:
+            time.sleep(9)
+    """
+    result = run_program(body, tmp_path)
+    assert (result.returncode, result.stderr) == (130, f"program: interrupted; {HINT}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_waits_until_the_end_is_not_lost(tmp_path: Path) -> None:
+    body = """
+        from contextlib import ExitStack
+        import sed_hf.interruption
+        sed_hf.interruption.DEFERRED_SECONDS = 9
+        frames = sed_hf.interruption._is_delicate
+        sed_hf.interruption._is_delicate = lambda frame: True
+        os.kill(os.getpid(), signal.SIGTERM)
+    """
+    result = run_program(body, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (143, "", f"program: terminated; {HINT}\n")
+
+
 def test_an_error_that_the_signal_brings_about_counts_as_the_interruption(tmp_path: Path) -> None:
     body = """
         try:

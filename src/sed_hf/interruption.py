@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a command with one line, with nothing half written, and with the status that shells expect."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from .files import is_writing
+from . import files
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 REPEATED_SECONDS = 1.0  # a launcher hands on the signal that the terminal has sent to all processes
+DEFERRED_SECONDS = 0.02  # what begins or ends a block, or a file, is not interrupted: it takes no longer
+MAX_DEFERRED = 50  # times
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 SET_BY_ACCELERATE_LAUNCH = "ACCELERATE_MIXED_PRECISION"
 
@@ -50,6 +53,7 @@ def interruptible(program: str, hint: str = "") -> Iterator[None]:
         threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     try:
         yield
+        received.raise_deferred()
     except BaseException as error:
         # An interruption may come out as another error: of a library, or because a process was interrupted too.
         if received.number is None and not isinstance(error, KeyboardInterrupt):
@@ -58,6 +62,7 @@ def interruptible(program: str, hint: str = "") -> Iterator[None]:
         received.report()
         raise SystemExit(received.status) from None
     finally:
+        received.timer.cancel()
         sys.unraisablehook = previous_hook
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -71,6 +76,8 @@ class _Received:
         self.process = os.getpid()
         self.number: int | None = None
         self.time = 0.0
+        self.deferred: list[int] = []
+        self.timer = threading.Timer(0, int)  # runs while a signal is deferred
 
     @property
     def status(self) -> int:
@@ -92,12 +99,27 @@ class _Received:
             return
         if self.number is not None and time.monotonic() - self.time < REPEATED_SECONDS:
             return
+        if _is_delicate(frame) and len(self.deferred) < MAX_DEFERRED:
+            self.deferred.append(number)
+            self._send_again(number, DEFERRED_SECONDS)
+            return
         self.number, self.time = number, time.monotonic()
-        if _is_importing(frame) and not is_writing() and not multiprocessing.active_children():
+        if _is_importing(frame) and not files.is_writing() and not multiprocessing.active_children():
             # Modules that are interrupted while they load may swallow it or crash, and there is nothing to finish.
             self.report()
             os._exit(self.status)
         raise KeyboardInterrupt
+
+    def raise_deferred(self) -> None:
+        """Raise what was deferred, at the end of the block."""
+        if self.deferred and self.number is None:
+            self.number = self.deferred[0]
+            raise KeyboardInterrupt
+
+    def _send_again(self, number: int, seconds: float) -> None:
+        self.timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+        self.timer.daemon = True
+        self.timer.start()
 
     def handle_unraisable(self, unraisable: Any) -> None:
         """What Python cannot raise, in destructors: an interruption is repeated, errors that follow it are no news."""
@@ -105,7 +127,7 @@ class _Received:
             sys.__unraisablehook__(unraisable)
         elif issubclass(unraisable.exc_type, KeyboardInterrupt):
             number, self.number = self.number, None
-            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+            self._send_again(number, 0.1)
 
 
 def _follow(launcher: int) -> None:
@@ -113,6 +135,17 @@ def _follow(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_delicate(frame: FrameType | None) -> bool:
+    """Whether a `with` statement is being entered or left, or files are being put in their places."""
+    if frame is not None and frame.f_code.co_filename == contextlib.__file__:
+        return True
+    while frame is not None:
+        if frame.f_code.co_filename == files.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_importing(frame: FrameType | None) -> bool:
