@@ -6,10 +6,16 @@ from pathlib import Path
 # Python searches a script's own folder first, where evaluate.py would hide the library `evaluate` from the metric.
 sys.path.remove(str(Path(__file__).resolve().parent))
 
-from sed_hf.training.loop import NonFiniteLossError, train
-from sed_hf.training.recipe import load_recipe
+from sed_hf.interruption import interruptible
 
-if __name__ == "__main__":
+HINT = "the same command with --resume goes on from the last checkpoint"
+
+
+def main() -> None:
+    # The imports take seconds, in which Ctrl-C is answered too.
+    from sed_hf.training.loop import NonFiniteLossError, train
+    from sed_hf.training.recipe import load_recipe
+
     try:
         train(load_recipe(sys.argv[1:]))
     except (OSError, ValueError, NonFiniteLossError) as error:
@@ -17,5 +23,8 @@ if __name__ == "__main__":
         is_of_worker = "Original Traceback" in str(error)
         message = str(error).strip().splitlines()[-1] if is_of_worker else str(error)
         sys.exit(f"train.py: error: {message}")
-    except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; the same command with --resume goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    with interruptible("train.py", HINT):
+        main()

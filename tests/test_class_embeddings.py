@@ -175,6 +175,26 @@ class TestCache:
         embeddings = encode_classes(tiny_model, tiny_processor, NAMES, ClassEmbeddingCache(tmp_path / "file" / "cache"))
         assert embeddings.shape == (3, 80, 64)
 
+    def test_an_interruption_keeps_all_classes_that_were_encoded_together(
+        self,
+        tiny_model: SEDForSemanticSegmentation,
+        tiny_processor: SEDProcessor,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        cache, save, saved = ClassEmbeddingCache(tmp_path), ClassEmbeddingCache.save, []
+
+        def interrupt_at_the_second(self: ClassEmbeddingCache, *arguments: object) -> None:
+            saved.append(arguments)
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+            save(self, *arguments)
+
+        monkeypatch.setattr(ClassEmbeddingCache, "save", interrupt_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            encode_classes(tiny_model, tiny_processor, NAMES, cache)
+        assert cache.size()[0] == len(NAMES)
+
     def test_its_place_is_the_cache_directory_of_hugging_face(self, cache_home: Path) -> None:
         assert ClassEmbeddingCache().directory == cache_home / "sed_hf" / "class_embeddings"
 

@@ -461,7 +461,9 @@ def test_interruption_has_an_exit_status_and_no_traceback(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "load_model", interrupt)
-    assert segment(photo) == 130
+    with pytest.raises(SystemExit) as exit_:
+        segment(photo)
+    assert exit_.value.code == 130
     assert capsys.readouterr().err.splitlines()[-1] == "sed-hf: interrupted"
 
 

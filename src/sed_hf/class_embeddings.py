@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .files import written_at_once
+from .files import remove_leftovers, written_at_once
 from .modeling_sed import SEDForSemanticSegmentation
 from .processing_sed import SEDProcessor, synonyms_of, validate_class_names
 from .weights import tensor_bytes, weights_sha256
@@ -69,11 +70,24 @@ def encode_classes(
     for chunk in tqdm(chunks, desc=description, bar_format=ENCODING_BAR, disable=not (show_progress and chunks)):
         embeddings[chunk] = encode_chunk(model, processor, [class_names[index] for index in chunk])
         if cache is not None:
-            for index in chunk:
-                cache.save(encoder, class_names[index], embeddings[index])
+            keep_together(cache, encoder, [(class_names[index], embeddings[index]) for index in chunk])
     if cache is not None and missing:
         cache.trim()
     return embeddings.to(model.device)
+
+
+def keep_together(cache: "ClassEmbeddingCache", encoder: str, encoded: Sequence[tuple[str, Tensor]]) -> None:
+    """Keep names and embeddings (P, D) that were encoded together: all of them, even if Ctrl-C comes meanwhile.
+
+    Encoded without the others, the rest would differ in its last bits, and the next run from an undisturbed one.
+    """
+    try:
+        for class_name, embedding in encoded:
+            cache.save(encoder, class_name, embedding)
+    except KeyboardInterrupt:
+        for class_name, embedding in encoded:
+            cache.save(encoder, class_name, embedding)
+        raise
 
 
 @torch.no_grad()
@@ -121,9 +135,10 @@ class ClassEmbeddingCache:
                 embedding, metadata = file.get_tensor("class_embedding"), file.metadata() or {}
             if metadata.get("sha256") != hashlib.sha256(tensor_bytes(embedding)).hexdigest():
                 return None
-            os.utime(path)  # the time of the last use
         except (OSError, SafetensorError):
             return None
+        with suppress(OSError):  # a cache that cannot be written can be read
+            os.utime(path)  # the time of the last use
         return embedding
 
     def save(self, encoder: str, class_name: str, embedding: Tensor) -> None:
@@ -136,9 +151,7 @@ class ClassEmbeddingCache:
             with written_at_once(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
-            if not self.has_warned:
-                logger.warning(f"class embeddings are not cached in {self.directory}: {error}")
-                self.has_warned = True
+            self._warn(f"class embeddings are not cached in {self.directory}: {error}")
 
     def trim(self) -> None:
         """Remove what was used longest ago, until at most `max_bytes` are left."""
@@ -147,7 +160,11 @@ class ClassEmbeddingCache:
         for path, _, size in files:
             if total <= self.max_bytes:
                 return
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self._warn(f"class embeddings are not removed from {self.directory}: {error}")
+                return
             total -= size
 
     def clear(self) -> int:
@@ -156,12 +173,20 @@ class ClassEmbeddingCache:
         for path, _, size in list(self._files()):
             path.unlink(missing_ok=True)
             total += size
+        for folder in self.directory.glob("*"):
+            remove_leftovers(folder)
         return total
 
     def size(self) -> tuple[int, int]:
         """The number of classes, and of bytes."""
         sizes = [size for _, _, size in self._files()]
         return len(sizes), sum(sizes)
+
+    def _warn(self, text: str) -> None:
+        """Warn once of a disk that refuses."""
+        if not self.has_warned:
+            logger.warning(text)
+            self.has_warned = True
 
     def _path(self, encoder: str, class_name: str) -> Path:
         synonyms = "\n".join(synonyms_of(class_name))  # what no synonym holds, unlike a comma and a blank

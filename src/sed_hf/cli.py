@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from .data.vocabularies import load_vocabulary, vocabulary_names
 from .files import written_at_once
+from .interruption import interruptible
 from .model_source import check_model_source
 from .segmentation import (
     Job,
@@ -106,16 +106,18 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, by default those of the process, and return its exit status."""
+    """Run the command with these arguments, by default those of the process, and return its exit status.
+
+    Raises:
+        SystemExit: Arguments are wrong, or the command was interrupted.
+    """
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        with interruptible("sed-hf"):
+            return arguments.run(arguments)
     except (OSError, ValueError) as error:
         print(f"sed-hf: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sed-hf: interrupted", file=sys.stderr)
-        return 130
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------
@@ -840,10 +842,7 @@ def save_model(model: SEDForSemanticSegmentation, out: Path, description: str = 
     from .conversion import build_processor
     from .hub import save_hub_folder
 
-    processor = build_processor(model.config)
-    if out.exists():
-        shutil.rmtree(out)
-    save_hub_folder(model, processor, out, description=description)
+    save_hub_folder(model, build_processor(model.config), out, description=description, overwrite=True)
     print(f"sed-hf: model written to {out}")
 
 

@@ -1,14 +1,15 @@
 """Complete Hub folders: weights, configuration, processor, tokenizer, and the code that `trust_remote_code` runs."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCardData
+from safetensors import SafetensorError
 from torch import Tensor
 
 from . import SEDForSemanticSegmentation, SEDProcessor
+from .files import written_at_once
 
 WIDGET_PICTURE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cats.jpg"
 MODEL_CARD = """---
@@ -58,10 +59,11 @@ def save_hub_folder(
     datasets: Sequence[str] = (),
     max_shard_size: str = "5GB",
     state_dict: Mapping[str, Tensor] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write everything that others need to load the model with `trust_remote_code=True`, and a model card.
 
-    The folder appears at once when it is complete.
+    The folder appears at once when it is complete; one that it replaces is there until then.
 
     Args:
         model: The model.
@@ -71,23 +73,26 @@ def save_hub_folder(
         datasets: Names of the data sets that the model was trained on, for the model card.
         max_shard_size: Largest size of one weights file.
         state_dict: Weights to write; by default those of the model, which distributed training may have sharded.
+        overwrite: Replace a folder with all that it holds.
 
     Raises:
-        FileExistsError: `directory` exists and is not an empty folder.
+        FileExistsError: `directory` exists and is a file, or without `overwrite` a folder that is not empty.
+        OSError: The folder cannot be written.
     """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
         raise FileExistsError(f"directory: expected a new or empty folder, got {directory}")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as parent:
-        folder = Path(parent) / directory.name
-        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
+    with written_at_once(directory.resolve()) as folder:
+        try:
+            model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(error) from error
         processor.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(description, datasets))
         readable = (folder / "README.md").stat().st_mode
         for file in folder.glob("*.safetensors"):
             file.chmod(readable)  # safetensors lets only the owner read what it writes
-        folder.replace(directory)
 
 
 def push_hub_folder(directory: str | os.PathLike, repo_id: str, private: bool | None = None) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -184,19 +185,22 @@ class SEDPipeline(Pipeline):
 
     def _encode(self, candidate_labels: Sequence[str] | str | os.PathLike) -> tuple[list[str], Tensor]:
         """Names and embeddings (T, P, D) of a vocabulary."""
-        if candidate_labels in self._vocabularies:
-            self._vocabularies.move_to_end(candidate_labels)
-        else:
+        known = self._vocabularies.get(candidate_labels)
+        if known is None:
             if is_path(candidate_labels):
                 encoder = text_encoder_sha256(self.model, self.processor)
                 class_names, embeddings = load_class_embeddings(candidate_labels, encoder)  # type: ignore[arg-type]
             else:
                 class_names = list(candidate_labels)  # type: ignore[arg-type]
                 embeddings = encode_classes(self.model, self.processor, class_names, ClassEmbeddingCache())
-            self._vocabularies[candidate_labels] = class_names, embeddings.to(self.device, self.model.dtype)
+            known = class_names, embeddings.to(self.device, self.model.dtype)
+        # Threads that share a pipeline do this at once, and may remove each other's; each keeps what it has found.
+        self._vocabularies[candidate_labels] = known
+        with suppress(KeyError):
+            self._vocabularies.move_to_end(candidate_labels)
             if len(self._vocabularies) > VOCABULARIES_IN_MEMORY:
                 self._vocabularies.popitem(last=False)
-        return self._vocabularies[candidate_labels]
+        return known
 
 
 def is_path(candidate_labels: Any) -> bool:

@@ -288,14 +288,20 @@ def write_results(
     from .visualization import draw_overlay
 
     overlay = draw_overlay(picture, result["segmentation"], class_names, ignore_index=ignore_index)
-    with written_at_once(job.overlay) as path:
-        # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
-        overlay.save(path, format="JPEG", quality=90, subsampling=0)
-    with written_at_once(job.labels) as path:
-        label_map(result["segmentation"], len(class_names)).save(path, format="PNG")
+    labels = label_map(result["segmentation"], len(class_names))
     file_name = os.fsencode(job.picture).decode(errors="replace")
-    with written_at_once(job.summary) as path:
-        path.write_text(summary(file_name, result, class_names, ignore_index, model_name), encoding="utf-8")
+    # The files get their names when all are written, the last one first.
+    with (
+        written_at_once(job.summary) as summary_path,
+        written_at_once(job.labels) as labels_path,
+        written_at_once(job.overlay) as overlay_path,
+    ):
+        # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
+        overlay.save(overlay_path, format="JPEG", quality=90, subsampling=0)
+        labels.save(labels_path, format="PNG")
+        text = summary(file_name, result, class_names, ignore_index, model_name)
+        summary_path.write_text(text, encoding="utf-8")
+        job.summary.unlink(missing_ok=True)  # of an earlier run, whose files are replaced now
 
 
 def label_map(segmentation: np.ndarray, num_classes: int) -> Image.Image:

@@ -390,7 +390,6 @@ def segment_video(
         except BaseException:
             keep_partial_video(job, writer)
             raise
-    job.partial_overlay.replace(job.overlay)
 
     summary = {
         "file": os.fsencode(job.video).decode(errors="replace"),
@@ -401,6 +400,8 @@ def segment_video(
         "classes": [rounded(asdict(entry)) for entry in totals.statistics()],
         "ignored_pixels": totals.ignored_pixels,
     }
+    job.summary.unlink(missing_ok=True)  # of an earlier run, whose video is replaced now
+    job.partial_overlay.replace(job.overlay)
     with written_at_once(job.summary) as path:
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,6 +1,10 @@
 """Benchmarks as Parquet files: what is written, how an interrupted run goes on, and that `load_benchmark` reads it."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +13,7 @@ import datasets
 import fsspec
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 from numpy.typing import NDArray
 from raw_copies import write_ade20k_150, write_ade20k_847, write_coco_stuff, write_own_data, write_pascal_voc
@@ -181,6 +186,47 @@ class TestInterruption:
         write_ade20k_150(raw, {"ADE_val_00000006": np.full((2, 2), 1)})
         with pytest.raises(ValueError, match="was written from other raw files"):
             prepare_benchmark("ade20k_150", raw, output)
+
+
+class TestSignals:
+    @pytest.fixture
+    def run(self, tmp_path: Path, output: Path) -> Any:
+        """The script at work in two processes, as the leader of a session of its own."""
+        labels = {f"ADE_val_{index:08d}": np.full((2, 3), index % 150) for index in range(1, 501)}
+        write_ade20k_150(tmp_path / "raw", labels)
+        arguments = ["ade20k_150", "--data-dir", tmp_path / "raw", "--output", output, "--num-proc", "2"]
+        process = subprocess.Popen(
+            [sys.executable, SCRIPTS / "prepare_dataset.py", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while not list(output.glob("data/.*.part")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return process
+
+    @staticmethod
+    def wait_for_all_of_session(process: Any) -> None:
+        deadline = time.monotonic() + 20
+        while any(os.getsid(pid) == process.pid for pid in psutil.pids() if psutil.pid_exists(pid)):
+            assert time.monotonic() < deadline, "a process lives on"
+            time.sleep(0.05)
+
+    def test_ctrl_c_ends_all_processes_with_one_line_and_nothing_half_written(self, run: Any, output: Path) -> None:
+        os.killpg(run.pid, signal.SIGINT)
+        last_line = run.stderr.read().splitlines()[-1]
+        assert last_line == "prepare_dataset.py: interrupted; the same command goes on where it stopped"
+        assert run.wait() == 130
+        self.wait_for_all_of_session(run)
+        assert not list(output.glob("data/.*"))
+
+    def test_the_other_processes_end_with_one_that_is_killed(self, run: Any) -> None:
+        run.kill()
+        run.wait()
+        self.wait_for_all_of_session(run)
 
 
 class TestErrors:

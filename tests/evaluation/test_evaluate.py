@@ -1,5 +1,6 @@
 """Evaluation on one data set: figures, predictions, processes, interruptions, errors."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -376,13 +377,13 @@ def test_interrupted_save_leaves_the_previous_state(tmp_path: Path, monkeypatch:
     progress = progress_at(tmp_path)
     progress.save(metric.state_dict())
 
-    def disk_is_full(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half a")
-        raise OSError("No space left on device")
+    def disk_is_full(path: Path, content: bytes) -> None:
+        path.write_text("half a")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sed_hf.evaluation.progress.save_file", disk_is_full)
+    monkeypatch.setattr(Path, "write_bytes", disk_is_full)
     metric.add(prediction=[[0]], reference=[[0]], sample_id=0)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*progress\.safetensors"):
         progress.save(metric.state_dict())
     assert progress.load()["counted"].tolist() == [False]
     assert [path.name for path in tmp_path.iterdir()] == ["progress.safetensors"]

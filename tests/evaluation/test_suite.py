@@ -123,6 +123,16 @@ def test_nothing_but_results_is_left_in_the_folder(processor: SEDProcessor, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
 
 
+def test_the_state_of_a_run_that_was_killed_when_it_had_finished_is_removed(
+    processor: SEDProcessor, tmp_path: Path
+) -> None:
+    run_on_scenes(processor, tmp_path)
+    (tmp_path / "scenes.progress.safetensors").touch()
+    (tmp_path / ".scenes.progress.safetensors.1.part").mkdir()
+    run_on_scenes(processor, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
+
+
 def test_further_sets_join_the_report(processor: SEDProcessor, tmp_path: Path) -> None:
     run_on_scenes(processor, tmp_path / "out")
     sets = {"custom": write_own_pictures(tmp_path / "data", [(2, 2)])}

@@ -280,6 +280,55 @@ def test_an_interrupted_checkpoint_is_ignored(
     assert_weights_equal(recipe, expected)
 
 
+def test_a_resumed_run_has_the_log_and_the_card_of_an_undisturbed_one(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_without_speed(recipe: Recipe) -> list[dict[str, float]]:
+        return [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
+
+    def card_without_speed(recipe: Recipe) -> list[str]:
+        lines = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
+        return [line for line in lines if "images_per_second" not in line and "output_dir" not in line]
+
+    # Lines are means over three steps, and a checkpoint comes in the middle of them.
+    expected = make_recipe("expected", log_every=3)
+    train(expected)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+    recipe = make_recipe("interrupted", log_every=3)
+    calls = []
+
+    def interrupt_the_fifth(*args: object, **kwargs: object) -> Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return compute_loss(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sed_hf.training.loop.compute_loss", interrupt_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    log = Path(recipe.output_dir) / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 5, "lo')  # as a full disk leaves a line
+    recipe.resume = True
+    train(recipe)
+    assert log_without_speed(recipe) == log_without_speed(expected)
+    assert card_without_speed(recipe) == card_without_speed(expected)
+
+
+def test_what_a_killed_run_left_of_checkpoints_is_removed(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(steps=2)
+    checkpoints = Path(recipe.output_dir) / "checkpoints"
+    for name in (".step-00000001.1.part", "step-00000001"):  # half written, half removed
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "model.safetensors").write_bytes(b"half")
+    train(recipe)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000002"]
+
+
 def test_a_full_disk_says_what_is_still_there(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,16 @@ A shard gets its name only when it is complete, so the shards that are there nee
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from io import BytesIO
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -23,6 +28,7 @@ from tqdm import tqdm
 from sed_hf.data.benchmarks import BENCHMARKS, load_raw
 from sed_hf.data.features import SegmentationMap
 from sed_hf.data.parquet import FEATURES, METADATA_KEY, read_shard_metadata, shard_metadata, shard_name
+from sed_hf.files import remove_leftovers, written_at_once
 
 IMAGES_PER_SHARD = 250
 IMAGES_PER_ROW_GROUP = 50  # what a stream reads, and a process here holds, at a time: some 10 MB
@@ -65,7 +71,8 @@ def prepare_benchmark(
         bar.update(sum(len(shard) for path, shard in shards.items() if path not in todo))
         for path in _write_shards(todo, metadata, num_proc):
             bar.update(len(todo[path]))
-    (output / "README.md").write_text(_dataset_card(output, metadata), encoding="utf-8")
+    with written_at_once(output / "README.md") as path:
+        path.write_text(_dataset_card(output, metadata), encoding="utf-8")
     return output
 
 
@@ -104,27 +111,64 @@ def _write_shards(shards: dict[Path, datasets.Dataset], metadata: dict[str, Any]
             yield _write_shard(shard, path, metadata)
         return
     # Spawned, because a process forked from one with threads, as Arrow and torch start them, may hang.
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as executor:
+    others = set(active_children())
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn"), initializer=_end_with_parent) as executor:
         try:
-            jobs = [executor.submit(_write_shard, shard, path, metadata) for path, shard in shards.items()]
+            with _interrupts_kept_from_children():
+                jobs = [executor.submit(_write_shard, shard, path, metadata) for path, shard in shards.items()]
             for job in as_completed(jobs):
                 yield job.result()
-        except BaseException:
+        except BaseException as error:
+            for process in set(active_children()) - others:
+                process.terminate()
             executor.shutdown(cancel_futures=True)
+            for folder in {path.parent for path in shards}:
+                remove_leftovers(folder)
+            if isinstance(error, BrokenProcessPool):
+                raise OSError(
+                    f"num_proc={num_proc}: a process was killed while it wrote a shard, perhaps for want of memory;"
+                    " the shards that are complete are kept"
+                ) from error
             raise
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, even if that is killed."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _interrupts_kept_from_children() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all processes, from those that are started meanwhile.
+
+    They inherit that it is blocked, and this process ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _write_shard(examples: datasets.Dataset, path: Path, metadata: dict[str, Any]) -> Path:
     schema = FEATURES.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
-    incomplete = path.with_name(f"{path.name}.incomplete")
-    with pq.ParquetWriter(incomplete, schema) as writer:
+    with written_at_once(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(examples), IMAGES_PER_ROW_GROUP):
             group = examples.select(range(start, min(start + IMAGES_PER_ROW_GROUP, len(examples))))
             rows = list(_prepared_rows(group, metadata["benchmark"]))
             if rows:  # `datasets` reads no file that begins with an empty row group
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    incomplete.replace(path)
     return path
 
 

@@ -20,6 +20,7 @@ from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.progress import ProgressFile
 from sed_hf.evaluation.segmenter import Segmenter
 from sed_hf.evaluation.sets import EvaluationSet
+from sed_hf.files import written_at_once
 from sed_hf.metrics import MeanIoU
 from sed_hf.processing_sed import SEDProcessor
 from sed_hf.segmentation import unused_label
@@ -146,8 +147,9 @@ def _save_predictions(predictions: Sequence[Tensor], file_names: Sequence[str], 
     folder.mkdir(parents=True, exist_ok=True)
     dtype = np.uint8 if unused_label(num_classes) == 255 else np.uint16
     for prediction, file_name in zip(predictions, file_names, strict=True):
-        # An interruption may leave half a file, but of a picture that is not counted yet and will be written again.
-        Image.fromarray(prediction.cpu().numpy().astype(dtype)).save(folder / f"{Path(file_name).stem}.png")
+        picture = Image.fromarray(prediction.cpu().numpy().astype(dtype))
+        with written_at_once(folder / f"{Path(file_name).stem}.png") as temporary:
+            picture.save(temporary, format="PNG")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from sed_hf.files import written_at_once
+from sed_hf.files import remove_leftovers, written_at_once
 
 SETTINGS_KEY = "settings"
 
@@ -46,11 +46,12 @@ class ProgressFile:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_at_once(self.path) as temporary:
-            save_file(tensors, temporary, metadata={SETTINGS_KEY: json.dumps(dict(self.settings))})
+            temporary.write_bytes(save(tensors, metadata={SETTINGS_KEY: json.dumps(dict(self.settings))}))
 
     def remove(self) -> None:
-        """Remove the file, if there is one."""
+        """Remove the file, if there is one, and what a killed process has left of writing it."""
         self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path.parent)
 
 
 def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:

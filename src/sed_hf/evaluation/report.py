@@ -62,8 +62,12 @@ class EvaluationReport:
         return True
 
     def save(self, *, per_class: bool = False) -> None:
-        """Write both files; an interruption leaves the previous ones."""
+        """Write both files; an interruption leaves the previous ones.
+
+        Benchmarks that another process has finished meanwhile are taken in.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.benchmarks = {**EvaluationReport.open(self.folder, self.settings).benchmarks, **self.benchmarks}
         content = {"settings": self.settings, "benchmarks": self.benchmarks}
         with written_at_once(self.folder / JSON_NAME) as temporary:
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

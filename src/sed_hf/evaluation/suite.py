@@ -71,12 +71,14 @@ def evaluate_suite(
     report = EvaluationReport.open(output, settings)
     is_main_process = PartialState().is_main_process
     for name, dataset in sets.items():
+        num_images = {f"number of images of {name}": len(dataset)}
+        progress_file = ProgressFile(output / f"{name}.progress.safetensors", {**settings, **num_images})
         if report.is_finished(name, len(dataset)):
+            if is_main_process:
+                progress_file.remove()  # of a run that ended before it could
             continue
         vocabulary = label_space(dataset, vocabulary_size).vocabulary
         class_embeddings = encode_classes(model, processor, vocabulary, ClassEmbeddingCache(), is_main_process)
-        num_images = {f"number of images of {name}": len(dataset)}
-        progress_file = ProgressFile(output / f"{name}.progress.safetensors", {**settings, **num_images})
         figures = evaluate_benchmark(
             model,
             processor,

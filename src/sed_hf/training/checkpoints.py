@@ -2,51 +2,81 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
+from sed_hf.files import remove_leftovers, written_at_once
+
+CHECKPOINTS = "checkpoints"
 PREFIX = "step-"
 STATE_FILE = "state.json"
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep: int) -> Path:
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, step: int, keep: int, losses: Sequence[Tensor] = ()
+) -> Path:
     """Write model, optimizer, schedule, random states and position after `step` steps; called by every process.
 
-    The checkpoint is written under another name and renamed when it is complete. The newest `keep` remain.
+    The checkpoint appears when it is complete. The newest `keep` remain.
+
+    Args:
+        losses: Of the steps whose mean is not in the log yet, the same on every process.
 
     Raises:
         OSError: It could not be written, for want of space for example. What was written before is still there.
     """
-    folder = output_dir / "checkpoints" / f"{PREFIX}{step:08d}"
-    partial = folder.with_name(f".{folder.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    folder = output_dir / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
-        accelerator.save_state(str(partial))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with written_at_once(folder) if accelerator.is_main_process else nullcontext() as own:
+            if own is not None:
+                own.mkdir()
+            [temporary] = broadcast_object_list([own])
+            accelerator.save_state(str(temporary))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                state = {"step": step, "losses": [loss.item() for loss in losses]}
+                (temporary / STATE_FILE).write_text(json.dumps(state))
     except Exception as error:  # torch, safetensors and accelerate each have errors of their own for a full disk
-        shutil.rmtree(partial, ignore_errors=True)
         last = find_checkpoints(output_dir)[-1:]
         there = f"{last[0]} is still there, to continue with --resume" if last else "there is none yet"
         raise OSError(f"the checkpoint {folder} could not be written ({error}); of earlier ones, {there}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (partial / STATE_FILE).write_text(json.dumps({"step": step}))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
         for old in find_checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(old)
+            remove_checkpoint(old)
     accelerator.wait_for_everyone()
     return folder
 
 
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; what is left of it by an interruption does not count as one."""
+    (folder / STATE_FILE).unlink()
+    shutil.rmtree(folder)
+
+
+def remove_incomplete(output_dir: Path) -> None:
+    """Remove what a killed run has left of checkpoints that it was writing or removing."""
+    remove_leftovers(output_dir / CHECKPOINTS)
+    for folder in set((output_dir / CHECKPOINTS).glob(f"{PREFIX}*")) - set(find_checkpoints(output_dir)):
+        shutil.rmtree(folder)
+
+
 def find_checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, the oldest first."""
-    return sorted(path.parent for path in (output_dir / "checkpoints").glob(f"{PREFIX}*/{STATE_FILE}"))
+    return sorted(path.parent for path in (output_dir / CHECKPOINTS).glob(f"{PREFIX}*/{STATE_FILE}"))
 
 
 def steps_done(folder: Path) -> int:
     """The number of steps after which a checkpoint was written."""
     return json.loads((folder / STATE_FILE).read_text())["step"]
+
+
+def unlogged_losses(folder: Path) -> list[float]:
+    """The losses of the steps before a checkpoint whose mean was not in the log yet."""
+    return json.loads((folder / STATE_FILE).read_text()).get("losses", [])

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,11 +21,12 @@ from sed_hf.data.benchmarks import OWN_DATA, load_benchmark
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
+from sed_hf.files import written_at_once
 from sed_hf.hub import push_hub_folder, save_hub_folder
 from sed_hf.model_source import check_model_source
 
 from .alignment import TowerAlignment
-from .checkpoints import find_checkpoints, save_checkpoint, steps_done
+from .checkpoints import find_checkpoints, remove_incomplete, save_checkpoint, steps_done, unlogged_losses
 from .classes import TrainingClasses
 from .data import build_training_samples, relabel, sample_vocabulary
 from .optimizer import build_optimizer, build_schedule, set_trainable
@@ -93,11 +93,13 @@ def train(recipe: Recipe) -> Path:
     batches = iter(dataloader)
     if checkpoints:
         accelerator.load_state(str(checkpoints[-1]))
+    if accelerator.is_main_process:
+        remove_incomplete(output_dir)
 
     evaluation_set = None
     if recipe.evaluate_on is not None:
         evaluation_set = load_evaluation_set(recipe.evaluate_on, recipe.evaluate_data_dir, recipe.evaluate_images)
-    log = TrainingLog(accelerator, recipe, start)
+    log = TrainingLog(accelerator, recipe, start, unlogged_losses(checkpoints[-1]) if checkpoints else [])
     if recipe.resume:
         accelerator.print(f"continuing after step {start}" if start else "no checkpoint to resume: starting at step 0")
     bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, disable=not accelerator.is_main_process)
@@ -108,7 +110,7 @@ def train(recipe: Recipe) -> Path:
             with accelerator.accumulate(network):
                 loss = compute_loss(network, batch, classes, recipe, ignore_index, seed=[recipe.seed, step, part])
                 if not torch.isfinite(accelerator.gather(loss.detach())).all():
-                    stop_at_non_finite_loss(accelerator, recipe, step, batch["file_name"])
+                    stop_at_non_finite_loss(accelerator, recipe, step, batch["file_name"], log.unlogged_losses())
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(network.parameters(), recipe.max_grad_norm)
@@ -123,7 +125,7 @@ def train(recipe: Recipe) -> Path:
             figures = evaluate_benchmark(network, processor, evaluation_set, progress_bar=f"step {step + 1}")
             log.write(step + 1, summary_figures(figures))
         if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
-            save_checkpoint(accelerator, output_dir, step + 1, recipe.keep_checkpoints)
+            save_checkpoint(accelerator, output_dir, step + 1, recipe.keep_checkpoints, log.unlogged_losses())
     if start < recipe.steps:
         save_checkpoint(accelerator, output_dir, recipe.steps, recipe.keep_checkpoints)
 
@@ -132,9 +134,15 @@ def train(recipe: Recipe) -> Path:
     if accelerator.is_main_process:
         # The wrapper of the alignment objective puts "model." before each name.
         state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-        shutil.rmtree(folder, ignore_errors=True)
-        description = describe_run(recipe, accelerator.num_processes, log.last_line())
-        save_hub_folder(model.eval(), processor, folder, description, public_datasets(recipe), state_dict=state_dict)
+        save_hub_folder(
+            model.eval(),
+            processor,
+            folder,
+            describe_run(recipe, accelerator.num_processes, log.last_line()),
+            public_datasets(recipe),
+            state_dict=state_dict,
+            overwrite=True,
+        )
         if recipe.push_to_hub is not None:
             push_hub_folder(folder, recipe.push_to_hub)
     accelerator.print(f"model written to {folder}")
@@ -200,9 +208,11 @@ def compute_loss(
     return result if isinstance(result, Tensor) else result.loss
 
 
-def stop_at_non_finite_loss(accelerator: Accelerator, recipe: Recipe, step: int, files: list[str]) -> None:
-    """Save what has been trained, and stop."""
-    folder = save_checkpoint(accelerator, Path(recipe.output_dir), step, recipe.keep_checkpoints)
+def stop_at_non_finite_loss(
+    accelerator: Accelerator, recipe: Recipe, step: int, files: list[str], losses: Sequence[Tensor]
+) -> None:
+    """Save what has been trained, with the losses that are not in the log yet, and stop."""
+    folder = save_checkpoint(accelerator, Path(recipe.output_dir), step, recipe.keep_checkpoints, losses)
     raise NonFiniteLossError(
         f"the loss at step {step + 1} is not finite; process {accelerator.process_index} had {', '.join(files)}."
         f" The state before that step is in {folder}"
@@ -212,11 +222,12 @@ def stop_at_non_finite_loss(accelerator: Accelerator, recipe: Recipe, step: int,
 class TrainingLog:
     """Loss, learning rate, gradient norm and throughput, to accelerate's tracker and to a JSON-lines file."""
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int) -> None:
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int, losses: Sequence[float] = ()) -> None:
         self.accelerator = accelerator
         self.recipe = recipe
         self.path = Path(recipe.output_dir) / LOG_FILE
-        self.losses: list[Tensor] = []
+        self.losses = [torch.tensor(loss, device=accelerator.device) for loss in losses]
+        self.num_timed = 0
         self.start_time = time.perf_counter()
         settings = {name: str(value) for name, value in asdict(recipe).items()}
         accelerator.init_trackers("train", config=settings)
@@ -224,14 +235,16 @@ class TrainingLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Lines that the interrupted run wrote after its last checkpoint will be written again.
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+            with written_at_once(self.path) as path:
+                path.write_text("".join(f"{line}\n" for line in kept))
 
     def record(
         self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: Sequence[float | Tensor]
     ) -> dict[str, float] | None:
         """Note a step; every `log_every` steps, write a line and return its values."""
         self.losses.append(loss)
+        self.num_timed += 1
         if step % self.recipe.log_every and step != self.recipe.steps:
             return None
         now = time.perf_counter()
@@ -240,18 +253,27 @@ class TrainingLog:
             "loss": mean_loss.item(),
             "learning_rate": float(max(learning_rates)),
             "grad_norm": float(grad_norm),
-            "images_per_second": len(self.losses) * self.recipe.images_per_step / (now - self.start_time),
+            "images_per_second": self.num_timed * self.recipe.images_per_step / (now - self.start_time),
         }
-        self.losses, self.start_time = [], now
+        self.losses, self.num_timed, self.start_time = [], 0, now
         self.write(step, values)
         return values
+
+    def unlogged_losses(self) -> list[Tensor]:
+        """The losses since the last line, each the mean over processes."""
+        if self.losses:
+            self.losses = list(self.accelerator.reduce(torch.stack(self.losses), reduction="mean").unbind())
+        return self.losses
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write values of a step."""
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"step": step, **values}) + "\n")
+            except OSError as error:  # which names no file when the disk is full
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def last_line(self) -> dict[str, float]:
         """The values written last; on the main process."""
@@ -277,7 +299,7 @@ def public_datasets(recipe: Recipe) -> list[str]:
 
 def describe_run(recipe: Recipe, num_processes: int, results: dict[str, float]) -> str:
     """The part of the model card that says how the model was trained, and what came of it."""
-    settings = {name: value for name, value in asdict(recipe).items() if value is not None}
+    settings = {name: value for name, value in asdict(recipe).items() if value is not None and name != "resume"}
     settings["processes"] = num_processes
     settings |= {name: version(name) for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")}
     tables = {"Training": settings, "Last line of the log": results}
