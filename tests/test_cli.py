@@ -467,6 +467,20 @@ def test_interruption_has_an_exit_status_and_no_traceback(
     assert capsys.readouterr().err.splitlines()[-1] == "sed-hf: interrupted"
 
 
+def test_exhausted_memory_is_an_error_of_one_line_and_what_needs_less(
+    segment: Callable[..., int], photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhaust(*arguments: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(cli, "load_model", exhaust)
+    assert segment(photo) == 2
+    error, advice = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("sed-hf: error: ")
+    assert "can't allocate memory" in error
+    assert advice == "sed-hf: a smaller --batch-size and --topk 8 need less memory"
+
+
 # convert
 
 

@@ -118,6 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"sed-hf: error: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from .out_of_memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print(f"sed-hf: error: {next(iter(str(error).splitlines()), 'out of memory')}", file=sys.stderr)
+        print("sed-hf: a smaller --batch-size and --topk 8 need less memory", file=sys.stderr)
+        return 2
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from .class_embeddings import encode_classes
+from .files import written_at_once
 from .image_processing_sed import SEDImageProcessor
 from .modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
 from .processing_sed import SEDProcessor
@@ -196,8 +197,7 @@ def export_model(
         raise ValueError(f"int8: expected with the format onnx, got {program_format!r}")
     directory.parent.mkdir(parents=True, exist_ok=True)
     suffix = SUFFIXES[program_format]
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as parent:
-        folder = Path(parent) / directory.name
+    with written_at_once(directory) as folder:
         folder.mkdir()
         settings = json.dumps(export_settings(model, processor), indent=2, ensure_ascii=False)
         (folder / "settings.json").write_text(settings + "\n", encoding="utf-8")
@@ -216,7 +216,6 @@ def export_model(
                 torch.export.save(export_program(traced), path)
             if int8:
                 quantize_weights(path)
-        folder.replace(directory)
 
 
 def export_settings(model: SEDForSemanticSegmentation, processor: SEDProcessor) -> dict[str, Any]:
