@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sed_hf.data.benchmarks import BENCHMARKS, load_raw
 from sed_hf.data.features import SegmentationMap
 from sed_hf.data.parquet import FEATURES, METADATA_KEY, read_shard_metadata, shard_metadata, shard_name
+from sed_hf.files import require_file, written_at_once
 
 IMAGES_PER_SHARD = 250
 IMAGES_PER_ROW_GROUP = 50  # what a stream reads, and a process here holds, at a time: some 10 MB
@@ -117,12 +118,10 @@ def _write_shards(shards: dict[Path, datasets.Dataset], metadata: dict[str, Any]
 def _write_shard(examples: datasets.Dataset, path: Path, metadata: dict[str, Any]) -> Path:
     schema = FEATURES.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
-    incomplete = path.with_name(f"{path.name}.incomplete")
-    with pq.ParquetWriter(incomplete, schema) as writer:
+    with written_at_once(path) as incomplete, pq.ParquetWriter(incomplete, schema) as writer:
         for start in range(0, len(examples), IMAGES_PER_ROW_GROUP):
             group = examples.select(range(start, min(start + IMAGES_PER_ROW_GROUP, len(examples))))
             writer.write_table(pa.Table.from_pylist(list(_prepared_rows(group, metadata["benchmark"])), schema=schema))
-    incomplete.replace(path)
     return path
 
 
@@ -143,7 +142,7 @@ def _prepared_rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[
         yield {
             "image": {
                 "path": name,
-                "bytes": _png(image) if resized else Path(image_file["image"]["path"]).read_bytes(),
+                "bytes": _png(image) if resized else require_file(image_file["image"]["path"]).read_bytes(),
             },
             "label": {"path": f"{Path(name).stem}.png", "bytes": _png(label)},
             "file_name": name,

@@ -5,21 +5,30 @@ A [`LabelRule`] says, for one benchmark, how its label files are read and which 
 """
 
 import json
+import reprlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
+
+from sed_hf.image_files import check_pixels, open_image
 
 # Ignored pixels carry the largest value of the label map's type: 8 bits while the classes leave 255 free, else 16.
 IGNORE_8_BIT = 255
 IGNORE_16_BIT = 65535
+
+# Of MATLAB's files, version 5.
+BYTES_OF_MAT_FILE_HEADER = 128
+BYTES_OF_MAT_HEADERS = 4096  # of a variable, with room to spare
+BYTES_PER_LABEL = 16
+PACKED_VARIABLE = 15
 
 _UNKNOWN = -1
 _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
@@ -27,7 +36,7 @@ _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 def read_index_image(file: BinaryIO) -> NDArray[np.integer]:
     """Read a greyscale (8, 16 or 32 bits) or palette image whose pixel values are the ids, (height, width)."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         if image.mode not in _INDEX_MODES:
             raise ValueError(f"expected one channel of class ids, got an image of mode {image.mode}")
         ids = np.asarray(image)
@@ -36,14 +45,38 @@ def read_index_image(file: BinaryIO) -> NDArray[np.integer]:
 
 def read_ade20k_objects(file: BinaryIO) -> NDArray[np.integer]:
     """Read the object ids, (height, width), that the red and green channels of ADE20K's `*_seg.png` encode."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         red, green, _ = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
     return red // 10 * 256 + green
 
 
 def read_mat_label_map(file: BinaryIO) -> NDArray[np.integer]:
     """Read the variable `LabelMap`, (height, width), of one of PASCAL-Context's MATLAB files."""
-    return scipy.io.loadmat(file, variable_names=["LabelMap"])["LabelMap"]
+    variables = {name: shape for name, shape, _ in scipy.io.whosmat(file)}
+    shape = variables.get("LabelMap")
+    if shape is None or len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"expected a variable LabelMap of (height, width), got {reprlib.repr(variables)}")
+    check_pixels(shape[1], shape[0])
+    _check_unpacked_size(file, BYTES_PER_LABEL * shape[0] * shape[1] + BYTES_OF_MAT_HEADERS)
+    file.seek(0)
+    ids = scipy.io.loadmat(file, variable_names=["LabelMap"])["LabelMap"]
+    if ids.dtype.kind not in "uif" or (ids != np.trunc(ids)).any():  # NaN, too, is none
+        raise ValueError(f"expected whole numbers as LabelMap, got {ids.dtype}")
+    return ids.astype(np.int64)
+
+
+def _check_unpacked_size(file: BinaryIO, limit: int) -> None:
+    """Refuse a MATLAB file of which a packed variable unpacks to more than `limit` bytes; scipy would take any."""
+    file.seek(BYTES_OF_MAT_FILE_HEADER)
+    while len(tag := file.read(8)) == 8:
+        order: Literal["little", "big"] = "little" if int.from_bytes(tag[:4], "little") < 2**16 else "big"
+        kind, size = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
+        content = file.read(size)
+        if kind == PACKED_VARIABLE:
+            unpacker = zlib.decompressobj()
+            is_label_map = b"LabelMap" in unpacker.decompress(content, BYTES_OF_MAT_HEADERS)
+            if is_label_map and len(unpacker.decompress(unpacker.unconsumed_tail, limit)) == limit:
+                raise ValueError(f"LabelMap unpacks to more than the {limit:,} bytes that its size takes")
 
 
 def read_rle_annotations(file: BinaryIO) -> NDArray[np.integer]:
@@ -54,12 +87,19 @@ def read_rle_annotations(file: BinaryIO) -> NDArray[np.integer]:
     """
     annotations = json.load(file)
     height, width = annotations["size"]
+    if not all(type(edge) is int and edge > 0 for edge in (height, width)):
+        raise ValueError(f"expected a size of whole numbers above 0, got {[height, width]!r:.80}")
+    check_pixels(width, height)
     ids = np.zeros((height, width), dtype=np.int32)
     for segment in annotations["segments"]:
-        rle = segment["segmentation"]
+        category, rle = segment["category_id"], segment["segmentation"]
+        if type(category) is not int or not 0 <= category < 2**31:
+            raise ValueError(f"expected a whole number as category_id, got {category!r:.80}")
+        if rle["size"] != [height, width]:
+            raise ValueError(f"expected a segment of size {[height, width]}, got {rle['size']!r:.80}")
         if isinstance(rle["counts"], list):
             rle = coco_mask.frPyObjects(rle, height, width)
-        ids[coco_mask.decode(rle).astype(bool)] = segment["category_id"]
+        ids[coco_mask.decode(rle).astype(bool)] = category
     return ids
 
 
@@ -84,6 +124,8 @@ class LabelRule:
             ValueError: The file holds ids that stand for no class.
         """
         ids = self.read(file)
+        if ids.ndim != 2:
+            raise ValueError(f"expected (height, width), got an array of {ids.shape}")
         # Negative ids, which only 32-bit images can hold, become large ones: both end in the table's last entry.
         indices = self._table[np.minimum(ids.astype(np.uint32), self._table.size - 1)]
         unknown = ids[indices == _UNKNOWN]

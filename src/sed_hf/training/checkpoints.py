@@ -5,9 +5,13 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import load
+
+from sed_hf.files import reason, require_file
 
 PREFIX = "step-"
 STATE_FILE = "state.json"
+PICKLED_SUFFIXES = frozenset({".bin", ".pkl", ".pt"})
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep: int) -> Path:
@@ -48,5 +52,32 @@ def find_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def steps_done(folder: Path) -> int:
-    """The number of steps after which a checkpoint was written."""
-    return json.loads((folder / STATE_FILE).read_text())["step"]
+    """The number of steps after which a checkpoint was written.
+
+    Raises:
+        OSError, ValueError: The checkpoint does not say, or is damaged.
+    """
+    path = require_file(folder / STATE_FILE)
+    try:
+        step = json.loads(path.read_bytes())["step"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected the state of a training run: {reason(error)}") from error
+    if type(step) is not int or step < 0:
+        raise ValueError(f"{path}: expected a number of steps, got {step!r:.80}")
+    return step
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Restore what [`save_checkpoint`] has written, without running code that the files may contain.
+
+    Raises:
+        ValueError: A file is missing, damaged, of another model, or holds more than a checkpoint does.
+    """
+    try:
+        for path in sorted(folder.iterdir()):
+            require_file(path)
+            if path.suffix in PICKLED_SUFFIXES:
+                load(path, map_location="cpu")  # refuses code; accelerate would run that of registered objects
+        accelerator.load_state(str(folder))
+    except Exception as error:  # torch, safetensors and accelerate raise whatever happens to them
+        raise ValueError(f"the checkpoint {folder} cannot be loaded: {reason(error)}") from error

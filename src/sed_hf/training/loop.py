@@ -22,11 +22,13 @@ from sed_hf.data.benchmarks import OWN_DATA, load_benchmark
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
+from sed_hf.files import reason, require_file
 from sed_hf.hub import push_hub_folder, save_hub_folder
+from sed_hf.model_loading import load_model_and_processor
 from sed_hf.model_source import check_model_source
 
 from .alignment import TowerAlignment
-from .checkpoints import find_checkpoints, save_checkpoint, steps_done
+from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, steps_done
 from .classes import TrainingClasses
 from .data import build_training_samples, relabel, sample_vocabulary
 from .optimizer import build_optimizer, build_schedule, set_trainable
@@ -92,7 +94,7 @@ def train(recipe: Recipe) -> Path:
     network.train()
     batches = iter(dataloader)
     if checkpoints:
-        accelerator.load_state(str(checkpoints[-1]))
+        load_checkpoint(accelerator, checkpoints[-1])
 
     evaluation_set = None
     if recipe.evaluate_on is not None:
@@ -177,7 +179,7 @@ def load_starting_model(recipe: Recipe) -> tuple[SEDForSemanticSegmentation, SED
         return model, build_processor(model.config)
     assert recipe.model is not None  # which the recipe has checked
     check_model_source(recipe.model)
-    return SEDForSemanticSegmentation.from_pretrained(recipe.model), SEDProcessor.from_pretrained(recipe.model)
+    return load_model_and_processor(recipe.model)
 
 
 def compute_loss(
@@ -223,9 +225,7 @@ class TrainingLog:
         if accelerator.is_main_process:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Lines that the interrupted run wrote after its last checkpoint will be written again.
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            self.path.write_text("".join(f"{line}\n" for line in lines_until(self.path, start)))
 
     def record(
         self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: Sequence[float | Tensor]
@@ -256,6 +256,23 @@ class TrainingLog:
     def last_line(self) -> dict[str, float]:
         """The values written last; on the main process."""
         return json.loads(self.path.read_text().splitlines()[-1])
+
+
+def lines_until(path: Path, step: int) -> list[str]:
+    """The lines of a log up to a step; none if there is no log.
+
+    Raises:
+        OSError, ValueError: It is no log, or damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = require_file(path).read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected the log of a training run, a JSON object a line: {reason(error)}"
+        ) from error
 
 
 def is_evaluation_due(step: int, recipe: Recipe) -> bool:
