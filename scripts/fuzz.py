@@ -9,12 +9,9 @@ written to OUTPUT/bugs, and `--reproduce FILE` runs it again.
 import argparse
 import base64
 import json
-import logging
-import os
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,21 +20,11 @@ from pathlib import Path
 # In place of this folder, where evaluate.py would hide the library `evaluate`.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-os.environ.update(
-    {
-        "HF_HUB_OFFLINE": "1",  # a case that would download fails at once
-        "HF_HOME": tempfile.mkdtemp(prefix="sed-hf-fuzz-home-"),
-        "SED_HF_MAX_IMAGE_PIXELS": "4000000",  # a picture at the limit takes time and memory, a lower limit takes less
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-)
-
 from tqdm import tqdm  # noqa: E402
 
 from scripts.fuzzing.mutations import Case  # noqa: E402
 from scripts.fuzzing.readers import READERS, planned_cases  # noqa: E402
-from scripts.fuzzing.workers import Verdict, make_case, prepare_process, run_case, run_cases  # noqa: E402
+from scripts.fuzzing.workers import Verdict, make_case, run_cases, run_in_own_process  # noqa: E402
 
 
 @dataclass
@@ -161,23 +148,13 @@ def reproduce(path: Path) -> None:
     """Run a saved case, in a process of its own, and print how it ends."""
     name, case = load_bug(path)
     READERS[name].samples()
-    ours, theirs = os.pipe()
     with tempfile.TemporaryDirectory() as work:
-        if not (child := os.fork()):
-            prepare_process(Path(work))
-            verdict = run_case(READERS[name], case, Path(work))
-            os.write(theirs, f"{verdict.kind}\n{verdict.detail}".encode(errors="replace"))
-            os._exit(0)
-        os.close(theirs)
-        with os.fdopen(ours) as answer:
-            print(answer.read())
-        print(f"exit code {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+        verdict = run_in_own_process(READERS[name], case, Path(work))
+    print(f"{verdict.kind}\n{verdict.detail}")
 
 
 def main() -> None:
     arguments = parse_arguments()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
     if arguments.reproduce:
         reproduce(arguments.reproduce)
         return

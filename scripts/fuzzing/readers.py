@@ -315,17 +315,17 @@ READERS = {
             arguments=("text", "prompt_templates", "arguments", "class name", "In “", "There are"),
             refusals=(TypeError, ValueError),
         ),
-        Reader("config.json", samples.config_files, read_config, 1.5, arguments=("config",)),
+        Reader("config.json", samples.config_files, read_config, 0.8, arguments=("config",)),
         Reader(
             "model folder",
             samples.model_folders,
             read_model_folder,
-            0.8,
+            0.4,
             targets=r"\.(json|safetensors)$",
         ),
-        Reader("checkpoint, sed-hf convert", samples.checkpoints, read_checkpoint, 3, arguments=("checkpoint:",)),
+        Reader("checkpoint, sed-hf convert", samples.checkpoints, read_checkpoint, 1.5, arguments=("checkpoint:",)),
         Reader("recipe", samples.recipes, read_recipe, 3, arguments=tuple(Recipe.__dataclass_fields__)),
-        Reader("training, resumed", samples.training_folders, resume_training, 1.5),
+        Reader("training, resumed", samples.training_folders, resume_training, 1),
         Reader("evaluation, resumed", samples.evaluation_folders, resume_evaluation, 4, targets=r"(json|safetensors)$"),
     )
 }

@@ -1,5 +1,6 @@
 """Cases run in processes of their own, with a deadline, a limit of memory, and folders that are looked through."""
 
+import logging
 import multiprocessing
 import os
 import resource
@@ -7,6 +8,7 @@ import shutil
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -14,10 +16,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 
+import datasets
+import torch
+from huggingface_hub import constants
+
+from sed_hf.image_files import MAX_PIXELS_VARIABLE
+
 from .mutations import Case, mutate_case
 from .readers import READERS, InvalidResultError, Reader
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 20.0
+MAX_PIXELS = 4_000_000  # a picture at the limit takes time and memory; at a lower limit it takes less
 MAX_GROWTH_BYTES = 768 * 2**20
 ADDRESS_SPACE_BYTES = 3 * 2**30  # beyond what the process has at its start
 MAX_MESSAGE_CHARACTERS = 2_000
@@ -159,6 +168,12 @@ def prepare_process(work: Path) -> None:
     for name in ("cwd", "tmp"):
         (work / name).mkdir(parents=True, exist_ok=True)
     os.chdir(work / "cwd")
+    os.environ[MAX_PIXELS_VARIABLE] = str(MAX_PIXELS)
+    constants.HF_HUB_OFFLINE, constants.HF_HOME = True, str(work / "home")  # what would download fails at once
+    datasets.config.HF_DATASETS_CACHE = work / "home" / "datasets"
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
     tempfile.tempdir = os.environ["TMPDIR"] = str(work / "tmp")
     silence = os.open(os.devnull, os.O_WRONLY)
     endless, _ = os.pipe()  # whoever asks the user waits for ever, and is found out
@@ -180,6 +195,30 @@ def serve_cases(connection: Connection, work: Path, seed: int) -> None:
             return
         reader = READERS[name]
         connection.send(run_case(reader, make_case(reader, seed, index), work))
+
+
+def run_in_own_process(reader: Reader, case: Case, work: Path, deadline: float = DEADLINE_SECONDS) -> Verdict:
+    """Run one case in a process of its own, which need not be among [`READERS`]."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def run() -> None:
+        prepare_process(work)
+        theirs.send(run_case(reader, case, work))
+
+    process = context.Process(target=run, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(deadline):
+            return Verdict("BUG: hang", f"no end after {deadline} s", deadline)
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return Verdict("BUG: crash", f"exit code {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
 
 
 @dataclass

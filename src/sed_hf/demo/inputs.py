@@ -52,9 +52,8 @@ def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
 
 def max_upload_pixels() -> int:
     """The most pixels of an uploaded picture: `MAX_MEGAPIXELS`, unless the variable for all pictures is set."""
-    if MAX_PIXELS_VARIABLE in os.environ:
-        return max_image_pixels() or MAX_MEGAPIXELS * 1_000_000
-    return MAX_MEGAPIXELS * 1_000_000
+    stated = max_image_pixels() if MAX_PIXELS_VARIABLE in os.environ else None
+    return stated or MAX_MEGAPIXELS * 1_000_000
 
 
 def read_class_names(text: str, vocabulary: str) -> list[str]:
