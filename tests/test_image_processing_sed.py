@@ -82,10 +82,10 @@ class TestSteps:
     ("settings", "message"),
     [
         ({"size": {"shortest_edge": 10**9, "longest_edge": 10**9}}, "size=.*expected edges from 1 to 65536 pixels"),
-        ({"input_size": {"height": 64}}, "input_size="),
+        ({"input_size": {"height": 64}}, "input_size"),
         ({"input_size": {"height": 0, "width": 64}}, "input_size=.*expected edges"),
-        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\]: expected three numbers"),
-        ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean=.*expected three numbers"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean=\(0.5, 0.5\): expected a list of three"),
+        ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean=.*expected a list of three numbers"),
         ({"image_std": [0.5, 0.5, 0.0]}, "expected positive numbers"),
         ({"rescale_factor": "x"}, "rescale_factor='x'"),
         ({"do_resize": "no"}, "do_resize='no': expected true or false"),

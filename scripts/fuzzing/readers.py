@@ -302,7 +302,7 @@ READERS = {
         Reader("label map, .mat", samples.mat_label_maps, read_label_map, 10),
         Reader("label map, RLE JSON", samples.rle_label_maps, read_label_map, 10),
         Reader("data set, raw", samples.dataset_folders, read_dataset, 2, arguments=("data folder",)),
-        Reader("data set, Parquet", samples.prepared_folders, read_prepared, 1, targets=r"\.parquet$"),
+        Reader("data set, Parquet", samples.prepared_folders, read_prepared, 1, r"\.parquet$", ("cannot read the",)),
         Reader("prepare_dataset", samples.own_data_folders, prepare, 1, writes="prepared"),
         Reader("vocabulary", samples.vocabularies, read_vocabulary, 10, arguments=("text[",)),
         Reader("vocabulary, encoded", samples.encoded_vocabularies, read_encoded_vocabulary, 8),

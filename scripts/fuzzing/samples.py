@@ -155,13 +155,13 @@ def label_maps() -> list[Files]:
 
 @cache
 def mat_label_maps() -> list[Files]:
-    """MATLAB files of PASCAL-Context: packed, plain, of version 4, of floating-point numbers, with other variables."""
+    """MATLAB files of PASCAL-Context: packed, plain, of floating-point numbers, with other variables."""
     ids = np.arange(24 * 16).reshape(16, 24).astype(np.uint16)
     files = []
     for content, options in (
         ({"LabelMap": ids}, {"do_compression": True}),
         ({"LabelMap": ids}, {}),
-        ({"LabelMap": ids.astype(float)}, {"format": "4"}),
+        ({"LabelMap": ids.astype(np.float32)}, {}),
         ({"LabelMap": ids.astype(float), "names": np.array(["a", "b"], dtype=object)}, {"do_compression": True}),
         ({"other": {"x": ids, "y": [1, 2]}, "LabelMap": ids}, {}),
     ):

@@ -1,5 +1,6 @@
 """Cases run in processes of their own, with a deadline, a limit of memory, and folders that are looked through."""
 
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from sed_hf.image_files import MAX_PIXELS_VARIABLE
 from .mutations import Case, mutate_case
 from .readers import READERS, InvalidResultError, Reader
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 MAX_PIXELS = 4_000_000  # a picture at the limit takes time and memory; at a lower limit it takes less
 MAX_GROWTH_BYTES = 768 * 2**20
 ADDRESS_SPACE_BYTES = 3 * 2**30  # beyond what the process has at its start
@@ -76,11 +77,11 @@ def run_case(reader: Reader, case: Case, work: Path) -> Verdict:
         reader.read(folder)
         verdict = Verdict("result")
     except InvalidResultError as error:
-        verdict = Verdict("BUG: invalid result", f"{error}\n{traceback.format_exc()}")
+        verdict = Verdict("BUG: invalid result", trace(error))
     except Exception as error:
         verdict = judge_refusal(reader, error, folder, case)
     except BaseException as error:  # such as SystemExit
-        verdict = Verdict(f"BUG: {type(error).__name__}", traceback.format_exc())
+        verdict = Verdict(f"BUG: {type(error).__name__}", trace(error))
     verdict.seconds, verdict.growth_bytes = time.perf_counter() - start, max(0, _peak() - memory)
     if verdict.growth_bytes > MAX_GROWTH_BYTES:
         verdict = Verdict("BUG: memory", verdict.detail, verdict.seconds, verdict.growth_bytes)
@@ -100,20 +101,24 @@ def run_case(reader: Reader, case: Case, work: Path) -> Verdict:
 
 def judge_refusal(reader: Reader, error: Exception, folder: Path, case: Case) -> Verdict:
     """Whether an exception is one that users get as one clear message: of a documented type, and naming the input."""
-    trace = "".join(traceback.format_exception(error))[-6_000:]
-    if not isinstance(error, reader.refusals):
-        return Verdict(f"BUG: {type(error).__name__}", trace)
     message = str(error)
+    if not isinstance(error, reader.refusals):
+        return Verdict(f"BUG: {type(error).__name__}", trace(error))
     names = {str(folder), *reader.arguments}
     for path in (*case.files, *case.special):
         names.add(path.rpartition("/")[2])
     if not message.strip():
-        return Verdict("BUG: no message", trace)
+        return Verdict("BUG: no message", trace(error))
     if not any(name in message for name in names):
-        return Verdict("BUG: message names no input", trace)
+        return Verdict("BUG: message names no input", trace(error))
     if len(message) > MAX_MESSAGE_CHARACTERS or "Traceback" in message:
-        return Verdict("BUG: message too long", f"{len(message)} characters\n{trace}")
+        return Verdict("BUG: message too long", f"{len(message)} characters\n{trace(error)}")
     return Verdict(type(error).__name__, message)
+
+
+def trace(error: BaseException) -> str:
+    """The last calls before an error, and what caused it."""
+    return "".join(traceback.format_exception(error, limit=-12))[-6_000:]
 
 
 def lay_out(case: Case, folder: Path) -> None:
@@ -174,6 +179,7 @@ def prepare_process(work: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
+    faulthandler.disable()  # a crash is reported by the exit code
     tempfile.tempdir = os.environ["TMPDIR"] = str(work / "tmp")
     silence = os.open(os.devnull, os.O_WRONLY)
     endless, _ = os.pipe()  # whoever asks the user waits for ever, and is found out

@@ -94,7 +94,7 @@ OPENAI_IMAGENET_TEMPLATES: tuple[str, ...] = (
 
 # Far beyond any model; a configuration with a digit too many is refused before it takes all time and memory.
 MAX_WIDTH = 2**16
-MAX_LAYERS = 1_000
+MAX_LAYERS = 200
 MAX_TOKENS = 2**22
 MAX_KERNEL = 255
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .files import reason, require_file
 
@@ -85,6 +85,8 @@ def open_image(
         pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(file, formats=formats)
+        except UnidentifiedImageError as error:
+            raise UnidentifiedImageError("cannot identify image file: it is of no format that is read here") from error
         finally:
             Image.MAX_IMAGE_PIXELS = pillow_limit
     with image:

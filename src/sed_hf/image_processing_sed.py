@@ -88,7 +88,7 @@ class SEDImageProcessor(TorchvisionBackend):
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(is_finite_number, values)):
-                raise ValueError(f"{name}={values!r:.80}: expected three numbers")
+                raise ValueError(f"{name}={values!r:.80}: expected a list of three numbers")
         if min(self.image_std) <= 0 or not is_finite_number(self.rescale_factor):
             raise ValueError(
                 f"image_std={self.image_std}, rescale_factor={self.rescale_factor!r:.80}: expected positive numbers"

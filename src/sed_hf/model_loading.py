@@ -153,4 +153,4 @@ def some(names: Iterable[str]) -> str:
     """The first names, and how many there are besides."""
     listed = sorted(names)
     more = f" and {len(listed) - NAMES_SHOWN} more" if len(listed) > NAMES_SHOWN else ""
-    return f"{', '.join(f'{name:.80}' for name in listed[:NAMES_SHOWN])}{more}"
+    return f"{', '.join(f'{name:.200}' for name in listed[:NAMES_SHOWN])}{more}"

@@ -5,16 +5,14 @@ A [`LabelRule`] says, for one benchmark, how its label files are read and which 
 """
 
 import json
-import reprlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
@@ -24,11 +22,12 @@ from sed_hf.image_files import check_pixels, open_image
 IGNORE_8_BIT = 255
 IGNORE_16_BIT = 65535
 
-# Of MATLAB's files, version 5.
-BYTES_OF_MAT_FILE_HEADER = 128
-BYTES_OF_MAT_HEADERS = 4096  # of a variable, with room to spare
-BYTES_PER_LABEL = 16
-PACKED_VARIABLE = 15
+# MATLAB's files of version 5: the types of their elements, and the classes of arrays of numbers.
+MAT_HEADER_BYTES = 128
+MAT_HEAD_BYTES = 4096  # of a variable: name and size, with room to spare
+MAT_MATRIX, MAT_PACKED = 14, 15
+MAT_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MAT_NUMERIC_CLASSES = range(6, 16)
 
 _UNKNOWN = -1
 _INDEX_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
@@ -51,32 +50,78 @@ def read_ade20k_objects(file: BinaryIO) -> NDArray[np.integer]:
 
 
 def read_mat_label_map(file: BinaryIO) -> NDArray[np.integer]:
-    """Read the variable `LabelMap`, (height, width), of one of PASCAL-Context's MATLAB files."""
-    variables = {name: shape for name, shape, _ in scipy.io.whosmat(file)}
-    shape = variables.get("LabelMap")
-    if shape is None or len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"expected a variable LabelMap of (height, width), got {reprlib.repr(variables)}")
+    """Read the variable `LabelMap`, (height, width), of one of PASCAL-Context's MATLAB files, of version 5.
+
+    scipy reads more kinds of them, but a damaged one may crash the process (scipy 1.17), or unpack to any size.
+    """
+    content = file.read()
+    orders = {b"IM": "<", b"MI": ">"}
+    order = orders.get(content[MAT_HEADER_BYTES - 2 : MAT_HEADER_BYTES])
+    if order is None:
+        raise ValueError("expected a MATLAB file of version 5")
+    position = MAT_HEADER_BYTES
+    while position < len(content):
+        kind, element, position = _mat_element(content, position, order, is_padded=False)
+        label_map = _unpacked_label_map(element, order) if kind == MAT_PACKED else _label_map(kind, element, order)
+        if label_map is not None:
+            return label_map
+    raise ValueError("expected a variable LabelMap")
+
+
+def _unpacked_label_map(packed: bytes, order: str) -> NDArray[np.integer] | None:
+    """The label map in a packed variable; of other variables, and of what it cannot hold, nothing is unpacked."""
+    unpacker = zlib.decompressobj()
+    head = unpacker.decompress(packed, MAT_HEAD_BYTES)
+    kind = int.from_bytes(head[:4], "little" if order == "<" else "big")
+    shape = _label_map_shape(head[8:], order)[0] if kind == MAT_MATRIX else None
+    if shape is None:
+        return None
+    limit = MAT_HEAD_BYTES + 8 * shape[0] * shape[1]
+    content = head + unpacker.decompress(unpacker.unconsumed_tail, limit)
+    if len(content) > limit:
+        raise ValueError(f"LabelMap unpacks to more than the {limit:,} bytes that its size takes")
+    return _label_map(*_mat_element(content, 0, order)[:2], order)
+
+
+def _label_map(kind: int, element: bytes, order: str) -> NDArray[np.integer] | None:
+    """The label map in an element, if it holds one."""
+    shape, position = _label_map_shape(element, order) if kind == MAT_MATRIX else (None, 0)
+    if shape is None:
+        return None
+    kind, numbers, _ = _mat_element(element, position, order)
+    if kind not in MAT_NUMBERS:
+        raise ValueError(f"expected numbers as LabelMap, got MATLAB's type {kind}")
+    ids = np.frombuffer(numbers, order + MAT_NUMBERS[kind])
+    if ids.size != shape[0] * shape[1] or (ids != np.trunc(ids)).any():  # NaN, too, is none
+        raise ValueError(f"expected {shape[0]} × {shape[1]} whole numbers as LabelMap, got {ids.size} of {ids.dtype}")
+    return ids.reshape(shape, order="F").astype(np.int64)
+
+
+def _label_map_shape(matrix: bytes, order: str) -> tuple[tuple[int, int] | None, int]:
+    """The (height, width) of a variable of the name `LabelMap`, or `None`; and where its numbers begin."""
+    _, flags, position = _mat_element(matrix, 0, order)
+    _, sizes, position = _mat_element(matrix, position, order)
+    _, name, position = _mat_element(matrix, position, order)
+    if name != b"LabelMap":
+        return None, position
+    shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], f"{order}i4").tolist()
+    matlab_class = int(np.frombuffer(flags[:4], f"{order}u4")[0]) & 0xFF if len(flags) >= 4 else 0
+    if len(shape) != 2 or min(shape) < 1 or matlab_class not in MAT_NUMERIC_CLASSES:
+        raise ValueError(f"expected numbers of (height, width) as LabelMap, got MATLAB's class {matlab_class}, {shape}")
     check_pixels(shape[1], shape[0])
-    _check_unpacked_size(file, BYTES_PER_LABEL * shape[0] * shape[1] + BYTES_OF_MAT_HEADERS)
-    file.seek(0)
-    ids = scipy.io.loadmat(file, variable_names=["LabelMap"])["LabelMap"]
-    if ids.dtype.kind not in "uif" or (ids != np.trunc(ids)).any():  # NaN, too, is none
-        raise ValueError(f"expected whole numbers as LabelMap, got {ids.dtype}")
-    return ids.astype(np.int64)
+    return (shape[0], shape[1]), position
 
 
-def _check_unpacked_size(file: BinaryIO, limit: int) -> None:
-    """Refuse a MATLAB file of which a packed variable unpacks to more than `limit` bytes; scipy would take any."""
-    file.seek(BYTES_OF_MAT_FILE_HEADER)
-    while len(tag := file.read(8)) == 8:
-        order: Literal["little", "big"] = "little" if int.from_bytes(tag[:4], "little") < 2**16 else "big"
-        kind, size = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order)
-        content = file.read(size)
-        if kind == PACKED_VARIABLE:
-            unpacker = zlib.decompressobj()
-            is_label_map = b"LabelMap" in unpacker.decompress(content, BYTES_OF_MAT_HEADERS)
-            if is_label_map and len(unpacker.decompress(unpacker.unconsumed_tail, limit)) == limit:
-                raise ValueError(f"LabelMap unpacks to more than the {limit:,} bytes that its size takes")
+def _mat_element(content: bytes, position: int, order: str, is_padded: bool = True) -> tuple[int, bytes, int]:
+    """The type and the bytes of a data element of a MATLAB file, and where the next one begins."""
+    tag = content[position : position + 8]
+    if len(tag) < 8:
+        raise ValueError("the file ends too early")
+    kind, size = (int(number) for number in np.frombuffer(tag, f"{order}u4"))
+    if kind >> 16:  # up to four bytes lie in the tag itself
+        return kind & 0xFFFF, tag[4 : 4 + min(4, kind >> 16)], position + 8
+    start, end = position + 8, position + 8 + size
+    return kind, content[start:end], end + (-size % 8 if is_padded else 0)
 
 
 def read_rle_annotations(file: BinaryIO) -> NDArray[np.integer]:

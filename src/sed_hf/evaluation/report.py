@@ -14,6 +14,7 @@ MARKDOWN_NAME = "results.md"
 TABLE_FIGURES = ("mIoU", "fwIoU", "mACC", "pACC")
 GROUP_PREFIX = "mIoU-"
 CLASS_PREFIX = "IoU-"
+FIGURE_TYPES = {float, int, type(None)}
 
 
 @dataclass
@@ -103,8 +104,8 @@ def _check_benchmarks(benchmarks: Any) -> None:
         raise ValueError("its benchmarks have no names")
     for name, result in benchmarks.items():
         figures, num_images = result["figures"], result["num_images"]
-        is_number = all(type(figure) in (float, int, type(None)) for figure in figures.values())
-        if type(num_images) is not int or not is_number:
+        are_numbers = isinstance(figures, dict) and {type(figure) for figure in figures.values()} <= FIGURE_TYPES
+        if type(num_images) is not int or not are_numbers:
             raise ValueError(f"the figures of {name:.80} are no numbers")
 
 

@@ -18,6 +18,7 @@ from sed_hf.files import reason, require_file
 
 UNKNOWN_SHOWN = 5
 MAX_NUMBER = 2**31 - 1
+MAX_CHARACTERS = 1_000
 
 
 @dataclass(kw_only=True)
@@ -186,6 +187,6 @@ def read_recipe_file(path: Path) -> dict[str, object]:
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""
         raise ValueError(f"config: {path} has unknown settings: {', '.join(unknown)}{hint}")
     for name, value in values.items():
-        if not isinstance(value, str | int | float | None):
+        if not isinstance(value, str | int | float | None) or len(str(value)) > MAX_CHARACTERS:
             raise ValueError(f"config: {path}: {name}: expected one value, got {reprlib.repr(value)}")
     return values
