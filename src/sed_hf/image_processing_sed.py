@@ -24,6 +24,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .files import reason
 from .image_files import read_image
 
 CHANNEL_COUNTS = (1, 3, 4)
@@ -134,7 +135,10 @@ class SEDImageProcessor(TorchvisionBackend):
             return [self.fetch_images(image) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, Path) or is_path(image_url_or_urls):
             return read_image(image_url_or_urls)
-        return super().fetch_images(image_url_or_urls)
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"images: {reason(error)}") from error
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
         """A list of pictures; the library's own refuses a single grayscale array."""

@@ -125,8 +125,9 @@ def read_parquet(
     metadata = read_shard_metadata(filesystem, shards[0])
     if metadata["benchmark"] != benchmark:
         raise ValueError(f"{folder} holds the benchmark {metadata['benchmark']}, not {benchmark}")
-    num_shards = shards[0].rpartition("-of-")[2].removesuffix(".parquet")
-    if not num_shards.isdecimal() or len(shards) != int(num_shards):
+    stated = shards[0].rpartition("-of-")[2].removesuffix(".parquet")
+    num_shards = int(stated) if stated.isdecimal() else 0
+    if len(shards) != num_shards:
         raise ValueError(
             f"{folder}/data holds {len(shards)} of the {num_shards} files of the split {split}:"
             " run scripts/prepare_dataset.py again to complete it"
