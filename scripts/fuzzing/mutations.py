@@ -340,7 +340,7 @@ def mutate_safetensors(data: bytes, rng: Random) -> bytes:
 def hostile_pickle(rng: Random) -> bytes:
     """A pickle that runs code, or holds what no checkpoint does."""
     payload = Executes(rng.choice(["system", "open", "exec"]))
-    value = rng.choice(
+    value: Any = rng.choice(
         [payload, {"model": payload}, [payload], {"model": {"x": 1}}, {"model": []}, [], 5, None, "text", {1: 2}, set()]
     )
     return pickle.dumps(value, protocol=rng.choice([0, 2, 4]))
