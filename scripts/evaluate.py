@@ -21,12 +21,12 @@ with interruptible("evaluate.py", HINT):  # the imports take seconds
     import torch
     from accelerate import Accelerator
 
-    from sed_hf import SEDForSemanticSegmentation, SEDProcessor
     from sed_hf.cli import positive_integer, whole_number
     from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
     from sed_hf.evaluation.label_space import label_space
     from sed_hf.evaluation.report import EvaluationReport
     from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, load_evaluation_sets
+    from sed_hf.model_loading import load_model_and_processor
     from sed_hf.model_source import check_model_source
 
 
@@ -94,8 +94,7 @@ def evaluate(arguments: argparse.Namespace) -> EvaluationReport:
         sets = load_evaluation_sets(names, arguments.data_dir, arguments.limit)
         for dataset in sets.values():
             label_space(dataset, arguments.vocabulary_size)  # refuses sizes that cannot be had
-        model = SEDForSemanticSegmentation.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
-        processor = SEDProcessor.from_pretrained(arguments.model)
+        model, processor = load_model_and_processor(arguments.model, getattr(torch, arguments.dtype))
     report = evaluate_suite(
         model.to(accelerator.device),
         processor,

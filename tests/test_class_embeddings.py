@@ -151,6 +151,13 @@ class TestCache:
         cache.save("encoder", "cat", self.embedding)
         assert cache.load("encoder", "cat") is not None
 
+    def test_an_entry_that_never_ends_is_missing(self, cache: ClassEmbeddingCache) -> None:
+        cache.save("encoder", "cat", self.embedding)
+        (path,) = cache.directory.glob("*/*.safetensors")
+        path.unlink()
+        os.mkfifo(path)
+        assert cache.load("encoder", "cat") is None
+
     def test_it_keeps_what_was_used_last(self, cache: ClassEmbeddingCache) -> None:
         for age, name in enumerate(["cat", "dog", "bird"]):
             cache.save("encoder", name, self.embedding)
@@ -251,6 +258,25 @@ class TestVocabularyFiles:
         (tmp_path / "file.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="expected an encoded vocabulary"):
             load_class_embeddings(tmp_path / "file.safetensors")
+
+    @pytest.mark.parametrize(
+        "embeddings",
+        [torch.full((3, 2, 4), torch.nan), torch.zeros(3, 2, 4, dtype=torch.int64), torch.zeros(2, 2, 4)],
+        ids=["not a number", "integers", "of two names"],
+    )
+    def test_embeddings_that_cannot_be_right_are_refused(
+        self, tmp_path: Path, encoder: str, embeddings: torch.Tensor
+    ) -> None:
+        save_class_embeddings(tmp_path / "file.safetensors", NAMES, embeddings, encoder)
+        with pytest.raises(ValueError, match=r"file\.safetensors: expected an encoded vocabulary"):
+            load_class_embeddings(tmp_path / "file.safetensors", encoder)
+
+    @pytest.mark.parametrize("names", ["5", '["sky", ["grass"], "dog"]', "[" * 100_000, '["sky", "sky", "dog"]'])
+    def test_names_that_are_none_are_refused(self, tmp_path: Path, encoder: str, names: str) -> None:
+        metadata = {"class_names": names, "text_encoder_sha256": encoder}
+        save_file({"class_embeddings": torch.zeros(3, 2, 4)}, tmp_path / "file.safetensors", metadata)
+        with pytest.raises(ValueError, match=r"file\.safetensors: expected an encoded vocabulary"):
+            load_class_embeddings(tmp_path / "file.safetensors", encoder)
 
     def test_safetensors_of_something_else_are_refused(self, tmp_path: Path) -> None:
         save_file({"weight": torch.zeros(3)}, tmp_path / "file.safetensors")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,32 @@ class TestOfficialCheckpoints:
         with pytest.raises(ValueError, match=message):
             convert_official_checkpoint(checkpoint)
 
+    @pytest.mark.parametrize("content", [[], torch.zeros(3), "text"])
+    def test_a_file_that_holds_no_dict_is_refused(self, tmp_path: Path, content: Any) -> None:
+        torch.save(content, tmp_path / "model.pth")
+        with pytest.raises(ValueError, match="checkpoint: expected a state dict"):
+            convert_official_checkpoint(tmp_path / "model.pth")
+
+    def test_numbers_that_are_not_finite_are_refused(self, weights: dict[str, Tensor]) -> None:
+        weights[HEAD] = torch.full_like(weights[HEAD], torch.nan)
+        with pytest.raises(ValueError, match=r"checkpoint: numbers that are not finite, for decoder\.head\.bias"):
+            converted_head(weights)
+
+    def test_numbers_of_another_kind_are_refused(self, weights: dict[str, Tensor]) -> None:
+        weights[HEAD] = weights[HEAD].long()
+        with pytest.raises(ValueError, match=r"expected floating-point numbers for '.*head\.bias', got torch\.int64"):
+            converted_head(weights)
+
+    def test_a_tensor_that_claims_to_be_huge_takes_no_memory(self, weights: dict[str, Tensor]) -> None:
+        weights[HEAD] = torch.zeros(1).half().expand(10**6, 10**6)
+        with pytest.raises(ValueError, match=r"misshaped \(1\).*got \(1000000, 1000000\)"):
+            converted_head(weights)
+
+    def test_many_names_are_listed_in_short(self, weights: dict[str, Tensor]) -> None:
+        strangers = {f"stranger.{index:03d}": torch.zeros(1) for index in range(500)}
+        with pytest.raises(ValueError, match=r"left over \(500\): stranger\.000, .* and 495 more$"):
+            converted_head({**weights, **strangers})
+
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no such file: .*absent\.pth"):
             convert_official_checkpoint(tmp_path / "absent.pth")
@@ -104,6 +131,22 @@ class TestOfficialCheckpoints:
         (tmp_path / "damaged.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"checkpoint: .*damaged\.pth"):
             convert_official_checkpoint(tmp_path / "damaged.pth")
+
+    def test_a_damaged_safetensors_file_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "damaged.safetensors").write_bytes(b"\xff" * 20)
+        with pytest.raises(ValueError, match=r"checkpoint: .*damaged\.safetensors"):
+            convert_official_checkpoint(tmp_path / "damaged.safetensors")
+
+    def test_a_file_that_unpacks_to_more_than_its_size_is_refused(self, tmp_path: Path) -> None:
+        torch.save({"weight": torch.zeros(10**6)}, tmp_path / "plain.pth")
+        with (
+            zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+            zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for name in plain.namelist():
+                packed.writestr(name, plain.read(name))
+        with pytest.raises(ValueError, match=r"packed\.pth .*it unpacks to 4,.* bytes, more than its own size"):
+            convert_official_checkpoint(tmp_path / "packed.pth")
 
 
 class MaliciousWeights:

@@ -22,7 +22,7 @@ from sed_hf.demo.inputs import (  # noqa: E402
     MAX_CLASS_NAMES,
     OWN_CLASSES,
     InputError,
-    check_size,
+    max_upload_pixels,
     parse_class_names,
     read_upload,
 )
@@ -165,7 +165,10 @@ def test_a_failure_is_a_sentence_without_details(
 
 @pytest.mark.parametrize(
     ("width", "height", "message"),
-    [(6000, 5000, "6000 × 5000 pixels, which is 30 megapixels"), (60_000, 50_000, "far more than 25 megapixels")],
+    [
+        (6000, 5000, "6000 × 5000 pixels, which is 30 megapixels"),
+        (60_000, 50_000, "which is 3000 megapixels"),
+    ],
 )
 def test_too_large_a_picture_is_refused_by_its_header(
     tiny_processor: SEDProcessor, tmp_path: Path, width: int, height: int, message: str
@@ -176,8 +179,10 @@ def test_too_large_a_picture_is_refused_by_its_header(
         read_upload(path, tiny_processor)
 
 
-def test_25_megapixels_are_not_too_large() -> None:
-    check_size(5000, 5000)
+def test_25_megapixels_are_taken_unless_the_limit_of_all_pictures_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max_upload_pixels() == 5000 * 5000
+    monkeypatch.setenv("SED_HF_MAX_IMAGE_PIXELS", "100000000")
+    assert max_upload_pixels() == 100_000_000
 
 
 def test_a_damaged_picture_is_refused(tiny_processor: SEDProcessor, tmp_path: Path) -> None:

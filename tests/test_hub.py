@@ -21,6 +21,7 @@ REMOTE_MODULES = [
     "configuration_sed",
     "decoder_sed",
     "files",
+    "image_files",
     "image_processing_sed",
     "modeling_sed",
     "pipeline_sed",

@@ -78,6 +78,26 @@ class TestSteps:
         assert (loaded.input_size.height, loaded.size.shortest_edge, loaded.do_input_resize) == (128, 96, False)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": {"shortest_edge": 10**9, "longest_edge": 10**9}}, "size=.*expected edges from 1 to 65536 pixels"),
+        ({"input_size": {"height": 64}}, "input_size"),
+        ({"input_size": {"height": 0, "width": 64}}, "input_size=.*expected edges"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean=\(0.5, 0.5\): expected a list of three"),
+        ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean=.*expected a list of three numbers"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "expected positive numbers"),
+        ({"rescale_factor": "x"}, "rescale_factor='x'"),
+        ({"do_resize": "no"}, "do_resize='no': expected true or false"),
+        ({"resample": 99}, "resample=99"),
+        ({"ignore_index": 0.5}, "ignore_index=0.5: expected a whole number"),
+    ],
+)
+def test_settings_that_prepare_no_picture_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        SEDImageProcessor(**settings)
+
+
 class TestPictures:
     color = random_array(24, 40)
 

@@ -102,6 +102,7 @@ def test_long_names_are_truncated_with_one_warning_that_names_them(
         (b"cat", TypeError, "text: expected a list of class names, got bytes"),
         (["cat", "dog", "Cat "], ValueError, r"text\[2\]: 'Cat ' is the same class name as text\[0\]='cat'"),
         ({"cat": 1}, TypeError, "got dict"),
+        (["cat", "\ud800"], ValueError, r"text\[1\]: expected Unicode text"),
     ],
 )
 def test_wrong_class_names_are_refused(
@@ -109,6 +110,23 @@ def test_wrong_class_names_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         tiny_processor(text=text)
+
+
+@pytest.mark.parametrize(
+    ("templates", "error", "message"),
+    [
+        ("a {}", TypeError, "prompt_templates: expected a list of strings, got 'a {}'"),
+        (0.5, TypeError, "prompt_templates: expected a list of strings, got 0.5"),
+        (["a {}", 5], TypeError, r"prompt_templates\[1\]: expected a string, got 5"),
+        (["a photo"], ValueError, r"prompt_templates\[0\]: expected text with exactly one \{\}"),
+        (["a \ud800 {}"], ValueError, r"prompt_templates\[0\]: expected text"),
+    ],
+)
+def test_wrong_prompt_templates_are_refused(
+    tiny_processor: SEDProcessor, templates: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        SEDProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, prompt_templates=templates)
 
 
 def test_a_comma_without_a_blank_is_pointed_out(

@@ -414,6 +414,15 @@ def test_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes, messag
         check_video(tmp_path / "clip.mp4")
 
 
+def test_frames_of_more_pixels_than_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", pixel_width=Fraction(2))  # 64 × 48, shown as 128 × 48
+    monkeypatch.setenv("SED_HF_MAX_IMAGE_PIXELS", "6143")
+    with pytest.raises(UnreadableVideoError, match=r"128 × 48 pixels are more than the 6,143 .*SED_HF_MAX_IMAGE"):
+        check_video(clip)
+    monkeypatch.setenv("SED_HF_MAX_IMAGE_PIXELS", "6144")
+    check_video(clip)
+
+
 def test_file_without_a_video_stream_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .files import remove_leftovers, written_at_once
+from .files import reason, remove_leftovers, require_file, written_at_once
 from .modeling_sed import SEDForSemanticSegmentation
 from .processing_sed import SEDProcessor, synonyms_of, validate_class_names
 from .weights import tensor_bytes, weights_sha256
@@ -30,6 +30,7 @@ CLASSES_PER_CHUNK = 16  # classes encoded between two steps of the progress bar,
 ENCODING_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 DEFAULT_MAX_BYTES = 5 * 2**30
 SUFFIX = ".safetensors"
+EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def encode_classes(
@@ -131,9 +132,10 @@ class ClassEmbeddingCache:
         """The embedding (P, D) of a class by a text encoder, known by its hash; `None` if it is not there."""
         path = self._path(encoder, class_name)
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(require_file(path), framework="pt") as file:
                 embedding, metadata = file.get_tensor("class_embedding"), file.metadata() or {}
-            if metadata.get("sha256") != hashlib.sha256(tensor_bytes(embedding)).hexdigest():
+            digest = hashlib.sha256(tensor_bytes(embedding)).hexdigest()
+            if metadata.get("sha256") != digest or not embedding.is_floating_point():
                 return None
         except (OSError, SafetensorError):
             return None
@@ -226,21 +228,26 @@ def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -
         encoder: Hash of the text encoder that it must be of; `None` takes any.
 
     Raises:
+        OSError: There is no such file.
         ValueError: The file is no encoded vocabulary, is damaged, or is of another text encoder.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(require_file(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            class_names = json.loads(metadata["class_names"])
+            class_names = validate_class_names(json.loads(metadata["class_names"]))
             found = metadata["text_encoder_sha256"]
             class_embeddings = file.get_tensor("class_embeddings")
         if class_embeddings.ndim != 3 or len(class_names) != len(class_embeddings):
             raise ValueError(f"{len(class_names)} names for embeddings of {tuple(class_embeddings.shape)}")
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: expected an encoded vocabulary of sed-hf, which it is not: {error}") from error
+        if class_embeddings.dtype not in EMBEDDING_DTYPES or not class_embeddings.isfinite().all():
+            raise ValueError(f"expected finite numbers as embeddings, got {class_embeddings.dtype}")
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected an encoded vocabulary of sed-hf, which it is not: {reason(error)}"
+        ) from error
     if encoder is not None and found != encoder:
         raise ValueError(
             f"{path}: these class embeddings are of another model, tokenizer or list of prompt templates; encode the"
             " vocabulary again with this one"
         )
-    return validate_class_names(class_names), class_embeddings
+    return class_names, class_embeddings

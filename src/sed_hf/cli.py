@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.vocabularies import load_vocabulary, vocabulary_names
-from .files import written_at_once
+from .files import reason, require_file, written_at_once
 from .interruption import interruptible
 from .model_source import check_model_source
 from .segmentation import (
@@ -875,14 +875,12 @@ def read_config(path: Path) -> SEDConfig:
     Raises:
         ValueError: The file is no JSON object, or its values make no model.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
     from . import SEDConfig
 
     try:
-        return SEDConfig.from_json_file(path)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise ValueError(f"--config {path}: {error}") from error
+        return SEDConfig.from_json_file(require_file(path))
+    except Exception as error:  # from the values of a nested configuration comes whatever happens to them
+        raise ValueError(f"--config {path}: {reason(error)}") from error
 
 
 # sed-hf demo ---------------------------------------------------------------------------------------------------------
@@ -956,12 +954,12 @@ def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegm
 
     Raises:
         OSError: There is no such model.
-        ValueError: The device is not there.
+        ValueError: The device is not there, or the model is damaged.
     """
     import torch
     from transformers.utils import logging
 
-    from . import SEDForSemanticSegmentation, SEDProcessor
+    from .model_loading import load_model_and_processor
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -969,5 +967,5 @@ def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegm
     if not available[device]:
         raise ValueError(f"--device {device}: torch finds no such device here")
     logging.disable_progress_bar()
-    model = SEDForSemanticSegmentation.from_pretrained(source, dtype=getattr(torch, dtype))
-    return model.to(device).eval(), SEDProcessor.from_pretrained(source)
+    model, processor = load_model_and_processor(source, getattr(torch, dtype))
+    return model.to(device).eval(), processor

@@ -1,6 +1,7 @@
 """Configuration of SED (Xie et al., CVPR 2024, arXiv 2311.15537)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, Literal
 
@@ -93,6 +94,17 @@ OPENAI_IMAGENET_TEMPLATES: tuple[str, ...] = (
 )
 
 
+# Far beyond any model; a configuration with a digit too many is refused before it takes all time and memory.
+MAX_WIDTH = 2**16
+MAX_LAYERS = 200
+MAX_TOKENS = 2**22
+MAX_KERNEL = 255
+
+# Arguments of `timm.create_model` that are no part of a network's shape.
+READING_MODEL_ARGS = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
+)
+
 # The code that a Hub repository carries: what each Auto class and `pipeline` make with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_sed.SEDConfig",
@@ -140,6 +152,11 @@ def require_epsilon(config: PreTrainedConfig, name: str) -> None:
         raise ValueError(f"{name}={value}: expected a finite number above 0")
 
 
+def _is_up_to(largest: int) -> Callable[[Any], bool]:
+    """A test for whole numbers from 1 to the largest."""
+    return lambda value: type(value) is int and 1 <= value <= largest
+
+
 @strict
 class SEDVisionConfig(PreTrainedConfig):
     """The image encoder: a ConvNeXt trunk of timm and the projection into CLIP's embedding space.
@@ -164,6 +181,14 @@ class SEDVisionConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse values that cannot be built, by name."""
+        for name in READING_MODEL_ARGS & self.model_args.keys():
+            raise ValueError(
+                f"model_args: {name} would read or download weights; expected the shape of a network alone"
+            )
+        for name, largest in (("depths", MAX_LAYERS), ("dims", MAX_WIDTH)):
+            values = self.model_args.get(name, [1] * 4)
+            if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(_is_up_to(largest), values)):
+                raise ValueError(f"model_args: expected as {name} 4 numbers from 1 to {largest}, got {values!r:.80}")
         if not self.architecture.startswith("convnext"):
             raise ValueError(f"architecture={self.architecture!r}: expected the name of a ConvNeXt model in timm")
         require_probabilities(self, "drop_path_rate", "projection_dropout")
@@ -185,16 +210,18 @@ class SEDTextConfig(CLIPTextConfig):
 
     def validate_architecture(self) -> None:
         """Refuse values that cannot be built, by name."""
-        require_at_least_1(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "projection_dim",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        )
+        for name, largest in (
+            ("hidden_size", MAX_WIDTH),
+            ("intermediate_size", MAX_WIDTH),
+            ("projection_dim", MAX_WIDTH),
+            ("num_attention_heads", MAX_WIDTH),
+            ("max_position_embeddings", MAX_WIDTH),
+            ("num_hidden_layers", MAX_LAYERS),
+            ("vocab_size", MAX_TOKENS),
+        ):
+            value = getattr(self, name)
+            if value is not None and not _is_up_to(largest)(value):
+                raise ValueError(f"text_config.{name}={value!r:.80}: expected a number from 1 to {largest}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads}: expected a divisor of hidden_size={self.hidden_size}"
@@ -295,12 +322,17 @@ class SEDConfig(PreTrainedConfig):
             "early_rejection_topk",
             "class_chunk_size",
         )
+        for name in ("projection_dim", "decoder_mlp_ratio"):
+            if getattr(self, name) > MAX_WIDTH:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at most {MAX_WIDTH}")
         require_finite(self, "layer_scale_init_value", "logit_scale_init_value")
         require_epsilon(self, "layer_norm_eps")
         if not -(2**63) <= self.ignore_index < 2**63:
             raise ValueError(f"ignore_index={self.ignore_index}: expected a number of 64 bits, as labels are")
         for name in ("cost_embedding_kernel_size", "decoder_kernel_size"):
             value = getattr(self, name)
+            if value > MAX_KERNEL:
+                raise ValueError(f"{name}={value}: expected at most {MAX_KERNEL}")
             if value < 1 or value % 2 == 0:
                 raise ValueError(f"{name}={value}: expected an odd size, so that the output keeps the input's size")
         self._validate_decoder_widths()
@@ -321,8 +353,8 @@ class SEDConfig(PreTrainedConfig):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 3 widths, one for each stage")
         for name in ("decoder_hidden_sizes", "skip_guidance_sizes", "cost_guidance_sizes"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected widths of at least 1")
+            if not all(map(_is_up_to(MAX_WIDTH), getattr(self, name))):
+                raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected widths from 1 to {MAX_WIDTH}")
         for stage, (width_in, width_out, skip) in enumerate(
             zip(widths[:-1], widths[1:], self.skip_guidance_sizes, strict=True)
         ):
@@ -342,11 +374,13 @@ class SEDConfig(PreTrainedConfig):
                 )
 
     def _validate_prompt_templates(self) -> None:
+        if len(self.prompt_templates) > MAX_WIDTH:
+            raise ValueError(f"prompt_templates: expected at most {MAX_WIDTH}, got {len(self.prompt_templates)}")
         if not self.prompt_templates:
             raise ValueError("prompt_templates=[]: expected at least one template")
         for template in self.prompt_templates:
             if template.count("{}") != 1:
-                raise ValueError(f"prompt_templates: expected exactly one {{}} in each template, got {template!r}")
+                raise ValueError(f"prompt_templates: expected exactly one {{}} in each template, got {template!r:.80}")
 
 
 __all__ = ["OPENAI_IMAGENET_TEMPLATES", "SEDConfig", "SEDTextConfig", "SEDVisionConfig"]

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +17,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from . import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
+from .files import reason
+from .model_loading import build_model, some
 
 OFFICIAL_PREFIX = "sem_seg_head.predictor."
 CLIP_PREFIX = "clip_model."
@@ -95,8 +98,10 @@ def convert_official_checkpoint(
     official = official_state_dict(checkpoint)
     if config is None:
         config = recognise_variant(official)
-    model = SEDForSemanticSegmentation(config)
-    load_official_weights(model, official)
+    with torch.device("meta"):  # what does not fit is refused before memory is taken for it
+        weights = convert_weights(build_model(config), official)
+    model = build_model(config)
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -104,16 +109,33 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint without executing code that it may contain."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no such file: {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        check_is_not_packed(path)
         with torch.serialization.safe_globals(numpy_globals()), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         # torch's own message goes on to advise loading the file without this protection.
         raise ValueError(f"checkpoint: {path} was refused: it holds more than tensors and arrays") from error
     except Exception as error:  # what torch raises depends on where the file is damaged
-        raise ValueError(f"checkpoint: {path} is not a PyTorch checkpoint, or is incomplete ({error!r})") from error
+        raise ValueError(
+            f"checkpoint: {path} is not a PyTorch checkpoint, or is incomplete ({reason(error)})"
+        ) from error
+
+
+def check_is_not_packed(path: Path) -> None:
+    """Refuse a file that would take more memory than disk: torch packs nothing.
+
+    Raises:
+        ValueError: It is such a file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than its own size, which torch never writes")
 
 
 def numpy_globals() -> list[Any]:
@@ -131,7 +153,7 @@ def numpy_globals() -> list[Any]:
 
 def official_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of an official checkpoint, by official name without `sem_seg_head.predictor.`."""
-    weights = checkpoint.get("model", checkpoint)
+    weights = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f"checkpoint: expected a state dict, got {type(weights).__name__}")
     state_dict = {}
@@ -139,7 +161,9 @@ def official_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint: expected tensors or arrays, got {type(value).__name__} for {name!r}")
+            raise ValueError(f"checkpoint: expected tensors or arrays, got {type(value).__name__} for {name!r:.80}")
+        if value.layout != torch.strided or not value.is_floating_point():
+            raise ValueError(f"checkpoint: expected floating-point numbers for {name!r:.80}, got {value.dtype}")
         state_dict[str(name).removeprefix(OFFICIAL_PREFIX)] = value
     return state_dict
 
@@ -160,8 +184,8 @@ def recognise_variant(official: Mapping[str, Tensor]) -> SEDConfig:
     return config_from_open_clip(variant)
 
 
-def load_official_weights(model: SEDForSemanticSegmentation, official: Mapping[str, Tensor]) -> None:
-    """Fill every parameter of the model from exactly the given tensors; see [`convert_official_checkpoint`]."""
+def convert_weights(model: SEDForSemanticSegmentation, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A value for every parameter of the model, from exactly the given tensors; see [`convert_official_checkpoint`]."""
     unused = set(official)
     missing, misshaped, converted = [], [], {}
     for name, parameter in model.state_dict().items():
@@ -170,15 +194,21 @@ def load_official_weights(model: SEDForSemanticSegmentation, official: Mapping[s
         if source not in official:
             missing.append(source)
             continue
-        tensor = select_weights(name, official[source])
+        try:
+            tensor = select_weights(name, official[source])
+        except (IndexError, RuntimeError):  # it cannot even be taken apart
+            tensor = official[source]
         if tensor.shape != parameter.shape:
             misshaped.append(f"{source}: expected {tuple(parameter.shape)} for {name}, got {tuple(tensor.shape)}")
-        converted[name] = tensor.to(parameter.dtype)
+        else:
+            converted[name] = tensor.to(parameter.dtype)
     problems = {"missing": sorted(set(missing)), "left over": sorted(unused), "misshaped": misshaped}
     if any(problems.values()):
-        lists = "".join(f"\n{kind} ({len(names)}): {', '.join(names)}" for kind, names in problems.items() if names)
+        lists = "".join(f"\n{kind} ({len(names)}): {some(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"checkpoint: does not fit the configuration{lists}")
-    model.load_state_dict(converted)
+    if infinite := [name for name, tensor in converted.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"checkpoint: numbers that are not finite, for {some(infinite)}")
+    return converted
 
 
 def official_name(name: str) -> str:
@@ -223,7 +253,7 @@ def from_open_clip(variant: str = SED_BASE, pretrained: str | None = None) -> SE
     decoder = {
         official_name(name): tensor for name, tensor in model.state_dict().items() if name.startswith("decoder.")
     }
-    load_official_weights(model, {**towers, **decoder})
+    model.load_state_dict(convert_weights(model, {**towers, **decoder}))
     return model
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders: what is read must be a file, and what is written is whole or not there."""
 
 import errno
 import os
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
+from os import PathLike
 from pathlib import Path
 
 try:
@@ -14,8 +15,32 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
+MAX_REASON_CHARACTERS = 300
 SUFFIX = ".part"
 _own_folders: set[Path] = set()  # of this process, in all its threads
+
+
+def require_file(path: str | PathLike[str]) -> Path:
+    """The path, if it is a file: a pipe or a device might be read for ever.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        OSError: It is something else.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a file; there is none")
+    raise OSError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'something else'}")
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, for a message of our own: one line, not too long."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, OSError | ValueError | RuntimeError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__  # of a KeyError, for one
+    return text if len(text) <= MAX_REASON_CHARACTERS else text[:MAX_REASON_CHARACTERS] + "…"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Pictures to `pixel_values`, and logits back to a label for every pixel of the picture."""
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -24,7 +25,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .files import reason
+from .image_files import read_image
+
 CHANNEL_COUNTS = (1, 3, 4)
+MAX_EDGE = 2**16  # pixels to which pictures may be resized
 POST_PROCESS_ELEMENTS_PER_CHUNK = 2**22  # 16 MB, which the allocator reuses; larger chunks take page faults
 
 
@@ -69,6 +74,34 @@ class SEDImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[SEDImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+        self._validate()
+
+    def _validate(self) -> None:
+        """Refuse settings that no picture can be prepared with, as a damaged file may hold them.
+
+        Raises:
+            ValueError: There is one; the message names it.
+        """
+        for name in ("size", "input_size"):
+            edges = {key: edge for key, edge in dict(getattr(self, name) or {}).items() if edge is not None}
+            is_size = set(edges) in ({"height", "width"}, {"shortest_edge", "longest_edge"}, {"shortest_edge"})
+            if not is_size or not all(type(edge) is int and 1 <= edge <= MAX_EDGE for edge in edges.values()):
+                raise ValueError(f"{name}={edges!r:.80}: expected edges from 1 to {MAX_EDGE} pixels")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(is_finite_number, values)):
+                raise ValueError(f"{name}={values!r:.80}: expected a list of three numbers")
+        if min(self.image_std) <= 0 or not is_finite_number(self.rescale_factor):
+            raise ValueError(
+                f"image_std={self.image_std}, rescale_factor={self.rescale_factor!r:.80}: expected positive numbers"
+            )
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_input_resize"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected true or false")
+        if self.resample not in list(PILImageResampling):
+            raise ValueError(f"resample={self.resample!r:.80}: expected a number of PIL.Image.Resampling")
+        if type(self.ignore_index) is not int:
+            raise ValueError(f"ignore_index={self.ignore_index!r:.80}: expected a whole number")
 
     def preprocess(
         self,
@@ -98,12 +131,15 @@ class SEDImageProcessor(TorchvisionBackend):
         return {**super()._standardize_kwargs(**kwargs), "input_size": input_size}
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Open local paths with PIL, which keeps mode and EXIF orientation; leave the rest to transformers."""
+        """Read local files as they are stored, with mode and EXIF orientation; leave the rest to transformers."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(image) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, Path) or is_path(image_url_or_urls):
-            return Image.open(image_url_or_urls)
-        return super().fetch_images(image_url_or_urls)
+            return read_image(image_url_or_urls)
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"images: {reason(error)}") from error
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
         """A list of pictures; the library's own refuses grayscale arrays."""
@@ -274,6 +310,11 @@ class SEDImageProcessor(TorchvisionBackend):
                 segmentation = segmentation.masked_fill(probability < threshold, ignore_index)
             results.append({"segmentation": segmentation, "probability": probability})
         return results if return_probabilities else [result["segmentation"] for result in results]
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a number, neither NaN nor infinite."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def is_path(text: Any) -> bool:

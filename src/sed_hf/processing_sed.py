@@ -32,7 +32,7 @@ class SEDProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any, tokenizer: Any, prompt_templates: Sequence[str] | None = None) -> None:
         super().__init__(image_processor, tokenizer)
-        self.prompt_templates = list(prompt_templates or OPENAI_IMAGENET_TEMPLATES)
+        self.prompt_templates = validate_prompt_templates(prompt_templates or OPENAI_IMAGENET_TEMPLATES)
 
     def __call__(
         self,
@@ -109,6 +109,28 @@ class SEDProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "class_ids"]
 
 
+def validate_prompt_templates(prompt_templates: Any) -> list[str]:
+    """The prompt templates as a list.
+
+    Raises:
+        TypeError: They are no list of strings.
+        ValueError: One has not exactly one `{}`.
+    """
+    if isinstance(prompt_templates, str) or not isinstance(prompt_templates, Sequence):
+        raise TypeError(f"prompt_templates: expected a list of strings, got {prompt_templates!r:.80}")
+    for index, template in enumerate(prompt_templates):
+        if not isinstance(template, str):
+            raise TypeError(f"prompt_templates[{index}]: expected a string, got {template!r:.80}")
+        if template.count("{}") != 1 or has_half_a_character(template):
+            raise ValueError(f"prompt_templates[{index}]: expected text with exactly one {{}}, got {template!r:.80}")
+    return list(prompt_templates)
+
+
+def has_half_a_character(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, as JSON may spell it; nothing can encode or write it."""
+    return any(0xD800 <= ord(character) < 0xE000 for character in text)
+
+
 def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     """The class names without surrounding blanks.
 
@@ -129,17 +151,18 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     for index, name in enumerate(text):
         if not isinstance(name, str):
             raise TypeError(f"{argument}[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
-        if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that were no UTF-8, in Python's form
-            raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r}")
+        if has_half_a_character(name):
+            raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r:.80}")
         synonyms = synonyms_of(name)
         if not all(synonyms):
-            raise ValueError(f"{argument}[{index}]: expected a class name, or several separated by ', '; got {name!r}")
+            expected = "expected a class name, or several separated by ', '"
+            raise ValueError(f"{argument}[{index}]: {expected}; got {name!r:.80}")
         if SYNONYM_SEPARATOR not in name and "," in name:
             logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
         same = first_index.setdefault(synonyms, index)
         if same != index:
-            other = f"{argument}[{same}]={text[same]!r}"
-            raise ValueError(f"{argument}[{index}]: {name!r} is the same class name as {other}")
+            other = f"{argument}[{same}]={text[same]!r:.80}"
+            raise ValueError(f"{argument}[{index}]: {name!r:.80} is the same class name as {other}")
         class_names.append(name.strip())
     return class_names
 

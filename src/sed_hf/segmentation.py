@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .files import written_at_once
+from .files import reason, require_file, written_at_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,15 +175,17 @@ def read_picture(path: Path, image_processor: SEDImageProcessor) -> Image.Image:
     """Read a picture of any mode completely, as RGB and the right way up.
 
     Raises:
-        UnreadablePictureError: The file is missing, no picture, or damaged.
+        UnreadablePictureError: The file is missing, no picture, damaged, or has more pixels than `max_image_pixels`.
     """
     from PIL import Image
 
+    from .image_files import open_image
+
     try:
-        with Image.open(path) as image:
+        with open_image(require_file(path)) as image:
             pixels = image_processor.to_rgb(image)
     except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
-        raise UnreadablePictureError(str(error) or type(error).__name__) from error
+        raise UnreadablePictureError(reason(error)) from error
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

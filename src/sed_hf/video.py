@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import written_at_once
+from .image_files import TooManyPixelsError, check_pixels
 from .segmentation import VideoJob, rounded
 from .video_overlay import VideoOverlay
 from .visualization import ClassStatistics
@@ -97,6 +98,10 @@ class VideoReader:
         with closing(_open(path)) as container:
             first_frame, aspect_ratio = _first_frame(container)
         self._decoded_size = (max(1, round(first_frame.width * aspect_ratio)), first_frame.height)
+        try:
+            check_pixels(*self._decoded_size)
+        except TooManyPixelsError as error:
+            raise UnreadableVideoError(f"its frames are too large: {error}") from error
         is_turned = _quarter_turns(first_frame) % 2 == 1
         self.size = self._decoded_size[::-1] if is_turned else self._decoded_size
         # Opened again, since not all formats can be wound back.

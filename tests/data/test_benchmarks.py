@@ -1,13 +1,19 @@
 """The benchmarks, read from small raw copies in their official layouts, against section 9 of the specification."""
 
+import json
+import os
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.io
 import torch
 from raw_copies import (
     RawIds,
@@ -299,6 +305,79 @@ class TestErrors:
         path.write_bytes(path.read_bytes()[:-10])
         with pytest.raises(ValueError, match=r"trainval_merged\.json is no JSON, or was not downloaded completely"):
             load_benchmark("pascal_context_59", data_dir)
+
+    @pytest.mark.parametrize("content", ["5", "{}", '{"images": [], "annos_segmentation": [5]}', "[" * 100_000])
+    def test_json_of_another_form_is_named(self, write_raw_copy: Callable[[str], Path], content: str) -> None:
+        data_dir = write_raw_copy("pascal_context_59")
+        (path,) = data_dir.rglob("trainval_merged.json")
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"{path} (has not the form|is no JSON)"):
+            load_benchmark("pascal_context_59", data_dir)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"size": [60_000, 60_000]}, "more than the 178,956,970 that are read"),
+            ({"size": [-1, 2]}, "expected a size of whole numbers above 0"),
+            ({"segments": [{"category_id": "9", "segmentation": {}}]}, "expected a whole number as category_id"),
+            (
+                {"segments": [{"category_id": 9, "segmentation": {"size": [10**5, 10**5], "counts": [10**10]}}]},
+                r"expected a segment of size \[2, 2\]",
+            ),
+            (
+                {"segments": [{"category_id": 9, "segmentation": {"size": [2, 2], "counts": [0, 10**8]}}]},
+                "cannot read the label x.json",
+            ),
+        ],
+    )
+    def test_run_lengths_that_do_not_fit_are_refused(self, change: dict[str, Any], message: str) -> None:
+        label = json.dumps({"size": [2, 2], "segments": [], **change}).encode()
+        feature = BENCHMARKS["pascal_context_59"].features["label"]
+        with pytest.raises(ValueError, match=message):
+            feature.decode_example({"path": "x.json", "bytes": label})
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"other": np.zeros((2, 3))}, "expected a variable LabelMap"),
+            ({"LabelMap": np.zeros((2, 3, 4))}, r"expected a variable LabelMap of \(height, width\)"),
+            ({"LabelMap": {"a": 1}}, "expected"),
+            ({"LabelMap": np.full((2, 3), 0.5)}, "expected whole numbers as LabelMap"),
+            ({"LabelMap": np.full((2, 3), np.nan)}, "expected whole numbers as LabelMap"),
+            ({"LabelMap": np.array([["a", "b"]], dtype=object)}, "expected whole numbers as LabelMap"),
+        ],
+    )
+    def test_a_matlab_file_without_a_label_map_is_refused(
+        self, tmp_path: Path, content: dict[str, Any], message: str
+    ) -> None:
+        scipy.io.savemat(tmp_path / "x.mat", content)
+        feature = BENCHMARKS["pascal_context_459"].features["label"]
+        with pytest.raises(ValueError, match=rf"cannot read the label .*x\.mat: {message}"):
+            feature.decode_example({"path": str(tmp_path / "x.mat"), "bytes": None})
+
+    def test_a_matlab_file_that_unpacks_to_more_than_its_label_map_is_refused(self, tmp_path: Path) -> None:
+        scipy.io.savemat(tmp_path / "x.mat", {"LabelMap": np.ones((2, 3))}, do_compression=True)
+        content = (tmp_path / "x.mat").read_bytes()
+        packed = zlib.compress(zlib.decompress(content[136:]) + bytes(10**7))
+        (tmp_path / "x.mat").write_bytes(content[:128] + struct.pack("<II", 15, len(packed)) + packed)
+        feature = BENCHMARKS["pascal_context_459"].features["label"]
+        with pytest.raises(ValueError, match="LabelMap unpacks to more than the 4,192 bytes that its size takes"):
+            feature.decode_example({"path": str(tmp_path / "x.mat"), "bytes": None})
+
+    def test_a_listing_that_is_no_text_is_named(self, write_raw_copy: Callable[[str], Path]) -> None:
+        data_dir = write_raw_copy("pascal_voc_20")
+        (path,) = data_dir.rglob("val.txt")
+        path.write_bytes(b"\xff\xfe")
+        with pytest.raises(ValueError, match=f"{path} is no list of file names"):
+            load_benchmark("pascal_voc_20", data_dir)
+
+    def test_a_pipe_in_place_of_a_picture_is_not_waited_for(self, write_raw_copy: Callable[[str], Path]) -> None:
+        data_dir = write_raw_copy("ade20k_150")
+        path = min(data_dir.rglob("*.jpg"))
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(ValueError, match=f"{path}: expected a file, found something else"):
+            load_benchmark("ade20k_150", data_dir)[0]
 
     @pytest.mark.parametrize(
         ("name", "raw_id", "expected"),

@@ -1,10 +1,12 @@
 """Benchmarks as Parquet files: what is written, how an interrupted run goes on, and that `load_benchmark` reads it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +16,15 @@ import fsspec
 import numpy as np
 import PIL.Image
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from raw_copies import write_ade20k_150, write_ade20k_847, write_coco_stuff, write_own_data, write_pascal_voc
 
 from sed_hf.data import prepare
 from sed_hf.data.benchmarks import load_benchmark
+from sed_hf.data.parquet import METADATA_KEY
 from sed_hf.data.prepare import prepare_benchmark
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -171,7 +176,7 @@ class TestInterruption:
         damage(next(raw.rglob("ADE_val_00000004.png")))
         with pytest.raises(ValueError, match=r"ADE_val_00000004\.png"):
             prepare_benchmark("ade20k_150", raw, output)
-        assert [path.name for path in output.glob("data/*.parquet")] == ["val-00000-of-00003.parquet"]
+        assert [path.name for path in (output / "data").iterdir()] == ["val-00000-of-00003.parquet"]
 
     @pytest.mark.usefixtures("two_image_shards")
     def test_leaves_a_folder_that_is_refused_as_incomplete(self, raw: Path, output: Path) -> None:
@@ -246,6 +251,61 @@ class TestErrors:
         PIL.Image.new("L", (9, 9)).save(path)
         with pytest.raises(ValueError, match=r"ADE_val_00000002\.jpg has 3×2 pixels, but its label map 9×9"):
             prepare_benchmark("ade20k_150", raw, output)
+
+
+def rewrite(shard: Path, change: Callable[[list[dict[str, Any]]], Any], metadata: dict[str, Any] | None = None) -> None:
+    """Change the rows of a shard, or what its metadata say."""
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    change(rows)
+    schema = table.schema
+    if metadata is not None:
+        stated = {**json.loads(schema.metadata[METADATA_KEY]), **metadata}
+        schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(stated).encode()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), shard)
+
+
+class TestForeignFiles:
+    @pytest.fixture
+    def shard(self, raw: Path, output: Path) -> Path:
+        prepare_benchmark("ade20k_150", raw, output)
+        return next(output.glob("data/*.parquet"))
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_path_in_place_of_a_picture_is_not_followed(self, shard: Path, output: Path, streaming: bool) -> None:
+        rewrite(shard, lambda rows: rows[0].update(image={"path": "/etc/passwd", "bytes": None}))
+        with pytest.raises(ValueError, match=rf"{shard.name}.* has rows without a picture or a label"):
+            list(load_benchmark("ade20k_150", output, streaming=streaming))
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [{"names": "sky"}, {"names": [1]}, {"ignore_index": 7}, {"ignore_index": "255"}, {"background_index": -1}],
+        ids=str,
+    )
+    def test_metadata_of_another_form_are_refused(self, shard: Path, output: Path, metadata: dict[str, Any]) -> None:
+        rewrite(shard, lambda rows: None, metadata)
+        with pytest.raises(ValueError, match=rf"{shard} was not written by scripts/prepare_dataset\.py: its metadata"):
+            load_benchmark("ade20k_150", output)
+
+    def test_other_columns_are_refused(self, shard: Path, output: Path) -> None:
+        table = pq.read_table(shard)
+        pq.write_table(table.drop_columns("label"), shard)
+        with pytest.raises(ValueError, match=f"{shard} was not written by .*expected the columns image, label"):
+            load_benchmark("ade20k_150", output)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_damaged_shard_is_named(self, shard: Path, output: Path, streaming: bool) -> None:
+        content = bytearray(shard.read_bytes())
+        content[4:200] = b"\xff" * 196  # pages, while the schema at the end is whole
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=shard.name):
+            list(load_benchmark("ade20k_150", output, streaming=streaming))
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_cut_shard_is_named(self, shard: Path, output: Path, streaming: bool) -> None:
+        damage(shard)
+        with pytest.raises(ValueError, match=f"{shard} was not written by"):
+            load_benchmark("ade20k_150", output, streaming=streaming)
 
 
 class TestScript:

@@ -66,6 +66,9 @@ def test_unknown_name_is_refused_with_the_built_in_names() -> None:
     ("file_name", "content", "message"),
     [
         ("broken.json", b'["cat",', "expected a JSON list of class names, but it is no JSON"),
+        ("deep.json", b"[" * 100_000, "expected a JSON list of class names, but it is no JSON"),
+        ("number.json", b"[" + b"9" * 5_000 + b"]", "expected a JSON list of class names, but it is no JSON"),
+        ("surrogate.json", b'["cat", "\\ud800"]', "expected text, but entry 1 is none"),
         ("object.json", b'{"cat": 0}', "expected a JSON list of class names, got a JSON object"),
         ("mixed.json", b'["cat", 7]', "expected strings, but entry 1 is a JSON number"),
         ("empty.json", b"[]", "expected at least one class name, got an empty list"),

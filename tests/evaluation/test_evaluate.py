@@ -26,6 +26,7 @@ from made_up_predictors import (
     write_own_pictures,
 )
 from PIL import Image
+from safetensors.torch import save_file
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.data.benchmarks import load_benchmark
@@ -362,6 +363,31 @@ def test_killed_run_goes_on_where_it_was_saved(killed_run: Path, processor: SEDP
 def test_state_of_other_settings_is_refused_by_name(killed_run: Path, processor: SEDProcessor) -> None:
     with pytest.raises(ValueError, match=r"progress\.safetensors .* other settings: topk was 8 and is 4\."):
         scene_figures(processor, progress_file=progress_at(killed_run, topk=4))
+
+
+@pytest.mark.parametrize(
+    ("state", "settings"),
+    [
+        ({"counted": torch.zeros(1, dtype=torch.bool)}, "{}"),
+        ({"counted": torch.zeros(1), "confusion_matrix": torch.zeros(2, 2, dtype=torch.int64)}, "{}"),
+        ({"counted": torch.zeros(1).bool(), "confusion_matrix": torch.full((2, 2), -1)}, "{}"),
+        ({"counted": torch.zeros(1).bool(), "confusion_matrix": torch.zeros(2, 2).long()}, "[]"),
+        ({"counted": torch.zeros(1).bool(), "confusion_matrix": torch.zeros(2, 2).long()}, "[" * 100_000),
+    ],
+    ids=["missing", "numbers", "negative", "settings without names", "deep"],
+)
+def test_state_that_is_none_is_refused(tmp_path: Path, state: dict[str, torch.Tensor], settings: str) -> None:
+    path = tmp_path / "progress.safetensors"
+    save_file(state, path, metadata={"settings": settings})
+    with pytest.raises(ValueError, match=rf"{path} is no state"):
+        ProgressFile(path, {}).restore(MeanIoU(["a", "b"], num_samples=1))
+
+
+def test_damaged_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "progress.safetensors"
+    path.write_bytes(b"\xff" * 50)
+    with pytest.raises(ValueError, match=rf"{path} is no state of an evaluation, or damaged"):
+        ProgressFile(path, {}).load()
 
 
 def test_interruption_after_the_last_image_leaves_nothing_to_segment(processor: SEDProcessor, tmp_path: Path) -> None:

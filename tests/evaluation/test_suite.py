@@ -171,7 +171,19 @@ def test_batch_size_may_change(processor: SEDProcessor, tmp_path: Path) -> None:
     assert run_on_scenes(processor, tmp_path, batch_size=2).benchmarks == first.benchmarks
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"settings": {}}',
+        "[" * 100_000,
+        '{"settings": [], "benchmarks": {}}',
+        '{"settings": {}, "benchmarks": []}',
+        '{"settings": {}, "benchmarks": {"scenes": {}}}',
+        '{"settings": {}, "benchmarks": {"scenes": {"num_images": 2, "figures": {"mIoU": "high"}}}}',
+    ],
+)
 def test_file_that_is_no_report_is_refused(content: str, processor: SEDProcessor, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match=r"results\.json is no report of an evaluation"):

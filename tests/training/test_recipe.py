@@ -73,6 +73,43 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object], messag
         Recipe(**{"output_dir": "out", "model": "start", "dataset": "scenes", **values})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [", "is no YAML"),
+        ("steps: \xff", "is no YAML"),
+        ("steps: !!python/object/apply:os.mkdir [executed]", "is no YAML"),
+        ("[1, 2]", "holds list, expected settings by name"),
+        ("? [1, 2]\n: 3", "is no YAML"),
+        ("1: 2", "unknown settings: 1"),
+        ("steps: [1, 2]", r"steps: expected one value, got \[1, 2\]"),
+        ("steps: 2024-01-01", r"steps: expected one value"),
+        ("steps: 0.5", "steps=0.5: expected int"),
+        ("steps: 1000000000000", "steps=1000000000000: expected at most 2147483647"),
+        ("learning_rate: .nan", "learning_rate=nan: expected a number of at least 0"),
+        ("learning_rate: .inf", "learning_rate=inf: expected a number of at least 0"),
+        ("model: 5", "model=5: expected str"),
+        ("finetuning: 5", "finetuning=5: expected full or last_stage"),
+    ],
+)
+def test_values_that_are_none_in_a_file_are_refused(recipe_file: Path, text: str, message: str) -> None:
+    name = text.split(":")[0]
+    kept = [line for line in recipe_file.read_text().splitlines() if not line.startswith(f"{name}:")]
+    is_alone = text[0] in "[?"
+    recipe_file.write_text(text if is_alone else "\n".join([*kept, text]), encoding="latin1")
+    with pytest.raises(ValueError, match=message):
+        load_recipe(["--config", str(recipe_file)])
+    assert not Path("executed").exists()
+
+
+def test_aliases_that_grow_without_end_take_no_memory(recipe_file: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 20)]
+    recipe_file.write_text("\n".join([*levels, "steps: *a19"]))
+    with pytest.raises(ValueError, match=r"recipe\.yaml has unknown settings: a0, a1"):
+        load_recipe(["--config", str(recipe_file)])
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads(path: Path) -> None:
     load_recipe(["--config", str(path)])

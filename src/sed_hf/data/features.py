@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from datasets.features.features import register_feature
 from numpy.typing import NDArray
 
 from sed_hf.data.raw_labels import IGNORE_8_BIT, LABEL_RULES, LabelRule, index_rule
+from sed_hf.files import reason, require_file
+from sed_hf.image_files import open_image
 
 
 @dataclass
@@ -40,8 +42,10 @@ class SegmentationImage(datasets.Image):
         Raises:
             ValueError: The file is no picture, or is damaged.
         """
-        with _naming_file("image", value):
-            image = super().decode_example(value, token_per_repo_id)
+        with _naming_file("image", value), open_image(_open(value)) as image:
+            image = PIL.ImageOps.exif_transpose(image)
+            if image.mode != self.mode:
+                image = image.convert(self.mode)
         size = capped_size(image.size, self.longest_side)
         if size == image.size:
             return image
@@ -128,7 +132,7 @@ def _resize_nearest(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray
 
 
 def _open(value: dict[str, Any]) -> BinaryIO:
-    return BytesIO(Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"])
+    return BytesIO(require_file(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"])
 
 
 @contextmanager
@@ -139,7 +143,7 @@ def _naming_file(kind: str, value: dict[str, Any]) -> Iterator[None]:
     except FileNotFoundError:  # names its file already
         raise
     except Exception as error:  # what a damaged file raises differs from one format's library to the next
-        raise ValueError(f"cannot read the {kind} {value['path'] or 'given as bytes'}: {error}") from error
+        raise ValueError(f"cannot read the {kind} {value['path'] or 'given as bytes'}: {reason(error)}") from error
 
 
 with warnings.catch_warnings():

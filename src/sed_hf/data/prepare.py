@@ -28,7 +28,7 @@ from tqdm import tqdm
 from sed_hf.data.benchmarks import BENCHMARKS, load_raw
 from sed_hf.data.features import SegmentationMap
 from sed_hf.data.parquet import FEATURES, METADATA_KEY, read_shard_metadata, shard_metadata, shard_name
-from sed_hf.files import remove_leftovers, written_at_once
+from sed_hf.files import remove_leftovers, require_file, written_at_once
 
 IMAGES_PER_SHARD = 250
 IMAGES_PER_ROW_GROUP = 50  # what a stream reads, and a process here holds, at a time: some 10 MB
@@ -189,7 +189,7 @@ def _prepared_rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[
         yield {
             "image": {
                 "path": name,
-                "bytes": _png(image) if resized else Path(image_file["image"]["path"]).read_bytes(),
+                "bytes": _png(image) if resized else require_file(image_file["image"]["path"]).read_bytes(),
             },
             "label": {"path": f"{Path(name).stem}.png", "bytes": _png(label)},
             "file_name": name,

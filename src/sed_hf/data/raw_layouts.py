@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sed_hf.files import reason, require_file
+
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -64,17 +66,22 @@ def list_pascal_context_59(root: Path, split: str) -> list[RawExample]:
     path = _existing(root / "trainval_merged.json")
     merged = _read_json(path)
     segments = defaultdict(list)
-    for annotation in merged["annos_segmentation"]:
-        segment = {"category_id": annotation["category_id"], "segmentation": annotation["segmentation"]}
-        segments[annotation["image_id"]].append(segment)
-
-    images = {image["file_name"]: image for image in merged["images"] if image["phase"] == split}
-    examples = []
-    for image_path in _named_files(root / "JPEGImages", sorted(images)):
-        image = images[image_path.name]
-        label = {"size": [image["height"], image["width"]], "segments": segments[image["image_id"]]}
-        examples.append(RawExample(image_path, f"{path}#{image_path.stem}", json.dumps(label).encode()))
-    return examples
+    try:
+        for annotation in merged["annos_segmentation"]:
+            segment = {"category_id": annotation["category_id"], "segmentation": annotation["segmentation"]}
+            segments[annotation["image_id"]].append(segment)
+        images = {image["file_name"]: image for image in merged["images"] if image["phase"] == split}
+        labels = {
+            name: {"size": [image["height"], image["width"]], "segments": segments[image["image_id"]]}
+            for name, image in images.items()
+        }
+        names = sorted(images)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} has not the form of PASCAL-Context's annotations: {reason(error)}") from error
+    return [
+        RawExample(image_path, f"{path}#{image_path.stem}", json.dumps(labels[image_path.name]).encode())
+        for image_path in _named_files(root / "JPEGImages", names)
+    ]
 
 
 def list_pascal_context_459(root: Path, split: str) -> list[RawExample]:
@@ -91,7 +98,11 @@ def list_pascal_context_459(root: Path, split: str) -> list[RawExample]:
 
 def list_pascal_voc(root: Path, split: str) -> list[RawExample]:
     """`JPEGImages/` and `SegmentationClassAug/`; `ImageSets/Segmentation/` lists the split's pictures."""
-    names = _existing(root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+    listing = require_file(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    try:
+        names = listing.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listing} is no list of file names: {error.reason}") from error
     return _pair_by_name(names, root / "JPEGImages", root / "SegmentationClassAug", ".png")
 
 
@@ -141,7 +152,8 @@ def _require_none_missing(what: str, missing: Iterable[str]) -> None:
     names = sorted(missing)
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise FileNotFoundError(f"expected {what}; missing: {', '.join(names[:3])}{more}")
+        shown = ", ".join(f"{name:.80}" for name in names[:3])
+        raise FileNotFoundError(f"expected {what}; missing: {shown}{more}")
 
 
 def _first_existing(*folders: Path) -> Path:
@@ -159,6 +171,6 @@ def _existing(path: Path) -> Path:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON, or was not downloaded completely: {error}") from error
+        return json.loads(require_file(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON, or was not downloaded completely: {reason(error)}") from error

@@ -9,6 +9,8 @@ from importlib.resources.abc import Traversable
 from os import PathLike, fspath
 from pathlib import Path
 
+from ..files import reason
+
 
 def vocabulary_names() -> list[str]:
     """The names of the built-in vocabularies, in alphabetical order."""
@@ -57,9 +59,9 @@ def _read_utf8(file: Traversable, name: str) -> str:
 def _parse_json(text: str, name: str) -> list[str]:
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"vocabulary {name}: expected a JSON list of class names, but it is no JSON: {error}"
+            f"vocabulary {name}: expected a JSON list of class names, but it is no JSON: {reason(error)}"
         ) from error
     if not isinstance(entries, list):
         raise ValueError(f"vocabulary {name}: expected a JSON list of class names, got a JSON {_json_type(entries)}")
@@ -68,6 +70,10 @@ def _parse_json(text: str, name: str) -> list[str]:
     for index, entry in enumerate(entries):
         if not isinstance(entry, str):
             raise ValueError(f"vocabulary {name}: expected strings, but entry {index} is a JSON {_json_type(entry)}")
+        try:
+            entry.encode()
+        except UnicodeEncodeError as error:  # JSON may spell half a surrogate pair
+            raise ValueError(f"vocabulary {name}: expected text, but entry {index} is none: {error.reason}") from error
     return [entry.strip() for entry in entries]
 
 

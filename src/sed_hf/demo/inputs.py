@@ -1,10 +1,13 @@
 """What a visitor of the demo sends: a picture and class names, within limits that bound time and memory."""
 
+import os
 from pathlib import Path
 
 from PIL import Image
 
 from ..data.vocabularies import load_vocabulary
+from ..files import require_file
+from ..image_files import MAX_PIXELS_VARIABLE, TooManyPixelsError, max_image_pixels, open_image
 from ..processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text
 
 MAX_UPLOAD_MEGABYTES = 20
@@ -26,20 +29,18 @@ def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
     """Read an uploaded picture completely, as RGB and the right way up.
 
     Raises:
-        InputError: It has more than `MAX_MEGAPIXELS`, is no picture, is damaged, or is gone.
+        InputError: It has more than [`max_upload_pixels`], is no picture, is damaged, or is gone.
     """
-    Image.init()  # makes all formats known
-    formats = [name for name in PICTURE_FORMATS if name in Image.OPEN]
     try:
-        with Image.open(path, formats=formats) as image:
-            check_size(*image.size)  # so far Pillow has read the header alone
+        with open_image(require_file(path), PICTURE_FORMATS, max_upload_pixels()) as image:
             pixels = processor.image_processor.to_rgb(image)
-    except InputError:
-        raise
+    except TooManyPixelsError as error:
+        raise InputError(
+            f"The picture has {error.width} × {error.height} pixels, which is {error.width * error.height / 1e6:.0f}"
+            f" megapixels. At most {max_upload_pixels() / 1e6:g} are taken here: please make it smaller."
+        ) from error
     except FileNotFoundError as error:
         raise InputError(f"{path.name} is no longer kept here. Please drop it again.") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"The picture has far more than {MAX_MEGAPIXELS} megapixels, the most taken here.") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(
             f"{path.name} is not a picture that can be read here. Please send PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF."
@@ -49,18 +50,10 @@ def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def check_size(width: int, height: int) -> None:
-    """Refuse a picture by the size in its header.
-
-    Raises:
-        InputError: It has more than `MAX_MEGAPIXELS`.
-    """
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        megapixels = width * height / 1e6
-        raise InputError(
-            f"The picture has {width} × {height} pixels, which is {megapixels:.0f} megapixels. At most {MAX_MEGAPIXELS}"
-            " are taken here: please make it smaller."
-        )
+def max_upload_pixels() -> int:
+    """The most pixels of an uploaded picture: `MAX_MEGAPIXELS`, unless the variable for all pictures is set."""
+    stated = max_image_pixels() if MAX_PIXELS_VARIABLE in os.environ else None
+    return stated or MAX_MEGAPIXELS * 1_000_000
 
 
 def read_class_names(text: str, vocabulary: str) -> list[str]:

@@ -21,10 +21,10 @@ from ..segmentation import segment_pictures
 from ..visualization import class_colors
 from .inputs import (
     MAX_CLASS_NAMES,
-    MAX_MEGAPIXELS,
     MAX_UPLOAD_MEGABYTES,
     OWN_CLASSES,
     InputError,
+    max_upload_pixels,
     read_class_names,
     read_upload,
 )
@@ -233,8 +233,8 @@ def build_demo(
     ) as page:
         key = gr.State(None)
         gr.Markdown(
-            f"# {TITLE}\nDrop a picture of at most {MAX_UPLOAD_MEGABYTES} MB and {MAX_MEGAPIXELS} megapixels,"
-            f" name classes, press **Segment**. Model: {model_name}."
+            f"# {TITLE}\nDrop a picture of at most {MAX_UPLOAD_MEGABYTES} MB and {max_upload_pixels() / 1e6:g}"
+            f" megapixels, name classes, press **Segment**. Model: {model_name}."
         )
         with gr.Row():
             with gr.Column(min_width=320):

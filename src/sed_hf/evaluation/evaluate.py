@@ -79,9 +79,8 @@ def evaluate_benchmark(
         num_samples=len(dataset),
     )
     uncounted: Sequence[int] = range(len(dataset))
-    if progress_file is not None and (saved := progress_file.load()) is not None:
-        metric.load_state_dict(saved)
-        uncounted = (~saved["counted"]).nonzero().flatten().tolist()
+    if progress_file is not None and (counted := progress_file.restore(metric)) is not None:
+        uncounted = (~counted).nonzero().flatten().tolist()
 
     bare_model: Any = extract_model_from_parallel(model)
     scales = augmentation.scales if augmentation else (1.0,)

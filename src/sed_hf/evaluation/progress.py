@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sed_hf.files import remove_leftovers, written_at_once
+from sed_hf.files import reason, remove_leftovers, require_file, written_at_once
+from sed_hf.metrics.mean_iou import MeanIoU
 
 SETTINGS_KEY = "settings"
 
@@ -33,13 +34,37 @@ class ProgressFile:
         """The saved state, or `None` if there is none.
 
         Raises:
-            ValueError: It was saved with other settings; the message names them.
+            ValueError: It is damaged, or was saved with other settings; the message names them.
         """
         if not self.path.exists():
             return None
-        with safe_open(self.path, framework="pt") as file:
-            require_same_settings(json.loads(file.metadata()[SETTINGS_KEY]), self.settings, self.path)
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        try:
+            with safe_open(require_file(self.path), framework="pt") as file:
+                settings = json.loads((file.metadata() or {})[SETTINGS_KEY])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            if not isinstance(settings, dict):
+                raise ValueError("its settings have no names")
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path} is no state of an evaluation, or damaged: {reason(error)}. Remove it to start anew"
+            ) from error
+        require_same_settings(settings, self.settings, self.path)
+        return state
+
+    def restore(self, metric: MeanIoU) -> Tensor | None:
+        """Let a metric go on from the saved state, and return which samples it has counted; `None` if there is none.
+
+        Raises:
+            ValueError: As [`load`]; or the state is of other classes or samples.
+        """
+        state = self.load()
+        if state is None:
+            return None
+        try:
+            metric.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is no state of this evaluation: {error} Remove it to start anew") from error
+        return state["counted"]
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Replace the saved state; an interruption leaves the previous one."""
@@ -62,7 +87,7 @@ def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], 
     """
     current = json.loads(json.dumps(dict(current)))  # as the saved ones: lists in place of tuples
     differences = [
-        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
+        f"{name:.80} was {saved.get(name)!r:.80} and is {current.get(name)!r:.80}"
         for name in [*current, *(name for name in saved if name not in current)]
         if saved.get(name) != current.get(name)
     ]

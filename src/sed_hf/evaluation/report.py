@@ -7,13 +7,14 @@ from typing import Any
 
 from sed_hf.evaluation.progress import require_same_settings
 from sed_hf.evaluation.sets import set_title
-from sed_hf.files import written_at_once
+from sed_hf.files import reason, require_file, written_at_once
 
 JSON_NAME = "results.json"
 MARKDOWN_NAME = "results.md"
 TABLE_FIGURES = ("mIoU", "fwIoU", "mACC", "pACC")
 GROUP_PREFIX = "mIoU-"
 CLASS_PREFIX = "IoU-"
+FIGURE_TYPES = {float, int, type(None)}
 
 
 @dataclass
@@ -42,10 +43,15 @@ class EvaluationReport:
         if not path.exists():
             return cls(folder, settings)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = json.loads(require_file(path).read_bytes())
             saved_settings, benchmarks = saved["settings"], saved["benchmarks"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no report of an evaluation: choose another output folder") from error
+            _check_benchmarks(benchmarks)
+            if not isinstance(saved_settings, dict):
+                raise ValueError("its settings have no names")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is no report of an evaluation ({reason(error)}): choose another output folder"
+            ) from error
         require_same_settings(saved_settings, settings, path)
         return cls(folder, settings, benchmarks)
 
@@ -90,6 +96,21 @@ class EvaluationReport:
         if per_class:
             parts += [_class_table(name, result["figures"]) for name, result in self.benchmarks.items()]
         return "\n\n".join(parts) + "\n"
+
+
+def _check_benchmarks(benchmarks: Any) -> None:
+    """Refuse what is not the `benchmarks` of a report.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is not.
+    """
+    if not isinstance(benchmarks, dict):
+        raise ValueError("its benchmarks have no names")
+    for name, result in benchmarks.items():
+        figures, num_images = result["figures"], result["num_images"]
+        are_numbers = isinstance(figures, dict) and {type(figure) for figure in figures.values()} <= FIGURE_TYPES
+        if type(num_images) is not int or not are_numbers:
+            raise ValueError(f"the figures of {name:.80} are no numbers")
 
 
 def _class_table(name: str, figures: dict[str, float | None]) -> str:

@@ -235,13 +235,19 @@ class MeanIoU(evaluate.Metric):
         Images it has counted are left out if they are added again.
 
         Raises:
-            ValueError: If it was saved for other numbers of classes or samples.
+            ValueError: If it was saved for other numbers of classes or samples, or holds no counts.
         """
         self.reset()
         for name, tensor in (("confusion_matrix", self._confusion_matrix), ("counted", self._counted)):
-            saved_shape = tuple(state_dict[name].shape)
-            if saved_shape != tuple(tensor.shape):
-                raise ValueError(f"{name} was saved with shape {saved_shape}, this metric has {tuple(tensor.shape)}.")
+            if name not in state_dict:
+                raise ValueError(f"{name} was not saved.")
+            saved = state_dict[name]
+            if saved.shape != tensor.shape:
+                raise ValueError(
+                    f"{name} was saved with shape {tuple(saved.shape)}, this metric has {tuple(tensor.shape)}."
+                )
+            if saved.dtype != tensor.dtype or (saved.dtype != torch.bool and (saved < 0).any()):
+                raise ValueError(f"{name} was saved as {saved.dtype}, or with numbers below 0.")
         self._restored = {"confusion_matrix": state_dict["confusion_matrix"], "counted": state_dict["counted"].cpu()}
 
     def _check_sample_ids(self, sample_ids: Sequence[int] | Tensor | None) -> list[int] | None:

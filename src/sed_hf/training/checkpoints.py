@@ -5,16 +5,18 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, load
 from torch import Tensor
 
-from sed_hf.files import remove_leftovers, written_at_once
+from sed_hf.files import reason, remove_leftovers, require_file, written_at_once
 
 CHECKPOINTS = "checkpoints"
 PREFIX = "step-"
 STATE_FILE = "state.json"
+PICKLED_SUFFIXES = frozenset({".bin", ".pkl", ".pt"})
 
 
 def save_checkpoint(
@@ -73,10 +75,50 @@ def find_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def steps_done(folder: Path) -> int:
-    """The number of steps after which a checkpoint was written."""
-    return json.loads((folder / STATE_FILE).read_text())["step"]
+    """The number of steps after which a checkpoint was written.
+
+    Raises:
+        OSError, ValueError: The checkpoint does not say, or is damaged.
+    """
+    step = _read_state(folder)["step"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"{folder / STATE_FILE}: expected a number of steps, got {step!r:.80}")
+    return step
 
 
 def unlogged_losses(folder: Path) -> list[float]:
-    """The losses of the steps before a checkpoint whose mean was not in the log yet."""
-    return json.loads((folder / STATE_FILE).read_text()).get("losses", [])
+    """The losses of the steps before a checkpoint whose mean was not in the log yet.
+
+    Raises:
+        OSError, ValueError: The checkpoint is damaged.
+    """
+    losses = _read_state(folder).get("losses", [])
+    if not isinstance(losses, list) or not all(isinstance(loss, int | float) for loss in losses):
+        raise ValueError(f"{folder / STATE_FILE}: expected a list of losses, got {losses!r:.80}")
+    return losses
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Restore what [`save_checkpoint`] has written, without running code that the files may contain.
+
+    Raises:
+        ValueError: A file is missing, damaged, of another model, or holds more than a checkpoint does.
+    """
+    try:
+        for path in sorted(folder.iterdir()):
+            require_file(path)
+            if path.suffix in PICKLED_SUFFIXES:
+                load(path, map_location="cpu")  # refuses code; accelerate would run that of registered objects
+        accelerator.load_state(str(folder))
+    except Exception as error:  # torch, safetensors and accelerate raise whatever happens to them
+        raise ValueError(f"the checkpoint {folder} cannot be loaded: {reason(error)}") from error
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = require_file(folder / STATE_FILE)
+    try:
+        state = json.loads(path.read_bytes())
+        state["step"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected the state of a training run: {reason(error)}") from error
+    return state

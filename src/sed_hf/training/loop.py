@@ -21,12 +21,20 @@ from sed_hf.data.benchmarks import OWN_DATA, load_benchmark
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
-from sed_hf.files import written_at_once
+from sed_hf.files import reason, require_file, written_at_once
 from sed_hf.hub import push_hub_folder, save_hub_folder
+from sed_hf.model_loading import load_model_and_processor
 from sed_hf.model_source import check_model_source
 
 from .alignment import TowerAlignment
-from .checkpoints import find_checkpoints, remove_incomplete, save_checkpoint, steps_done, unlogged_losses
+from .checkpoints import (
+    find_checkpoints,
+    load_checkpoint,
+    remove_incomplete,
+    save_checkpoint,
+    steps_done,
+    unlogged_losses,
+)
 from .classes import TrainingClasses
 from .data import build_training_samples, relabel, sample_vocabulary
 from .optimizer import build_optimizer, build_schedule, set_trainable
@@ -92,7 +100,7 @@ def train(recipe: Recipe) -> Path:
     network.train()
     batches = iter(dataloader)
     if checkpoints:
-        accelerator.load_state(str(checkpoints[-1]))
+        load_checkpoint(accelerator, checkpoints[-1])
     if accelerator.is_main_process:
         remove_incomplete(output_dir)
 
@@ -185,7 +193,7 @@ def load_starting_model(recipe: Recipe) -> tuple[SEDForSemanticSegmentation, SED
         return model, build_processor(model.config)
     assert recipe.model is not None  # which the recipe has checked
     check_model_source(recipe.model)
-    return SEDForSemanticSegmentation.from_pretrained(recipe.model), SEDProcessor.from_pretrained(recipe.model)
+    return load_model_and_processor(recipe.model)
 
 
 def compute_loss(
@@ -234,10 +242,8 @@ class TrainingLog:
         if accelerator.is_main_process:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Lines that the interrupted run wrote after its last checkpoint will be written again.
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
             with written_at_once(self.path) as path:
-                path.write_text("".join(f"{line}\n" for line in kept))
+                path.write_text("".join(f"{line}\n" for line in lines_until(self.path, start)))
 
     def record(
         self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: Sequence[float | Tensor]
@@ -278,6 +284,23 @@ class TrainingLog:
     def last_line(self) -> dict[str, float]:
         """The values written last; on the main process."""
         return json.loads(self.path.read_text().splitlines()[-1])
+
+
+def lines_until(path: Path, step: int) -> list[str]:
+    """The lines of a log up to a step; none if there is no log. A last line that was cut off is left out.
+
+    Raises:
+        OSError, ValueError: It is no log, or damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = require_file(path).read_text(encoding="utf-8").split("\n")[:-1]
+        return [line for line in lines if json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected the log of a training run, a JSON object a line: {reason(error)}"
+        ) from error
 
 
 def is_evaluation_due(step: int, recipe: Recipe) -> bool:

@@ -2,14 +2,23 @@
 
 import argparse
 import dataclasses
+import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from sed_hf.files import reason, require_file
+
+UNKNOWN_SHOWN = 5
+MAX_NUMBER = 2**31 - 1
+MAX_CHARACTERS = 1_000
 
 
 @dataclass(kw_only=True)
@@ -92,6 +101,7 @@ class Recipe:
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository for the trained model."})
 
     def __post_init__(self) -> None:
+        self._check_types()
         if (self.model is None) == (self.open_clip_variant is None):
             raise ValueError("model, open_clip_variant: expected exactly one of them")
         if self.dataset != "scenes" and self.data_dir is None:
@@ -122,8 +132,21 @@ class Recipe:
             "learning_rate", "image_encoder_lr_factor", "text_encoder_lr_factor", "weight_decay", "warmup_steps",
             "max_grad_norm",
         ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+
+    def _check_types(self) -> None:
+        """Refuse values of other types, which a YAML file may hold."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+            choices = [choice for part in kinds if get_origin(part) is Literal for choice in get_args(part)]
+            is_number = type(value) is int and float in kinds
+            if not (is_number or value in choices or type(value) in kinds):
+                types = [part.__name__ for part in kinds if isinstance(part, type) and part is not NoneType]
+                raise ValueError(f"{name}={reprlib.repr(value)}: expected {' or '.join([*choices, *types])}")
+            if type(value) is int and abs(value) > MAX_NUMBER:
+                raise ValueError(f"{name}={value}: expected at most {MAX_NUMBER}")
 
 
 def load_recipe(arguments: Sequence[str]) -> Recipe:
@@ -151,12 +174,19 @@ def read_recipe_file(path: Path) -> dict[str, object]:
     """The settings that a YAML file states."""
     if not path.is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
-    values = yaml.safe_load(path.read_text())
+    try:
+        values = yaml.safe_load(require_file(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"config: {path} is no YAML: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds {type(values).__name__}, expected settings by name")
     known = {setting.name for setting in dataclasses.fields(Recipe)}
-    if unknown := sorted(set(values) - known):
-        similar = [name for key in unknown for name in get_close_matches(str(key), known, n=1)]
+    if unknown := [reprlib.repr(key).strip("'") for key in values if key not in known]:
+        unknown = sorted(unknown)[:UNKNOWN_SHOWN]
+        similar = [name for key in unknown for name in get_close_matches(key, known, n=1)]
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-        raise ValueError(f"config: {path} has unknown settings: {', '.join(map(str, unknown))}{hint}")
+        raise ValueError(f"config: {path} has unknown settings: {', '.join(unknown)}{hint}")
+    for name, value in values.items():
+        if not isinstance(value, str | int | float | None) or len(str(value)) > MAX_CHARACTERS:
+            raise ValueError(f"config: {path}: {name}: expected one value, got {reprlib.repr(value)}")
     return values
