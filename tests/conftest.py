@@ -26,14 +26,14 @@ from seeded_weights import seeded_state_dict  # noqa: E402
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "sed_hf_hypothesis")
 settings.register_profile(
     "quick",
-    max_examples=20,
+    max_examples=15,
     derandomize=True,
     database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 # Other examples in every run: `pytest tests/properties --hypothesis-profile=thorough`.
-settings.register_profile("thorough", parent=settings.get_profile("quick"), max_examples=400, derandomize=False)
+settings.register_profile("thorough", parent=settings.get_profile("quick"), max_examples=300, derandomize=False)
 settings.load_profile("quick")
 
 

@@ -182,9 +182,9 @@ def label_maps(
 
 
 @st.composite
-def decoder_settings(draw: st.DrawFn) -> dict[str, Any]:
-    """Settings of a `SEDConfig` that make a small decoder."""
-    heads, group_size = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 4]))
+def decoder_settings(draw: st.DrawFn, group_sizes: tuple[int, ...] = (1, 2, 4)) -> dict[str, Any]:
+    """Settings of a `SEDConfig` that make a small decoder, with some channels in a group of its GroupNorms."""
+    heads, group_size = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from(group_sizes))
     step = max(heads, group_size)
     widths = [step * draw(st.integers(1, 8 // step + 1)) for _ in range(4)]
     widths[:3] = [max(width, 2 * step) for width in widths[:3]]  # so that skip guidance leaves room for features

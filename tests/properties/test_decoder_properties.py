@@ -70,11 +70,15 @@ class Case:
 
 
 def cases(dtype: torch.dtype = torch.float32, max_classes: int = 9, max_edge: int = 4) -> st.SearchStrategy[Case]:
-    """Any decoder, classes, images and resolution."""
+    """Any decoder, classes, images and resolution.
+
+    A group of a single channel and a few pixels may have next to no variance, by which GroupNorm divides, six times in
+    a row: single precision is then noise in the plain decoder too. Double precision has such groups as well.
+    """
     edges = st.integers(1, max_edge)
     return st.builds(
         Case,
-        decoder_settings(),
+        decoder_settings() if dtype == torch.float64 else decoder_settings((4, 8)),
         st.integers(1, 3),
         st.integers(1, max_classes),
         st.tuples(edges, edges),

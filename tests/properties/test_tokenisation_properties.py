@@ -1,6 +1,7 @@
 """Class names of any characters: each is tokenised and encoded as if it were alone, or refused by its place."""
 
 import re
+import unicodedata
 from typing import Any
 
 import ftfy
@@ -93,6 +94,8 @@ class TestTokens:
     @given(synonyms)
     def test_any_name_equals_open_clip(self, name: str) -> None:
         assume(ftfy.fix_text(name) == name)  # the processor does not guess at broken encodings
+        # Which characters are letters follows the Unicode version of each tokenizer's library.
+        assume(not any(unicodedata.category(character) == "Cn" or character == "\u0345" for character in name))
         expected = open_clip.tokenize([template.replace("{}", name) for template in TEMPLATES])
         assert torch.equal(tokenise([name], padding="max_length")["input_ids"][0], expected)
 
