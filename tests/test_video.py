@@ -394,6 +394,22 @@ def test_killed_process_leaves_a_video_that_plays(tmp_path: Path) -> None:
     assert len(after.sound) > 2 * 16_000
 
 
+def test_a_video_that_another_process_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    refused = []
+
+    def write_it_too(pictures: list[Image.Image]) -> list[dict[str, np.ndarray]]:
+        if not refused:
+            with pytest.raises(OSError, match="another process is writing it") as error:
+                overlay_of(clip)
+            refused.append(error.value.filename)
+        return halves(pictures)
+
+    overlay_of(clip, write_it_too)
+    assert refused == [str(plan(clip).partial_overlay)]
+    assert len(decode(plan(clip).overlay).times) == len(decode(clip).times)
+
+
 def test_complete_video_takes_the_place_of_the_partial_one(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
     plan(clip).partial_overlay.write_bytes(b"of an earlier run")

@@ -69,6 +69,27 @@ def written_at_once(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file that is written under its own name, so that no other process writes it meanwhile.
+
+    Raises:
+        OSError: Another process holds it.
+    """
+    path.touch()
+    try:
+        lock = _lock(path)
+    except OSError:
+        yield
+        return
+    if lock is None:
+        raise OSError(errno.EBUSY, "another process is writing it", str(path))
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def is_writing() -> bool:
     """Whether this process is writing something at once."""
     return bool(_own_folders)
@@ -76,7 +97,7 @@ def is_writing() -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes have left of writing files in a folder, but not what living ones are writing."""
-    for left in folder.glob(f".*{SUFFIX}"):
+    for left in filter(Path.is_dir, folder.glob(f".*{SUFFIX}")):
         with suppress(OSError):
             if (lock := _lock(left)) is not None:
                 _remove(left)
@@ -121,21 +142,21 @@ def _claim(path: Path) -> tuple[Path, int | None]:
     return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent)), None
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder as long as this process lives: the descriptor to close; `None` if another has it, or it is gone.
+def _lock(path: Path) -> int | None:
+    """Lock a file or folder while this process lives: the descriptor to close; `None` if another has it, or it is gone.
 
     Raises:
         OSError: The file system has no locks.
     """
     if fcntl is None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(folder))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path))
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from .files import written_at_once
+from .files import held, written_at_once
 from .image_files import TooManyPixelsError, check_pixels
 from .segmentation import VideoJob, rounded
 from .video_overlay import VideoOverlay
@@ -367,34 +367,37 @@ def segment_video(
 
     Raises:
         UnreadableVideoError: The file is no video, or cannot be read to its end.
-        OSError: The result cannot be written.
+        OSError: The result cannot be written, or another process is writing it.
     """
     with closing(VideoReader(job.video)) as reader:
         overlay = VideoOverlay(reader.size, class_names, ignore_index=ignore_index)
         totals = ClassTotals(class_names, ignore_index)
-        writer = VideoWriter(job.partial_overlay, overlay.size, reader)
+        with held(job.partial_overlay):
+            writer = VideoWriter(job.partial_overlay, overlay.size, reader)
 
-        def frames_with_sound_written() -> Iterator[Frame]:
-            for item in reader:
-                if isinstance(item, Frame):
-                    yield item
-                else:
-                    writer.write_sound(item)
+            def frames_with_sound_written() -> Iterator[Frame]:
+                for item in reader:
+                    if isinstance(item, Frame):
+                        yield item
+                    else:
+                        writer.write_sound(item)
 
-        progress = tqdm(total=reader.num_frames, desc=job.video.name, unit="frame")
-        try:
-            with progress:
-                frames = frames_with_sound_written()
-                while batch := list(islice(frames, batch_size)):
-                    results = segment([frame.picture for frame in batch])
-                    for frame, result in zip(batch, results, strict=True):
-                        totals.add(result)
-                        writer.write(frame, overlay.draw(frame.picture, result["segmentation"]))
-                        progress.update()
-            writer.close()
-        except BaseException:
-            keep_partial_video(job, writer)
-            raise
+            progress = tqdm(total=reader.num_frames, desc=job.video.name, unit="frame")
+            try:
+                with progress:
+                    frames = frames_with_sound_written()
+                    while batch := list(islice(frames, batch_size)):
+                        results = segment([frame.picture for frame in batch])
+                        for frame, result in zip(batch, results, strict=True):
+                            totals.add(result)
+                            writer.write(frame, overlay.draw(frame.picture, result["segmentation"]))
+                            progress.update()
+                writer.close()
+            except BaseException:
+                keep_partial_video(job, writer)
+                raise
+            job.summary.unlink(missing_ok=True)  # of an earlier run, whose video is replaced now
+            job.partial_overlay.replace(job.overlay)
 
     summary = {
         "file": os.fsencode(job.video).decode(errors="replace"),
@@ -405,8 +408,6 @@ def segment_video(
         "classes": [rounded(asdict(entry)) for entry in totals.statistics()],
         "ignored_pixels": totals.ignored_pixels,
     }
-    job.summary.unlink(missing_ok=True)  # of an earlier run, whose video is replaced now
-    job.partial_overlay.replace(job.overlay)
     with written_at_once(job.summary) as path:
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
