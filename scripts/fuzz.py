@@ -9,6 +9,7 @@ written to OUTPUT/bugs, and `--reproduce FILE` runs it again.
 import argparse
 import base64
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ from tqdm import tqdm  # noqa: E402
 from scripts.fuzzing.mutations import Case  # noqa: E402
 from scripts.fuzzing.readers import READERS, planned_cases  # noqa: E402
 from scripts.fuzzing.workers import Verdict, make_case, run_cases, run_in_own_process  # noqa: E402
+
+SECONDS_BETWEEN_REPORTS = 30
 
 
 @dataclass
@@ -65,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def fuzz(readers: list[str], cases: int, seed: int, workers: int, output: Path) -> dict[str, Tally]:
-    """Run the cases; the report is written at the end, also at that of an interrupted run."""
+    """Run the cases; the report is written every now and then, and at the end, also of an interrupted run."""
     plan = list(planned_cases([READERS[name] for name in readers], cases))
     tallies = {reader.name: Tally() for reader, _ in plan}
     for reader, _ in plan:
@@ -78,6 +81,7 @@ def fuzz(readers: list[str], cases: int, seed: int, workers: int, output: Path) 
             for index in range(count):
                 yield reader.name, index
 
+    written = start
     try:
         with tqdm(total=total, unit="case") as bar:
             for name, index, verdict in run_cases(numbered(), seed, workers):
@@ -86,6 +90,9 @@ def fuzz(readers: list[str], cases: int, seed: int, workers: int, output: Path) 
                     save_bug(output / "bugs", name, seed, index, verdict)
                 bar.set_description(name, refresh=False)
                 bar.update()
+                if time.time() > written + SECONDS_BETWEEN_REPORTS:
+                    written = time.time()
+                    write_report(output, tallies, seed, written - start)
     except KeyboardInterrupt:
         print("interrupted: the report is of the cases so far", file=sys.stderr)
     finally:
@@ -158,6 +165,8 @@ def main() -> None:
     if arguments.reproduce:
         reproduce(arguments.reproduce)
         return
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignored, as behind `nohup ... &`
+        signal.signal(number, signal.default_int_handler)
     readers = arguments.readers or list(READERS)
     tallies = fuzz(readers, arguments.cases, arguments.seed, arguments.workers, arguments.output)
     print(markdown_table(tallies))

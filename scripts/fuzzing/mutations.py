@@ -206,6 +206,8 @@ def mutate_yaml(data: bytes, rng: Random) -> bytes:
         return ("\n".join(levels) + f"\n{rng.choice(['steps', 'model', 'tracker'])}: *b11\n").encode() + data
     if choice < 0.1:
         return b"steps: " + b"[" * 2_000
+    if b"&" in data:
+        raise ValueError("aliases, which would be written out")
     return yaml.safe_dump(mutate_value(yaml.safe_load(data), rng)).encode(errors="surrogatepass")
 
 

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from raw_copies import (
 )
 
 from sed_hf.data.benchmarks import BENCHMARKS, benchmark_info, load_benchmark
+from sed_hf.data.raw_labels import read_mat_label_map
 from sed_hf.data.vocabularies import load_vocabulary
 
 
@@ -340,11 +342,11 @@ class TestErrors:
         ("content", "message"),
         [
             ({"other": np.zeros((2, 3))}, "expected a variable LabelMap"),
-            ({"LabelMap": np.zeros((2, 3, 4))}, r"expected a variable LabelMap of \(height, width\)"),
-            ({"LabelMap": {"a": 1}}, "expected"),
-            ({"LabelMap": np.full((2, 3), 0.5)}, "expected whole numbers as LabelMap"),
-            ({"LabelMap": np.full((2, 3), np.nan)}, "expected whole numbers as LabelMap"),
-            ({"LabelMap": np.array([["a", "b"]], dtype=object)}, "expected whole numbers as LabelMap"),
+            ({"LabelMap": np.zeros((2, 3, 4))}, r"expected numbers of \(height, width\) as LabelMap"),
+            ({"LabelMap": {"a": 1}}, r"expected numbers of \(height, width\) as LabelMap"),
+            ({"LabelMap": np.full((2, 3), 0.5)}, "expected 2 × 3 whole numbers as LabelMap"),
+            ({"LabelMap": np.full((2, 3), np.nan)}, "expected 2 × 3 whole numbers as LabelMap"),
+            ({"LabelMap": np.array([["a", "b"]], dtype=object)}, r"expected numbers of \(height, width\)"),
         ],
     )
     def test_a_matlab_file_without_a_label_map_is_refused(
@@ -355,13 +357,29 @@ class TestErrors:
         with pytest.raises(ValueError, match=rf"cannot read the label .*x\.mat: {message}"):
             feature.decode_example({"path": str(tmp_path / "x.mat"), "bytes": None})
 
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32", "float64"])
+    def test_matlab_files_are_read_as_scipy_reads_them(self, tmp_path: Path, dtype: str, packed: bool) -> None:
+        ids = np.random.default_rng(0).integers(0, 200, (30, 50)).astype(dtype)
+        variables = {"names": np.array(["a"], dtype=object), "LabelMap": ids, "other": np.zeros(3)}
+        scipy.io.savemat(tmp_path / "x.mat", variables, do_compression=packed)
+        with (tmp_path / "x.mat").open("rb") as file:
+            assert np.array_equal(read_mat_label_map(file), scipy.io.loadmat(tmp_path / "x.mat")["LabelMap"])
+
+    def test_a_matlab_file_that_crashes_scipy_is_refused(self, tmp_path: Path) -> None:
+        scipy.io.savemat(tmp_path / "x.mat", {"LabelMap": np.ones((2, 3))})
+        content = bytearray((tmp_path / "x.mat").read_bytes())
+        content[184:188] = struct.pack("<I", 4100)  # the type of the numbers, of which MATLAB has 18
+        with pytest.raises(ValueError, match="expected numbers as LabelMap, got MATLAB's type 4100"):
+            read_mat_label_map(BytesIO(content))
+
     def test_a_matlab_file_that_unpacks_to_more_than_its_label_map_is_refused(self, tmp_path: Path) -> None:
         scipy.io.savemat(tmp_path / "x.mat", {"LabelMap": np.ones((2, 3))}, do_compression=True)
         content = (tmp_path / "x.mat").read_bytes()
         packed = zlib.compress(zlib.decompress(content[136:]) + bytes(10**7))
         (tmp_path / "x.mat").write_bytes(content[:128] + struct.pack("<II", 15, len(packed)) + packed)
         feature = BENCHMARKS["pascal_context_459"].features["label"]
-        with pytest.raises(ValueError, match="LabelMap unpacks to more than the 4,192 bytes that its size takes"):
+        with pytest.raises(ValueError, match="LabelMap unpacks to more than the 4,144 bytes that its size takes"):
             feature.decode_example({"path": str(tmp_path / "x.mat"), "bytes": None})
 
     def test_a_listing_that_is_no_text_is_named(self, write_raw_copy: Callable[[str], Path]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sed_hf.training.checkpoints import load_checkpoint, save_checkpoint, steps_done
@@ -62,6 +63,13 @@ def test_code_in_it_is_refused_and_not_executed(
 def test_a_damaged_file_is_refused(accelerator: Accelerator, checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:100])
     with pytest.raises(ValueError, match=f"the checkpoint {checkpoint} cannot be loaded"):
+        load_checkpoint(accelerator, checkpoint)
+
+
+def test_weights_that_are_no_numbers_are_refused(accelerator: Accelerator, checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({**weights, "bias": torch.tensor([torch.nan])}, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"cannot be loaded: model\.safetensors: bias is not finite"):
         load_checkpoint(accelerator, checkpoint)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
+from safetensors import safe_open
 from torch import Tensor
 
 from sed_hf.files import reason, remove_leftovers, require_file, written_at_once
@@ -107,11 +108,25 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
     try:
         for path in sorted(folder.iterdir()):
             require_file(path)
+            if path.suffix == ".safetensors":
+                require_finite(path)
             if path.suffix in PICKLED_SUFFIXES:
                 load(path, map_location="cpu")  # refuses code; accelerate would run that of registered objects
         accelerator.load_state(str(folder))
     except Exception as error:  # torch, safetensors and accelerate raise whatever happens to them
         raise ValueError(f"the checkpoint {folder} cannot be loaded: {reason(error)}") from error
+
+
+def require_finite(path: Path) -> None:
+    """Refuse weights from which training could only go on to numbers that are none.
+
+    Raises:
+        ValueError: The file has some; the message names the first.
+    """
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dict
+            if not file.get_tensor(name).isfinite().all():
+                raise ValueError(f"{path.name}: {name:.80} is not finite")
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
