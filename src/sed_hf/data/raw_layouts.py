@@ -76,6 +76,8 @@ def list_pascal_context_59(root: Path, split: str) -> list[RawExample]:
             for name, image in images.items()
         }
         names = sorted(images)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a file_name is no text")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} has not the form of PASCAL-Context's annotations: {reason(error)}") from error
     return [
