@@ -100,7 +100,7 @@ def list_pascal_context_459(root: Path, split: str) -> list[RawExample]:
 
 def list_pascal_voc(root: Path, split: str) -> list[RawExample]:
     """`JPEGImages/` and `SegmentationClassAug/`; `ImageSets/Segmentation/` lists the split's pictures."""
-    listing = require_file(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    listing = require_file(_existing(root / "ImageSets" / "Segmentation" / f"{split}.txt"))
     try:
         names = listing.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
