@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ sys.path.append(str(ROOT))
 
 from scripts.fuzzing.mutations import Case, Executes, mutate_json  # noqa: E402
 from scripts.fuzzing.readers import READERS, Reader  # noqa: E402
-from scripts.fuzzing.workers import Verdict, run_cases, run_in_own_process  # noqa: E402
+from scripts.fuzzing.workers import Verdict, make_case, run_cases, run_in_own_process  # noqa: E402
 
 SEED = 20_261_123
 CASES = {"model folder": 4, "checkpoint, sed-hf convert": 6, "config.json": 4, "training, resumed": 6}
@@ -103,13 +102,22 @@ def test_a_case_is_known_by_its_seed() -> None:
     assert len({mutate_json(data, Random(seed)) for seed in range(20)}) > 10
 
 
-def test_the_script_reports_by_reader_and_saves_nothing_where_there_is_no_bug(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts" / "fuzz.py", "--readers", "vocabulary", "--cases", "30"]
-    completed = subprocess.run(
-        [*map(str, command), "--output", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert completed.returncode == 0, completed.stderr
-    assert "| vocabulary | 30 |" in completed.stdout
+def test_the_script_reports_by_reader_and_saves_nothing_where_there_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # of which the script replaces the first
+    from scripts.fuzz import fuzz
+
+    fuzz(["vocabulary"], cases=30, seed=0, workers=1, output=tmp_path)
+    assert "| vocabulary | 30 |" in (tmp_path / "report.md").read_text()
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["readers"]["vocabulary"]["cases"] == 30
     assert not (tmp_path / "bugs").exists()
+
+
+def test_a_saved_bug_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from scripts.fuzz import load_bug, save_bug
+
+    save_bug(tmp_path, "vocabulary", seed=0, index=5, verdict=Verdict("BUG: made up"))
+    assert load_bug(next(tmp_path.iterdir())) == ("vocabulary", make_case(READERS["vocabulary"], 0, 5))

@@ -308,7 +308,17 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"trainval_merged\.json is no JSON, or was not downloaded completely"):
             load_benchmark("pascal_context_59", data_dir)
 
-    @pytest.mark.parametrize("content", ["5", "{}", '{"images": [], "annos_segmentation": [5]}', "[" * 100_000])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "5",
+            "{}",
+            '{"images": [], "annos_segmentation": [5]}',
+            '{"images": [{"file_name": 1, "image_id": 1, "height": 2, "width": 2, "phase": "val"}],'
+            ' "annos_segmentation": []}',
+            "[" * 100_000,
+        ],
+    )
     def test_json_of_another_form_is_named(self, write_raw_copy: Callable[[str], Path], content: str) -> None:
         data_dir = write_raw_copy("pascal_context_59")
         (path,) = data_dir.rglob("trainval_merged.json")

@@ -76,6 +76,8 @@ def list_pascal_context_59(root: Path, split: str) -> list[RawExample]:
             for name, image in images.items()
         }
         names = sorted(images)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a file_name is no text")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} has not the form of PASCAL-Context's annotations: {reason(error)}") from error
     return [
@@ -98,7 +100,7 @@ def list_pascal_context_459(root: Path, split: str) -> list[RawExample]:
 
 def list_pascal_voc(root: Path, split: str) -> list[RawExample]:
     """`JPEGImages/` and `SegmentationClassAug/`; `ImageSets/Segmentation/` lists the split's pictures."""
-    listing = require_file(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    listing = require_file(_existing(root / "ImageSets" / "Segmentation" / f"{split}.txt"))
     try:
         names = listing.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
