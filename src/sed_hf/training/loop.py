@@ -29,7 +29,7 @@ from .alignment import TowerAlignment
 from .checkpoints import find_checkpoints, save_checkpoint, steps_done
 from .classes import TrainingClasses
 from .data import build_training_samples, relabel, sample_vocabulary
-from .optimizer import build_optimizer, build_schedule, set_trainable
+from .optimizer import build_optimizer, build_schedule, enable_gradient_checkpointing, set_trainable
 from .recipe import Recipe
 
 LOG_FILE = "log.jsonl"
@@ -69,7 +69,7 @@ def train(recipe: Recipe) -> Path:
     model.config.ignore_index = ignore_index
     set_trainable(model, recipe)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model)
     if recipe.distractor_vocabulary is not None:
         class_names = class_names + distractors(class_names, [recipe.distractor_vocabulary])
     classes = TrainingClasses(class_names, processor, model.to(accelerator.device))
