@@ -40,6 +40,7 @@ from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
 from sed_hf.files import written_at_once
+from sed_hf.training.optimizer import enable_gradient_checkpointing
 
 VARIANTS = {"base": "convnext_base_w_320", "large": "convnext_large_d_320"}
 PICTURE_SIZE = (640, 853)  # what post-processing enlarges the logits to
@@ -250,7 +251,7 @@ def time_training_step(
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Forward, backward and optimizer step, with gradient checkpointing and the text encoder frozen."""
     model.train().text_encoder.requires_grad_(False)
-    model.gradient_checkpointing_enable()
+    enable_gradient_checkpointing(model)
     if point.decoder == "plain":
         replace_decoder(model)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-6)

@@ -182,7 +182,8 @@ class TestMaliciousFiles:
 
 class TestOpenClip:
     @pytest.fixture(scope="class")
-    def towers(self) -> tuple[SEDForSemanticSegmentation, open_clip.CLIP]:
+    @classmethod
+    def towers(cls) -> tuple[SEDForSemanticSegmentation, open_clip.CLIP]:
         """SED-B on open_clip's random weights, and open_clip's own model with the same weights."""
         created: list[open_clip.CLIP] = []
         original = open_clip.create_model

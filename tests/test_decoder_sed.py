@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput, decoder_sed
 from sed_hf.decoder_sed import CHUNK_BYTES, SEDDecoder, SEDDecoderOutput, hold, linear_attention, select_classes
+from sed_hf.training.optimizer import enable_gradient_checkpointing
 
 LOGITS = 1e-4
 
@@ -242,7 +243,7 @@ class TestGradients:
         monkeypatch.setattr(decoder_sed, "GROUP_BYTES", group_bytes)
         model = make_tiny_model(class_chunk_size=class_chunk_size).train(is_training)
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_gradient_checkpointing(model)
         decoder = model.decoder
         actual = self.gradients(decoder, decoder)
         decoder.zero_grad()

@@ -15,6 +15,7 @@ from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.conversion import official_name, select_weights
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.modeling_sed import segmentation_loss
+from sed_hf.training.optimizer import enable_gradient_checkpointing
 
 CLASSES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
 
@@ -270,7 +271,7 @@ class TestTraining:
 
     def test_gradient_checkpointing_gives_equal_gradients(self, make_tiny_model: Callable) -> None:
         plain, checkpointed = make_tiny_model().train(), make_tiny_model().train()
-        checkpointed.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(checkpointed)
         assert checkpointed.image_encoder.gradient_checkpointing
         assert checkpointed.decoder.gradient_checkpointing
         expected, actual = self.losses_and_gradients(plain), self.losses_and_gradients(checkpointed)
@@ -291,7 +292,7 @@ class TestTraining:
             return sum(saved.values())
 
         plain, checkpointed = make_tiny_model().train(), make_tiny_model().train()
-        checkpointed.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(checkpointed)
         assert saved_elements(checkpointed) < 0.5 * saved_elements(plain)
 
     def test_auxiliary_heads_train_only_themselves(self, make_tiny_model: Callable) -> None:
@@ -340,13 +341,15 @@ class TestCompilation:
 
 class TestInitialization:
     @pytest.fixture(scope="class")
-    def fresh(self) -> SEDForSemanticSegmentation:
+    @classmethod
+    def fresh(cls) -> SEDForSemanticSegmentation:
         torch.manual_seed(0)
         return SEDForSemanticSegmentation(make_tiny_config())
 
     @pytest.fixture(scope="class")
+    @classmethod
     def partly_loaded(
-        self, fresh: SEDForSemanticSegmentation, tmp_path_factory: pytest.TempPathFactory
+        cls, fresh: SEDForSemanticSegmentation, tmp_path_factory: pytest.TempPathFactory
     ) -> SEDForSemanticSegmentation:
         """Loaded from a checkpoint that holds the main head alone: the rest comes up on the meta device."""
         folder = tmp_path_factory.mktemp("part")

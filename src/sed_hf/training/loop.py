@@ -37,7 +37,7 @@ from .checkpoints import (
 )
 from .classes import TrainingClasses
 from .data import build_training_samples, relabel, sample_vocabulary
-from .optimizer import build_optimizer, build_schedule, set_trainable
+from .optimizer import build_optimizer, build_schedule, enable_gradient_checkpointing, set_trainable
 from .recipe import Recipe
 
 LOG_FILE = "log.jsonl"
@@ -77,7 +77,7 @@ def train(recipe: Recipe) -> Path:
     model.config.ignore_index = ignore_index
     set_trainable(model, recipe)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model)
     if recipe.distractor_vocabulary is not None:
         class_names = class_names + distractors(class_names, [recipe.distractor_vocabulary])
     classes = TrainingClasses(class_names, processor, model.to(accelerator.device))

@@ -38,6 +38,13 @@ def trainable_modules(model: SEDForSemanticSegmentation, recipe: Recipe) -> list
     }[recipe.finetuning]
 
 
+def enable_gradient_checkpointing(model: SEDForSemanticSegmentation) -> None:
+    """Recompute encoder blocks and decoder stages in backward instead of holding their activations."""
+    # transformers 5.23 renamed the method; version 6 will not know the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
 def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
     """AdamW over the trainable parameters, in groups of one learning rate and one weight decay each.
 
