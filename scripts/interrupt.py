@@ -366,7 +366,9 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 def files_in(folder: Path, *names: str) -> Iterator[str]:
     """The files of outputs and caches in the folder of a run, with the folders that are temporary."""
-    for name in names or ("out", "cache", "temporary"):
+    hidden = [path.name for path in folder.glob(".*")]  # where an output that is one folder is written
+    yield from hidden
+    for name in (*(names or ("out", "cache", "temporary")), *hidden):
         for parent, folders, files in os.walk(folder / name):
             for found in [*files, *(found for found in folders if is_temporary(found))]:
                 if not any(part in found for part in WRITTEN_BY_LIBRARIES):
