@@ -296,6 +296,11 @@ class SEDDecoderStage(nn.Module):
     def pool(self, features: Tensor) -> Tensor:
         """The mean of each window of locations of (B, t, C, H, W)."""
         pooling_size = self.config.train_pooling_size if self.training else self.config.inference_pooling_size
+        if pooling_size > 1 and torch.compiler.is_exporting():
+            # avg_pool2d of torch 2.11 ties a program to pictures as odd or even as the example; a convolution does not.
+            channels, window = features.shape[-3], (pooling_size, pooling_size)
+            weight = features.new_full((channels, 1, *window), 1 / pooling_size**2)
+            return for_each_class(lambda every: F.conv2d(every, weight, stride=window, groups=channels), features)
         window = tuple(min(pooling_size, length) for length in features.shape[-2:])
         if window == (1, 1):
             return features
