@@ -24,6 +24,7 @@ REMOTE_MODULES = [
     "image_files",
     "image_processing_sed",
     "modeling_sed",
+    "out_of_memory",
     "pipeline_sed",
     "processing_sed",
     "prompt_packing",

@@ -298,18 +298,11 @@ class SEDDecoderStage(nn.Module):
         pooling_size = self.config.train_pooling_size if self.training else self.config.inference_pooling_size
         if pooling_size > 1 and torch.compiler.is_exporting():
             # avg_pool2d of torch 2.11 ties a program to pictures as odd or even as the example; a convolution does not.
-            channels, window = features.shape[-3], (pooling_size, pooling_size)
-            weight = features.new_full((channels, 1, *window), 1 / pooling_size**2)
-            return for_each_class(lambda every: F.conv2d(every, weight, stride=window, groups=channels), features)
-        window = tuple(min(pooling_size, length) for length in features.shape[-2:])
-        if window == (1, 1):
-            return features
-        if torch.compiler.is_exporting():
-            # avg_pool2d of torch 2.11 ties a program to pictures as odd or even as the example; a convolution does not.
             channels = features.shape[-3]
-            weight = features.new_full((channels, 1, *window), 1 / (window[0] * window[1]))
-            return for_each_class(lambda every: F.conv2d(every, weight, stride=window, groups=channels), features)
-        return for_each_class(lambda every: F.avg_pool2d(every, window), features)
+            weight = features.new_full((channels, 1, pooling_size, pooling_size), 1 / pooling_size**2)
+            return for_each_class(lambda every: F.conv2d(every, weight, stride=pooling_size, groups=channels), features)
+        window = tuple(min(pooling_size, length) for length in features.shape[-2:])
+        return features if window == (1, 1) else for_each_class(lambda every: F.avg_pool2d(every, window), features)
 
 
 # Decoder -------------------------------------------------------------------------------------------------------------
