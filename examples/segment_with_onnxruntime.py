@@ -1,6 +1,6 @@
 """Segment a picture with onnxruntime and numpy alone: no PyTorch, no transformers, no Pillow.
 
-    sed-hf export scene-onnx --classes sky water gravel "red triangle" "orange cross" "orange heart"
+    sed-hf export scene-onnx --classes sky water gravel "red triangle" "orange cross" "orange heart" ...
     python segment_with_onnxruntime.py scene-onnx scene-3.png result.png
 
 The folder is one of `sed-hf export` with class names. Pictures are PNG files of 8 bits and no interlacing. The result
@@ -84,7 +84,7 @@ def read_png(path: Path) -> np.ndarray:
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     channels = {0: 1, 2: 3, 6: 4}.get(color)
     if channels is None or depth != 8 or interlaced:
-        raise ValueError(f"{path}: expected a PNG of 8 bits, gray or RGB, without interlacing")
+        raise ValueError(f"it has {depth} bits, colours of type {color} or is interlaced")
     while position < len(content):
         (length,), name = struct.unpack(">I", content[position : position + 4]), content[position + 4 : position + 8]
         compressed += content[position + 8 : position + 8 + length] if name == b"IDAT" else b""
@@ -121,7 +121,15 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 def main(folder: Path, picture: Path, result: Path) -> None:
     """Segment a picture, print the shares of its classes, and draw them."""
-    image = read_png(picture)
+    for name in ("segmentation.onnx", "settings.json", "classes.npz"):
+        if not (folder / name).is_file():
+            raise SystemExit(f"{folder}: expected a folder of sed-hf export with --classes; it has no {name}")
+    if not result.parent.is_dir():
+        raise SystemExit(f"{result}: expected a file in a folder that exists")
+    try:
+        image = read_png(picture)
+    except (OSError, ValueError, struct.error, zlib.error) as error:
+        raise SystemExit(f"{picture}: expected a PNG of 8 bits, gray or RGB, without interlacing: {error}") from error
     segmentation, probability = segment(folder, image)
     names = np.load(folder / "classes.npz")["names"]
     for index, count in zip(*np.unique(segmentation, return_counts=True), strict=True):

@@ -16,7 +16,22 @@ from sed_hf.cli import main
 from sed_hf.conversion import build_processor, convert_official_checkpoint, official_name
 from sed_hf.hub import save_hub_folder
 
-EXPORTED_NAMES = ["sky", "water", "gravel", "red triangle", "orange cross", "orange heart"]
+EXPORTED_NAMES = [
+    "sky",
+    "water",
+    "gravel",
+    "red triangle",
+    "orange cross",
+    "orange heart",
+    "yellow circle",
+    "yellow cross",
+    "yellow ring",
+    "green circle",
+    "white cross",
+    "orange star",
+    "yellow heart",
+    "white bar",
+]
 REFERENCE = Path(__file__).parent / "reference"
 sys.path.insert(0, str(REFERENCE))
 

@@ -186,6 +186,16 @@ class TestTheExample:
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.01
 
+    @pytest.mark.parametrize("content", [b"", b"no PNG", "cut"], ids=["empty", "text", "truncated"])
+    def test_it_refuses_what_is_no_png_in_one_line(self, onnx_folder: Path, tmp_path: Path, content: Any) -> None:
+        whole = (ROOT / "examples" / "scene-1.png").read_bytes()
+        (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
+        command = [sys.executable, EXAMPLE, onnx_folder, tmp_path / "x.png", tmp_path / "result.png"]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"{tmp_path / 'x.png'}: expected a PNG of 8 bits")
+        assert "Traceback" not in ended.stderr
+
 
 class TestInt8:
     @pytest.fixture(scope="class")
@@ -219,8 +229,17 @@ class TestRefusals:
 
     def test_a_folder_that_holds_something(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "file").touch()
-        assert f"{tmp_path}: expected a new or empty folder" in self.refused(capsys, str(tmp_path))
+        assert f"OUT {tmp_path}: expected a new or empty folder" in self.refused(capsys, str(tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_folder_below_a_file(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "file").touch()
+        error = self.refused(capsys, str(tmp_path / "file" / "out"))
+        assert f"expected a folder, but {tmp_path / 'file'} is a file" in error
+
+    def test_a_class_that_is_named_twice(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        error = self.refused(capsys, str(tmp_path / "out"), "--classes", "sky", "sea", "Sky")
+        assert "--classes[2]: 'Sky' is the same class name as --classes[0]='sky'" in error
 
     def test_8_bits_in_another_format(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         error = self.refused(capsys, str(tmp_path / "out"), "--format", "torch", "--int8")

@@ -118,6 +118,20 @@ def test_torchs_error_of_a_cpu_is_recognised() -> None:
     assert is_out_of_memory(error.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "is_lack"),
+    [
+        (RuntimeError("could not create a primitive"), True),  # oneDNN
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_errors_of_libraries_are_recognised_by_what_they_say(error: Exception, is_lack: bool) -> None:
+    assert is_out_of_memory(error) == is_lack
+
+
 def test_what_can_be_allocated_is_found_by_trying() -> None:
     assert allocatable_bytes(2**20, torch.device("cpu")) == 2**20
     assert 2**20 < allocatable_bytes(2**60, torch.device("cpu")) < 2**60

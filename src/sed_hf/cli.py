@@ -465,6 +465,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     camera = camera_index(arguments.inputs)
     if camera is not None:
         return run_camera(arguments, camera)
+    check_folder("--output", arguments.output)
     jobs = plan_jobs(find_files(arguments.inputs), arguments.output)
     pictures = [job for job in jobs if isinstance(job, Job)]
     videos = readable_videos([job for job in jobs if isinstance(job, VideoJob)])
@@ -641,8 +642,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
     """Explain one picture."""
     if not arguments.picture.is_file():
         raise FileNotFoundError(f"{arguments.picture}: expected a picture; there is no such file")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise FileExistsError(f"--output {arguments.output}: expected a folder, but it is a file")
+    check_folder("--output", arguments.output)
     class_names = read_class_names(arguments)
     model_source = choose_model(arguments.model)
 
@@ -666,6 +666,19 @@ def run_explain(arguments: argparse.Namespace) -> int:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"sed-hf: {figure} and {summary.name} written")
     return 0
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """Refuse what is no folder and cannot become one.
+
+    Raises:
+        FileExistsError: It is a file, or lies below one.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise FileExistsError(f"{argument} {folder}: expected a folder, but {path} is a file")
+            return
 
 
 def choose_sliding_window(arguments: argparse.Namespace) -> SlidingWindow | None:
@@ -729,6 +742,11 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
     return load_vocabulary(arguments.vocabulary)
 
 
+def class_argument(arguments: argparse.Namespace) -> str:
+    """What errors about class names call them."""
+    return f"--vocabulary {arguments.vocabulary}" if arguments.vocabulary else "--classes"
+
+
 def read_competing_names(arguments: argparse.Namespace, class_names: list[str]) -> list[str]:
     """The names of which "everything else" is made: those of a vocabulary that are not asked for."""
     if arguments.everything_else is None:
@@ -753,7 +771,7 @@ def load_model_and_classes(
     from .class_embeddings import ClassEmbeddingCache, encode_classes, load_class_embeddings, text_encoder_sha256
     from .processing_sed import validate_class_names
 
-    class_names = validate_class_names(class_names)
+    class_names = validate_class_names(class_names, class_argument(arguments))
     print(f"sed-hf: loading {model_source}", file=sys.stderr)
     model, processor = load_model(model_source, arguments.device, arguments.dtype)
     if is_encoded_vocabulary(arguments.vocabulary):
@@ -811,8 +829,9 @@ def run_init(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """Export a model."""
     out = arguments.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: expected a new or empty folder")
+    check_folder("OUT", out)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"OUT {out}: expected a new or empty folder")
     if arguments.int8 and arguments.format != "onnx":
         raise ValueError(f"--int8: expected with --format onnx, got {arguments.format}")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -824,7 +843,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     from .export import export_model
     from .processing_sed import validate_class_names
 
-    class_names = validate_class_names(class_names) if class_names else []
+    class_names = validate_class_names(class_names, class_argument(arguments)) if class_names else []
     model, processor = load_model(model_source, "cpu", "float32")
     print(f"sed-hf: exporting {model_source}", file=sys.stderr)
     export_model(model, processor, out, arguments.format, class_names, arguments.int8)

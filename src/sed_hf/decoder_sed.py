@@ -373,10 +373,11 @@ class SEDDecoder(nn.Module):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                message = str(error)
             # Only here, after the handler, is what the failed attempt held released.
-            self.take_smaller_chunks(dense_embeddings, len(class_embeddings))
+            self.take_smaller_chunks(dense_embeddings, len(class_embeddings), message)
 
-    def take_smaller_chunks(self, dense_embeddings: Tensor, num_classes: int) -> None:
+    def take_smaller_chunks(self, dense_embeddings: Tensor, num_classes: int, message: str) -> None:
         """After memory has run out: from now on, take chunks of a quarter of the size.
 
         Raises:
@@ -384,7 +385,8 @@ class SEDDecoder(nn.Module):
         """
         if self.chunk_divisor >= num_classes:
             self.chunk_divisor = 1
-            raise torch.OutOfMemoryError(self.explain_lack_of_memory(dense_embeddings, num_classes))
+            explanation = self.explain_lack_of_memory(dense_embeddings, num_classes)
+            raise torch.OutOfMemoryError(f"{explanation} ({message[:200]})")
         if self.chunk_divisor == 1:
             logger.warning(
                 f"{dense_embeddings.device}: memory ran out while decoding {num_classes} classes; decoding them in"

@@ -2,12 +2,15 @@
 
 import torch
 
+# What torch, oneDNN and NVIDIA's libraries say in errors that have no type of their own.
+MESSAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory", "ALLOC_FAILED")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. That of a CPU has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    """Whether an error says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
 
 
 def allocatable_bytes(most: int, device: torch.device) -> int:
