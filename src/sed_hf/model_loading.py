@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -29,7 +29,7 @@ def build_model(config: SEDConfig) -> SEDForSemanticSegmentation:
 
 
 def load_model_and_processor(
-    source: str, dtype: torch.dtype = torch.float32
+    source: str, dtype: torch.dtype | Literal["auto"] = "auto"
 ) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
     """Load a model and its processor; no code that lies beside them is run.
 
@@ -37,7 +37,7 @@ def load_model_and_processor(
 
     Args:
         source: Model folder, or name on the Hub.
-        dtype: Of the weights.
+        dtype: Of the weights; "auto" leaves them as they were saved.
 
     Raises:
         OSError: There is no such model on the Hub.
