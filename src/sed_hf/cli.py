@@ -677,7 +677,8 @@ def check_folder(argument: str, folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.exists():
             if not path.is_dir():
-                raise FileExistsError(f"{argument} {folder}: expected a folder, but {path} is a file")
+                what = "it" if path == folder else path
+                raise FileExistsError(f"{argument} {folder}: expected a folder, but {what} is a file")
             return
 
 
