@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .address_space import require_address_space
 from .data.vocabularies import load_vocabulary, vocabulary_names
 from .files import reason, require_file, written_at_once
 from .interruption import interruptible
@@ -112,6 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: Arguments are wrong, or the command was interrupted.
     """
     arguments = build_parser().parse_args(argv)
+    try:
+        require_address_space()
+    except MemoryError as error:
+        print(f"sed-hf: error: {error}", file=sys.stderr)
+        return 2
     try:
         with interruptible("sed-hf"):
             return arguments.run(arguments)

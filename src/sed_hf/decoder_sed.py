@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
 from .configuration_sed import SEDConfig
-from .out_of_memory import allocatable_bytes, is_out_of_memory
+from .out_of_memory import allocatable_bytes, is_out_of_memory, require_room
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 # Features that are held together; more than the most (2**25) for which glibc ever keeps freed memory for itself.
 GROUP_BYTES = 2**26
+# Activations that a chunk needs at once, as multiples of the largest.
+ACTIVATIONS_AT_ONCE = 4
 
 
 def compute_cost_map(dense_embeddings: Tensor, class_embeddings: Tensor) -> Tensor:
@@ -266,7 +268,7 @@ class SEDDecoderStage(nn.Module):
         """Refine each class of a chunk (B, t, C, H, W)."""
         return for_each_class(self.spatial_block, features)
 
-    def aggregate_classes(self, groups: list[Tensor], tiles: list[slice], run: Callable) -> None:
+    def aggregate_classes(self, groups: list[Tensor], tiles: Iterable[slice], run: Callable) -> None:
         """Let all classes see each other: adds to each group (B, t, C, H, W) of the list what class attention gives.
 
         The attention block has a residual of its own: without pooling the input counts twice, as it officially does.
@@ -397,15 +399,20 @@ class SEDDecoder(nn.Module):
     def explain_lack_of_memory(self, dense_embeddings: Tensor, num_classes: int) -> str:
         """What dense decoding holds of all classes, whatever the chunks, and for how many there is memory."""
         batch_size, _, height, width = dense_embeddings.shape
-        scale = 2 ** (len(self.stages) - 1)  # of the features that enter the last stage, the largest that are held
-        per_location = self.config.decoder_hidden_sizes[-2] * scale**2 + sum(4**i for i in range(len(self.stages) + 1))
-        per_class = batch_size * height * width * per_location * dense_embeddings.element_size()
-        free = allocatable_bytes(num_classes * per_class, dense_embeddings.device)
+        device, element_size = dense_embeddings.device, dense_embeddings.element_size()
+        last = len(self.stages) - 1
+        scale = 2**last  # of the features that enter the last stage, the largest that are held
+        per_location = self.config.decoder_hidden_sizes[last] * scale**2 + sum(4**i for i in range(last + 2))
+        per_class = batch_size * height * width * per_location * element_size
+        working = ACTIVATIONS_AT_ONCE * batch_size * height * width * scale**2 * self.widest(last) * element_size
+        free = allocatable_bytes(num_classes * per_class + working, device)
+        fitting = min(max(0, free - working) // per_class, num_classes - 1)  # all of them have just been tried
         return (
-            f"out of memory on {dense_embeddings.device}, even with one class decoded at a time: features of"
-            f" {num_classes} classes of {batch_size} image(s) are {num_classes * per_class / 2**20:.0f} MiB, and about"
-            f" {free / 2**20:.0f} MiB are free, which would fit {free // per_class} classes. Less is needed by early"
-            " rejection (early_rejection_topk=8), fewer images at a time, a smaller input_size or half precision"
+            f"out of memory on {device}, even with one class decoded at a time: features of {num_classes} classes of"
+            f" {batch_size} image(s) are {num_classes * per_class / 2**20:.0f} MiB, decoding takes"
+            f" {working / 2**20:.0f} MiB more, and about {free / 2**20:.0f} MiB are free, which would fit {fitting}"
+            " classes. Less is needed by early rejection (early_rejection_topk=8), fewer images at a time, a smaller"
+            " input_size or half precision"
         )
 
     def decode(
@@ -520,7 +527,7 @@ class SEDDecoder(nn.Module):
                 yield self.checkpointed(finish_chunk, features, take(class_embeddings, classes, numbers))
                 first_class = numbers.stop
 
-    def refine(self, function: Callable[[Tensor], Tensor], features: Tensor, chunks: list[slice]) -> Tensor:
+    def refine(self, function: Callable[[Tensor], Tensor], features: Tensor, chunks: Iterable[slice]) -> Tensor:
         """Apply a function to (B, T, C, H, W), a chunk of classes at a time; in place if that loses no gradient."""
         if not may_write_in_place():
             return join([self.checkpointed(function, features[:, chunk]) for chunk in chunks])
@@ -535,26 +542,41 @@ class SEDDecoder(nn.Module):
             cost_map = for_each_class(stage.cost_guidance, cost_map)
         return cost_map
 
-    def chunks_of_classes(self, index: int, num_classes: int, like: Tensor) -> list[slice]:
+    def chunks_of_classes(self, index: int, num_classes: int, like: Tensor) -> Iterable[slice]:
         """The classes that a stage takes at a time, of so many; `like` (B, ..., H, W) has the locations of each."""
         if torch.compiler.is_exporting():
             return [slice(None)]
+        elements = self.widest(index) * len(like) * like.shape[-2] * like.shape[-1]
         size = self.config.class_chunk_size
         if size is None:
-            size = self.chunk_elements(like) // (self.widest(index) * len(like) * like.shape[-2] * like.shape[-1])
-        return self.slices(num_classes, size)
+            size = self.chunk_elements(like) // elements
+        return self.slices(num_classes, size, elements, like)
 
-    def tiles_of_locations(self, index: int, num_classes: int, like: Tensor) -> list[slice]:
+    def tiles_of_locations(self, index: int, num_classes: int, like: Tensor) -> Iterable[slice]:
         """The locations that class attention takes at a time, for so many classes of each image of `like`."""
         if torch.compiler.is_exporting():
             return [slice(None)]
-        size = self.chunk_elements(like) // (self.widest(index) * len(like) * num_classes)
-        return self.slices(like.shape[-2] * like.shape[-1], size)
+        elements = self.widest(index) * len(like) * num_classes
+        return self.slices(like.shape[-2] * like.shape[-1], self.chunk_elements(like) // elements, elements, like)
 
-    def slices(self, length: int, size: int) -> list[slice]:
-        """A length in pieces of a size, or of less after memory has run out."""
+    def slices(self, length: int, size: int, elements: int, like: Tensor) -> Iterator[slice]:
+        """A length in pieces of a size, or of less after memory has run out.
+
+        Args:
+            length: Of all.
+            size: Of a piece.
+            elements: Of the largest activation for one of the length.
+            like: Has the type and the device of the activations.
+
+        Raises:
+            RuntimeError: There is no memory for the next piece.
+        """
         size = max(1, min(size, length) // self.chunk_divisor)
-        return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+        for first in range(0, length, size):
+            # A GPU's own allocator says in time what it lacks.
+            if like.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+                require_room(ACTIVATIONS_AT_ONCE * size * elements * like.element_size(), like.device)
+            yield slice(first, min(first + size, length))
 
     def widest(self, index: int) -> int:
         """The most channels that a stage makes of a location."""
