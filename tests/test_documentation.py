@@ -51,6 +51,7 @@ SHORTENED = {
     "evaluate.py": "--limit 1",
     "check_export.py": "--model src/sed_hf/model_in_the_box --sizes 64 --classes 2 --scenes 1",
     "fuzz.py": "--readers vocabulary --cases 20",
+    "limit_memory.py": "--model sed-base --vocabulary pascal_voc_20 --least 500 --most 500",
     "interrupt.py": "--help",  # the arguments alone: tests/test_interruption.py tries it
     "benchmark.py": "--models sed-base --classes 2 --sizes 64 --repeats 1 --decoders fast",
 }

@@ -53,6 +53,17 @@ def test_a_whole_folder_loads(folder: Path, tiny_model: SEDForSemanticSegmentati
     assert processor.prompt_templates == model.config.prompt_templates
 
 
+def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("unable to mmap 723126764 bytes from file: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(SEDForSemanticSegmentation, "from_pretrained", full)
+    with pytest.raises(MemoryError, match=f"{folder.name}: out of memory while the model was loaded"):
+        load_model_and_processor(str(folder))
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(ValueError, match="expected a model of sed-hf, and this is none, or damaged") as error:
         load_model_and_processor(str(folder))

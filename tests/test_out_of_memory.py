@@ -125,6 +125,7 @@ def test_torchs_error_of_a_cpu_is_recognised() -> None:
     [
         (RuntimeError("could not create a primitive"), True),  # oneDNN
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("unable to mmap 723126764 bytes from file: Cannot allocate memory (12)"), True),  # torch's files
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
@@ -176,30 +177,32 @@ def test_a_process_whose_memory_is_limited_ends_with_the_same_result() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and statistics of a process are read as on Linux")
-def test_a_process_with_hardly_any_memory_ends_with_an_error_and_not_in_a_crash() -> None:
-    """oneDNN calls kernels for whose code it found no memory."""
-    command = [sys.executable, "-c", IN_A_SMALL_PROCESS.format(room=50)]
+def test_a_process_with_hardly_any_memory_does_not_crash() -> None:
+    """oneDNN calls kernels for whose code it found no memory. Now and then glibc has kept enough for the result."""
+    command = [sys.executable, "-c", IN_A_SMALL_PROCESS.format(room=40)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 1
-    assert "torch.OutOfMemoryError: out of memory on cpu, even with one class decoded at a time" in ended.stderr
+    error = "torch.OutOfMemoryError: out of memory on cpu, even with one class decoded at a time"
+    assert ended.returncode == 0 or (ended.returncode == 1 and error in ended.stderr)
 
 
 IN_A_SMALL_ADDRESS_SPACE = """
-import resource, torch
+import resource
 from sed_hf.cli import main
-now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} * 2**20,) * 2)
 raise SystemExit(main(["encode", "names.safetensors", "--classes", "sky"]))
 """
+SIZE_WITH_TORCH = "import torch; print(next(int(x.split()[1]) for x in open('/proc/self/status') if 'VmPeak' in x))"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and statistics of a process are read as on Linux")
 def test_the_command_says_when_the_address_space_is_too_small_for_its_libraries(tmp_path: Path) -> None:
     """Without the check OpenBLAS waits forever."""
-    command = [sys.executable, "-c", IN_A_SMALL_ADDRESS_SPACE]
+    torch_kibibytes = subprocess.run([sys.executable, "-c", SIZE_WITH_TORCH], capture_output=True, check=True).stdout
+    mebibytes = int(torch_kibibytes) // 2**10 + 300
+    command = [sys.executable, "-c", IN_A_SMALL_ADDRESS_SPACE.format(mebibytes=mebibytes)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("sed-hf: error: the address space of this process is limited to ")
+    assert ended.stderr.startswith(f"sed-hf: error: the address space of this process is limited to {mebibytes} MiB")
     assert not any(tmp_path.iterdir())
 
 

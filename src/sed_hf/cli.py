@@ -114,22 +114,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     try:
-        require_address_space()
-    except MemoryError as error:
-        print(f"sed-hf: error: {error}", file=sys.stderr)
-        return 2
-    try:
         with interruptible("sed-hf"):
+            require_address_space()
             return arguments.run(arguments)
-    except (OSError, ValueError) as error:
-        print(f"sed-hf: error: {error}", file=sys.stderr)
+    except (OSError, ValueError, MemoryError) as error:
+        print(f"sed-hf: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
-    except (RuntimeError, MemoryError) as error:
+    except RuntimeError as error:
         from .out_of_memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        print(f"sed-hf: error: {next(iter(str(error).splitlines()), 'out of memory')}", file=sys.stderr)
+        print(f"sed-hf: error: {str(error).splitlines()[0]}", file=sys.stderr)
         print("sed-hf: a smaller --batch-size and --topk 8 need less memory", file=sys.stderr)
         return 2
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 from .files import reason, require_file
+from .out_of_memory import is_out_of_memory
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -40,6 +41,7 @@ def load_model_and_processor(
         dtype: Of the weights; "auto" leaves them as they were saved.
 
     Raises:
+        MemoryError: It does not fit into memory.
         OSError: There is no such model on the Hub.
         ValueError: Something is damaged, missing, left over or not finite, or processor and model do not fit.
     """
@@ -59,6 +61,8 @@ def load_model_and_processor(
     except Exception as error:  # transformers, tokenizers and safetensors raise whatever happens to them
         if isinstance(error, OSError) and not is_folder:
             raise  # the Hub's own messages name the model, and what to do
+        if is_out_of_memory(error):
+            raise MemoryError(f"{source}: out of memory while the model was loaded: {reason(error)}") from error
         raise ValueError(
             f"{source}: expected a model of sed-hf, and this is none, or damaged: {reason(error)}"
         ) from error

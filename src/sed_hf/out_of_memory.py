@@ -5,7 +5,13 @@ import mmap
 import torch
 
 # What torch, oneDNN and NVIDIA's libraries say in errors that have no type of their own.
-MESSAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory", "ALLOC_FAILED")
+MESSAGES = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "could not create a primitive",
+    "could not create a memory",
+    "ALLOC_FAILED",
+)
 # For the code of a few of oneDNN's kernels, each of up to 4 MB. Those that found none are called all the same: a crash.
 KERNEL_BYTES = 2**25
 
