@@ -468,7 +468,8 @@ def tiny_training() -> tuple[Accelerator, nn.Module]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
     network, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    network(torch.ones(1, 3)).sum().backward()
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)  # backward may refuse to run in a forked process
     optimizer.step()
     schedule.step()
     return accelerator, network
