@@ -74,10 +74,13 @@ def test_where_the_default_chunk_does_not_fit_the_result_is_the_same_with_one_wa
 
 
 @torch.no_grad()
-def test_where_one_class_does_not_fit_an_error_says_what_would(make_tiny_model: Callable, warnings: list[str]) -> None:
+def test_where_one_class_does_not_fit_an_error_says_what_would(
+    make_tiny_model: Callable, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_sed, "allocatable_bytes", lambda most, device: min(most, 2**12))
     inputs = random_inputs(num_classes=9)
     decoder = make_tiny_model().decoder
-    with MemoryLimit(2**12), pytest.raises(torch.OutOfMemoryError, match=r"9 classes of 1.*which would fit \d cl"):
+    with MemoryLimit(2**12), pytest.raises(torch.OutOfMemoryError, match=r"9 classes of 1 image.*which would fit 0 cl"):
         decoder(**inputs)
     assert len(warnings) == 1
 
@@ -145,7 +148,7 @@ import resource, sys, torch
 sys.path[:0] = ["tests", "tests/reference"]
 from conftest import make_tiny_config, official_weights
 from test_decoder_sed import random_inputs
-from sed_hf import address_space, decoder_sed
+from sed_hf import decoder_sed
 from sed_hf.conversion import convert_official_checkpoint
 
 torch.set_num_threads(1)

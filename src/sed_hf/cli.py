@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not is_out_of_memory(error):
             raise
-        print(f"sed-hf: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"sed-hf: error: {next(iter(str(error).splitlines()), 'out of memory')}", file=sys.stderr)
         print("sed-hf: a smaller --batch-size and --topk 8 need less memory", file=sys.stderr)
         return 2
 
