@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).with_name("src")))  # a Space holds the sources, but does not install them
 
-from sed_hf.cli import serve_demo
+from sed_hf.cli.main import serve_demo
 
 if __name__ == "__main__":
     serve_demo(os.environ.get("SED_MODEL") or None)

@@ -33,14 +33,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
-from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.conversion import build_processor, config_from_open_clip
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
-from sed_hf.files import written_at_once
+from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.training.optimizer import enable_gradient_checkpointing
+from sed_hf.utils import atomic_path
 
 VARIANTS = {"base": "convnext_base_w_320", "large": "convnext_large_d_320"}
 PICTURE_SIZE = (640, 853)  # what post-processing enlarges the logits to
@@ -90,9 +90,9 @@ def main() -> None:
     points = [point for point in plan(arguments) if str(point) not in results]
     for point in tqdm(points, desc="Measuring", unit="point"):
         results[str(point)] = run_in_process_of_its_own(point, arguments)
-        with written_at_once(results_file) as path:
+        with atomic_path(results_file) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
-        with written_at_once(arguments.output / "results.md") as path:
+        with atomic_path(arguments.output / "results.md") as path:
             path.write_text(to_markdown(results))
     draw_plots(results, arguments.output)
     print(to_markdown(results))

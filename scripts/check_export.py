@@ -24,13 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
-from sed_hf.cli import MODEL_IN_THE_BOX, positive_integer
+from sed_hf.cli.main import TOY_MODEL, positive_integer
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import vocabulary_names
 from sed_hf.evaluation.environment import describe_environment
 from sed_hf.image_processing_sed import most_probable_class
+from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.metrics import MeanIoU
 
 Run = Callable[[Tensor, Tensor], Tensor]
@@ -39,7 +39,7 @@ Run = Callable[[Tensor, Tensor], Tensor]
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("exports", nargs="+", type=Path, metavar="FOLDER", help="folders of sed-hf export")
-    parser.add_argument("--model", default=str(MODEL_IN_THE_BOX), metavar="M", help="the model that was exported")
+    parser.add_argument("--model", default=str(TOY_MODEL), metavar="M", help="the model that was exported")
     parser.add_argument("--sizes", nargs="+", type=positive_integer, default=[192], metavar="N", help="input sizes")
     parser.add_argument("--classes", nargs="+", type=positive_integer, default=[104], metavar="T", help="vocabularies")
     parser.add_argument("--scenes", type=positive_integer, metavar="N", help="also compare the mean IoU of N scenes")

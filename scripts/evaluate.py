@@ -13,21 +13,16 @@ from pathlib import Path
 # Python searches a script's own folder first, where this file would hide the library `evaluate` from the metric.
 sys.path.remove(str(Path(__file__).resolve().parent))
 
-from sed_hf.interruption import interruptible
+import torch
+from accelerate import Accelerator
 
-HINT = "the same command goes on where it stopped"
-
-with interruptible("evaluate.py", HINT):  # the imports take seconds
-    import torch
-    from accelerate import Accelerator
-
-    from sed_hf.cli import positive_integer, whole_number
-    from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
-    from sed_hf.evaluation.label_space import label_space
-    from sed_hf.evaluation.report import EvaluationReport
-    from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, load_evaluation_sets
-    from sed_hf.model_loading import load_model_and_processor
-    from sed_hf.model_source import check_model_source
+from sed_hf.cli.main import positive_integer, whole_number
+from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
+from sed_hf.evaluation.label_space import label_space
+from sed_hf.evaluation.report import EvaluationReport
+from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, load_evaluation_sets
+from sed_hf.hub.load import load_model_and_processor
+from sed_hf.hub.model_source import check_model_source
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -123,5 +118,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with interruptible("evaluate.py", HINT):
-        main()
+    main()

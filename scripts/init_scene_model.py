@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
 from sed_hf.data.scenes import scene_vocabulary
-from sed_hf.hub import save_hub_folder
+from sed_hf.hub.save import save_hub_folder
 
 PROMPT_TEMPLATES = ["{}", "a {}.", "a photo of a {}.", "the {} in the scene."]
 MAX_PROMPT_LENGTH = 32

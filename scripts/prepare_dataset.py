@@ -8,13 +8,8 @@ After an interruption, the same command goes on where it stopped.
 import argparse
 from pathlib import Path
 
-from sed_hf.interruption import interruptible
-
-HINT = "the same command goes on where it stopped"
-
-with interruptible("prepare_dataset.py", HINT):  # the imports take seconds
-    from sed_hf.data.benchmarks import BENCHMARKS, OWN_DATA
-    from sed_hf.data.prepare import prepare_benchmark, push_to_hub
+from sed_hf.data.benchmarks import BENCHMARKS, OWN_DATA
+from sed_hf.data.prepare import prepare_benchmark, push_to_hub
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,5 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with interruptible("prepare_dataset.py", HINT):
-        main()
+    main()

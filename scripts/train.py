@@ -6,10 +6,6 @@ from pathlib import Path
 # Python searches a script's own folder first, where evaluate.py would hide the library `evaluate` from the metric.
 sys.path.remove(str(Path(__file__).resolve().parent))
 
-from sed_hf.interruption import interruptible
-
-HINT = "the same command with --resume goes on from the last checkpoint"
-
 
 def main() -> None:
     # The imports take seconds, in which Ctrl-C is answered too.
@@ -26,5 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with interruptible("train.py", HINT):
-        main()
+    main()

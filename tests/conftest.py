@@ -14,7 +14,7 @@ from torch import Tensor
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.conversion import build_processor, convert_official_checkpoint, official_name
-from sed_hf.hub import save_hub_folder
+from sed_hf.hub.save import save_hub_folder
 
 EXPORTED_NAMES = [
     "sky",

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sed_hf.cli import MODEL_IN_THE_BOX
+from sed_hf.cli.main import TOY_MODEL
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 
 
 def benchmark(output: Path, *options: object) -> subprocess.CompletedProcess:
-    sweep = ["--models", MODEL_IN_THE_BOX, "--sizes", 64, "--classes", 5, "--repeats", 1, "--device", "cpu"]
+    sweep = ["--models", TOY_MODEL, "--sizes", 64, "--classes", 5, "--repeats", 1, "--device", "cpu"]
     command = [sys.executable, SCRIPT, "--output", output, *sweep, *options]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=240)
 
@@ -57,7 +57,7 @@ def test_what_is_measured_is_not_measured_again_and_the_plain_decoder_joins(outp
 
 
 def test_a_point_that_fails_says_why_and_the_others_are_measured(tmp_path: Path) -> None:
-    process = benchmark(tmp_path, "--models", tmp_path / "nothing", MODEL_IN_THE_BOX, "--decoders", "fast")
+    process = benchmark(tmp_path, "--models", tmp_path / "nothing", TOY_MODEL, "--decoders", "fast")
     assert process.returncode == 0
     failed, measured = json.loads((tmp_path / "results.json").read_text()).values()
     assert "nothing" in failed["error"]

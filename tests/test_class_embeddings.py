@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.class_embeddings import (
+from sed_hf.inference.class_embeddings import (
     CLASSES_PER_CHUNK,
     ClassEmbeddingCache,
     encode_classes,
@@ -38,9 +38,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.extend(class_names)
         return encode_chunk(model, processor, class_names)
 
-    from sed_hf.class_embeddings import encode_chunk
+    from sed_hf.inference.class_embeddings import encode_chunk
 
-    monkeypatch.setattr("sed_hf.class_embeddings.encode_chunk", note)
+    monkeypatch.setattr("sed_hf.inference.class_embeddings.encode_chunk", note)
     return names
 
 
@@ -209,7 +209,7 @@ class TestCache:
 PROCESS = """
 import sys
 import torch
-import sed_hf.class_embeddings as module
+import sed_hf.inference.class_embeddings as module
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 
 torch.set_num_threads(1)

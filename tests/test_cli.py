@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, cli, conversion
 from sed_hf.cli import main
-from sed_hf.files import written_at_once
-from sed_hf.segmentation import Job, find_files, plan_jobs, unused_label, write_results
+from sed_hf.inference.segmenter import Job, find_files, plan_jobs, unused_label, write_results
+from sed_hf.utils import atomic_path
 
 CLASSES = ["sky", "dog, puppy", "grass"]
 load_model_once = functools.cache(cli.load_model)
@@ -154,7 +154,7 @@ def test_classes_of_an_earlier_run_are_not_encoded_again(
     def fail(*arguments: object) -> None:
         raise AssertionError("a class was encoded again")
 
-    monkeypatch.setattr("sed_hf.class_embeddings.encode_chunk", fail)
+    monkeypatch.setattr("sed_hf.inference.class_embeddings.encode_chunk", fail)
     assert segment(photo) == 0
 
 
@@ -344,7 +344,7 @@ def test_pictures_of_one_name_get_results_of_different_names() -> None:
 
 def test_interruption_leaves_neither_half_a_file_nor_the_temporary_one(tmp_path: Path) -> None:
     def write_half_a_file() -> None:
-        with written_at_once(tmp_path / "a.json") as path:
+        with atomic_path(tmp_path / "a.json") as path:
             path.write_text("half")
             raise KeyboardInterrupt
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, cli
 from sed_hf.cli import main
-from sed_hf.explanation import Explanation, explain_picture, first_missing_stage
-from sed_hf.explanation_figure import draw_explanation, heat_map, rows_to_draw, summarize
+from sed_hf.inference.explain import Explanation, explain_picture, first_missing_stage
+from sed_hf.inference.explain_figure import draw_explanation, heat_map, rows_to_draw, summarize
 
 NAMES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
 

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.cli import MODEL_IN_THE_BOX, main
+from sed_hf.cli.main import TOY_MODEL, main
 from sed_hf.conversion import convert_official_checkpoint
-from sed_hf.export import (
+from sed_hf.hub.export import (
     export_model,
     export_program,
     quantize_weights,
@@ -42,12 +42,12 @@ Run = Callable[..., Tensor]
 
 @pytest.fixture(scope="module")
 def box() -> SEDForSemanticSegmentation:
-    return SEDForSemanticSegmentation.from_pretrained(MODEL_IN_THE_BOX).eval()
+    return SEDForSemanticSegmentation.from_pretrained(TOY_MODEL).eval()
 
 
 @pytest.fixture(scope="module")
 def box_processor() -> SEDProcessor:
-    return SEDProcessor.from_pretrained(MODEL_IN_THE_BOX)
+    return SEDProcessor.from_pretrained(TOY_MODEL)
 
 
 def run_onnx(path: Path) -> Run:
@@ -270,7 +270,7 @@ def test_an_export_that_fails_leaves_nothing(
     def fail(*arguments: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("sed_hf.export.save_onnx", fail)
+    monkeypatch.setattr("sed_hf.hub.export.save_onnx", fail)
     with pytest.raises(OSError, match="no space left"):
         export_model(box, box_processor, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 
 from sed_hf import files
-from sed_hf.files import remove_leftovers, written_at_once
+from sed_hf.utils import atomic_path, remove_leftovers
 
 KILLED_WHILE_IT_WRITES = """
 import os, signal, sys
 from pathlib import Path
-from sed_hf.files import written_at_once
+from sed_hf.utils import atomic_path
 
-with written_at_once(Path(sys.argv[1])) as path:
+with atomic_path(Path(sys.argv[1])) as path:
     path.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def write(path: Path, text: str) -> None:
-    with written_at_once(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text)
 
 
 def write_folder(path: Path, text: str) -> None:
-    with written_at_once(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.mkdir()
         (temporary / text).write_text(text)
 
@@ -64,7 +64,7 @@ def test_an_interruption_leaves_the_old_folder(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", "old")
 
     def interrupted() -> None:
-        with written_at_once(tmp_path / "folder") as temporary:
+        with atomic_path(tmp_path / "folder") as temporary:
             temporary.mkdir()
             raise KeyboardInterrupt
 
@@ -117,9 +117,9 @@ def test_of_several_killed_at_once_the_next_writer_removes_all(killed: Path) -> 
 
 
 def test_those_that_write_the_same_file_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
-    with written_at_once(tmp_path / "file") as first:
+    with atomic_path(tmp_path / "file") as first:
         first.write_text("first, half")
-        with written_at_once(tmp_path / "file") as second:
+        with atomic_path(tmp_path / "file") as second:
             second.write_text("second")
         assert (tmp_path / "file").read_text() == "second"
         remove_leftovers(tmp_path)
@@ -139,7 +139,7 @@ def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest
 
 def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
     def fail() -> None:
-        with written_at_once(tmp_path / "file") as temporary:
+        with atomic_path(tmp_path / "file") as temporary:
             (temporary / "no folder").write_text("")
 
     with pytest.raises(FileNotFoundError) as error:
@@ -149,7 +149,7 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> No
 
 def test_an_error_of_a_file_that_is_read_stays_as_it_is(tmp_path: Path) -> None:
     def fail() -> None:
-        with written_at_once(tmp_path / "file"):
+        with atomic_path(tmp_path / "file"):
             (tmp_path / "source").read_text()
 
     with pytest.raises(FileNotFoundError) as error:

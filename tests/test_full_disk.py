@@ -22,14 +22,14 @@ from raw_copies import write_ade20k_150
 from torch import Tensor, nn
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.cli import main
 from sed_hf.data import prepare
 from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.evaluation.progress import ProgressFile
 from sed_hf.evaluation.report import EvaluationReport
+from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
+from sed_hf.inference.video import VideoReader
 from sed_hf.training.checkpoints import find_checkpoints, save_checkpoint
-from sed_hf.video import VideoReader
 
 REASON = os.strerror(errno.EFBIG)
 NAMES = ["cat", "dog, puppy"]
@@ -197,7 +197,7 @@ class TestCache:
         read_only: ClassEmbeddingCache,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("sed_hf.class_embeddings.encode_chunk", None)  # nothing is encoded
+        monkeypatch.setattr("sed_hf.inference.class_embeddings.encode_chunk", None)  # nothing is encoded
         assert encode_classes(tiny_model, tiny_processor, NAMES, read_only).shape == (2, 80, 64)
 
     def test_one_that_is_read_only_does_not_lose_what_is_encoded(

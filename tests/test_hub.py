@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.hub import save_hub_folder
+from sed_hf.hub.save import save_hub_folder
 
 REMOTE_MODULES = [
     "class_embeddings",

@@ -11,7 +11,7 @@ from PIL import Image
 from sed_hf import SEDImageProcessor
 from sed_hf.data.features import SegmentationMap
 from sed_hf.image_files import MAX_PIXELS_VARIABLE, max_image_pixels, read_image
-from sed_hf.segmentation import UnreadablePictureError, read_picture
+from sed_hf.inference.segmenter import UnreadablePictureError, read_picture
 
 PILLOWS_LIMIT = 178_956_970
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.model_loading import build_model, load_model_and_processor
+from sed_hf.hub.load import build_model, load_model_and_processor
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sed_hf import address_space, decoder_sed
+from sed_hf.chunking_sed import allocatable_bytes, is_out_of_memory
 from sed_hf.decoder_sed import CHUNK_BYTES, SEDDecoder
-from sed_hf.out_of_memory import allocatable_bytes, is_out_of_memory
 
 
 class MemoryLimit(TorchDispatchMode):

@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
 
-from sed_hf.class_embeddings import encode_classes, save_class_embeddings, text_encoder_sha256
+from sed_hf.inference.class_embeddings import encode_classes, save_class_embeddings, text_encoder_sha256
 from sed_hf.pipeline_sed import SEDPipeline
 
 LABELS = ["cat", "dog, puppy", "grass"]

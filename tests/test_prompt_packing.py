@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sed_hf.prompt_packing import PackedPrompts, pack_prompts
+from sed_hf.prompt_packing_sed import PackedPrompts, pack_prompts
 
 END = 9
 
@@ -73,7 +73,7 @@ def test_without_room_to_share_each_prompt_is_alone() -> None:
 
 
 def test_many_packs_come_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sed_hf.prompt_packing.PACKS_PER_BATCH", 2)
+    monkeypatch.setattr("sed_hf.prompt_packing_sed.PACKS_PER_BATCH", 2)
     batches = list(pack_prompts(*random_prompts(0), max_tokens=12))
     assert len(batches) > 2
     assert max(len(packed.input_ids) for packed in batches) == 2

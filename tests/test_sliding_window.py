@@ -10,7 +10,7 @@ from largest_tensor import LargestTensor
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
-from sed_hf.sliding_window import SlidingWindow, segment_with_sliding_window
+from sed_hf.sliding_window_sed import SlidingWindow, segment_with_sliding_window
 
 NUM_CLASSES = 3
 
@@ -139,7 +139,7 @@ def test_the_batch_size_does_not_matter() -> None:
 
 
 def test_no_tensor_of_all_classes_at_full_size_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sed_hf.sliding_window.ELEMENTS_PER_CHUNK", 64 * 64)
+    monkeypatch.setattr("sed_hf.sliding_window_sed.ELEMENTS_PER_CHUNK", 64 * 64)
     picture, _ = blocks(512, 512)
     with LargestTensor() as largest:
         paint(picture, SlidingWindow(64))

@@ -19,8 +19,8 @@ from PIL import Image
 from sed_hf import cli, video
 from sed_hf.cli import main
 from sed_hf.data.scenes import render_scene
-from sed_hf.segmentation import VideoJob, find_files, plan_jobs
-from sed_hf.video import UnreadableVideoError, check_video, segment_video
+from sed_hf.inference.segmenter import VideoJob, find_files, plan_jobs
+from sed_hf.inference.video import UnreadableVideoError, check_video, segment_video
 
 CLASSES = ["left", "right, starboard"]
 
@@ -368,8 +368,8 @@ def test_killed_process_leaves_a_video_that_plays(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         import numpy as np
-        from sed_hf.segmentation import plan_jobs
-        from sed_hf.video import segment_video
+        from sed_hf.inference.segmenter import plan_jobs
+        from sed_hf.inference.video import segment_video
 
         num_segmented = 0
 

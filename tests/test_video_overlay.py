@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sed_hf.video_overlay import LegendPlaces, VideoOverlay
+from sed_hf.inference.video_overlay import LegendPlaces, VideoOverlay
 from sed_hf.visualization import SettledClassColors, class_palette
 
 NAMES = ["sky", "dog, puppy", "grass"]

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from . import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from .files import reason
-from .model_loading import build_model, some
+from .hub.load import build_model, some
+from .utils import short_error
 
 OFFICIAL_PREFIX = "sem_seg_head.predictor."
 CLIP_PREFIX = "clip_model."
@@ -120,7 +120,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"checkpoint: {path} was refused: it holds more than tensors and arrays") from error
     except Exception as error:  # what torch raises depends on where the file is damaged
         raise ValueError(
-            f"checkpoint: {path} is not a PyTorch checkpoint, or is incomplete ({reason(error)})"
+            f"checkpoint: {path} is not a PyTorch checkpoint, or is incomplete ({short_error(error)})"
         ) from error
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .chunking_sed import allocatable_bytes, is_out_of_memory, require_room
 from .configuration_sed import SEDConfig
-from .out_of_memory import allocatable_bytes, is_out_of_memory, require_room
 
 logger = logging.get_logger(__name__)
 

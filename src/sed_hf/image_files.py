@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from .files import reason, require_file
+from .utils import require_file, short_error
 
 MAX_PIXELS_VARIABLE = "SED_HF_MAX_IMAGE_PIXELS"
 UNSAFE_FORMATS = frozenset({"EPS"})  # Pillow has it drawn by Ghostscript: a program, which runs the file's own
@@ -107,4 +107,4 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             image.load()
             return image
     except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
-        raise ValueError(f"{path}: expected a picture: {reason(error)}") from error
+        raise ValueError(f"{path}: expected a picture: {short_error(error)}") from error

@@ -25,8 +25,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .files import reason
 from .image_files import read_image
+from .utils import short_error
 
 CHANNEL_COUNTS = (1, 3, 4)
 MAX_EDGE = 2**16  # pixels to which pictures may be resized
@@ -139,7 +139,7 @@ class SEDImageProcessor(TorchvisionBackend):
         try:
             return super().fetch_images(image_url_or_urls)
         except Image.DecompressionBombError as error:
-            raise ValueError(f"images: {reason(error)}") from error
+            raise ValueError(f"images: {short_error(error)}") from error
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
         """A list of pictures; the library's own refuses grayscale arrays."""

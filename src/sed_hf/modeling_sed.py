@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput, cached_file
 
 from .configuration_sed import SEDConfig, SEDVisionConfig
 from .decoder_sed import SEDConvNextBlock, SEDDecoder, compute_cost_map, restore_rejected_classes
-from .prompt_packing import pack_prompts
+from .prompt_packing_sed import pack_prompts
 
 ENCODER_STRIDE = 32
 LOSS_ELEMENTS_PER_CHUNK = 2**21

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
-from .class_embeddings import ClassEmbeddingCache, encode_classes, load_class_embeddings, text_encoder_sha256
+from .inference.class_embeddings import ClassEmbeddingCache, encode_classes, load_class_embeddings, text_encoder_sha256
 from .processing_sed import validate_class_names
-from .sliding_window import SlidingWindow, segment_with_sliding_window
+from .sliding_window_sed import SlidingWindow, segment_with_sliding_window
 
 VOCABULARIES_IN_MEMORY = 8
 EVERYTHING_ELSE = "everything else"

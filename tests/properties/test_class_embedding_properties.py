@@ -11,7 +11,7 @@ from small_models import small_model, small_processor
 from strategies import class_names, examples, normal, orders, seeds, vocabularies
 from torch import Tensor
 
-from sed_hf.class_embeddings import (
+from sed_hf.inference.class_embeddings import (
     ClassEmbeddingCache,
     encode_classes,
     load_class_embeddings,

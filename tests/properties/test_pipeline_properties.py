@@ -13,8 +13,8 @@ from PIL import Image
 from small_models import small_model, small_processor
 from strategies import examples, orders, seeds
 
-from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.image_processing_sed import most_probable_class
+from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.pipeline_sed import SEDPipeline, Segments
 
 NAMES = ["cat", "dog, puppy", "grass", "sky", "a wooden table", "7-Eleven"]

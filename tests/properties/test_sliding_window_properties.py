@@ -14,7 +14,7 @@ from strategies import examples, normal, seeds
 from torch import Tensor
 
 from sed_hf import SEDSemanticSegmentationOutput
-from sed_hf.sliding_window import SlidingWindow, segment_with_sliding_window
+from sed_hf.sliding_window_sed import SlidingWindow, segment_with_sliding_window
 
 NUM_CLASSES = 5
 PROBABILITY = 1e-5
@@ -119,7 +119,7 @@ def test_any_tiles_equal_the_plain_formula(
     picture: Tensor, window: SlidingWindow, kept: set[int] | None, chunk_elements: int
 ) -> None:
     painter = Painter(None if kept is None else sorted(kept))
-    with mock.patch("sed_hf.sliding_window.ELEMENTS_PER_CHUNK", chunk_elements):
+    with mock.patch("sed_hf.sliding_window_sed.ELEMENTS_PER_CHUNK", chunk_elements):
         result = paint(picture, window, painter)
     probabilities = plain_probabilities(picture, window, painter)
     torch.testing.assert_close(result["probability"], probabilities.amax(0), rtol=0, atol=PROBABILITY)

@@ -15,7 +15,7 @@ from strategies import class_names, examples, orders, synonyms, vocabularies
 from torch import Tensor
 
 from sed_hf.processing_sed import clean_text
-from sed_hf.prompt_packing import PackedPrompts, pack_prompts
+from sed_hf.prompt_packing_sed import PackedPrompts, pack_prompts
 
 START, END, MAX_LENGTH = 49406, 49407, 77
 EMBEDDINGS = 1e-5

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from sed_hf.hub import save_hub_folder
+from sed_hf.hub.save import save_hub_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 

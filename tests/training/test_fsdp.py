@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from sed_hf.cli import MODEL_IN_THE_BOX
+from sed_hf.cli import TOY_MODEL
 
 CONFIG = Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp.yaml"
 
@@ -54,6 +54,6 @@ def test_two_shards_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> Non
     script = tmp_path / "process.py"
     script.write_text(PROCESS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29573"]
-    command = [*launcher, str(script), str(MODEL_IN_THE_BOX), sharded_classes]
+    command = [*launcher, str(script), str(TOY_MODEL), sharded_classes]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert process.returncode == 0, process.stderr

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
 from sed_hf.conversion import build_clip_tokenizer
-from sed_hf.hub import save_hub_folder
+from sed_hf.hub.save import save_hub_folder
 from sed_hf.training.checkpoints import find_checkpoints
 from sed_hf.training.classes import TrainingClasses
 from sed_hf.training.loop import NonFiniteLossError, compute_loss, train
@@ -421,9 +421,9 @@ def test_pushing_uploads_a_folder_that_loads(
 ) -> None:
     uploaded = tmp_path / "uploaded"
     calls = []
-    monkeypatch.setattr("sed_hf.hub.HfApi.create_repo", lambda self, repo_id, **_: calls.append(repo_id))
+    monkeypatch.setattr("sed_hf.hub.save.HfApi.create_repo", lambda self, repo_id, **_: calls.append(repo_id))
     monkeypatch.setattr(
-        "sed_hf.hub.HfApi.upload_folder",
+        "sed_hf.hub.save.HfApi.upload_folder",
         lambda self, repo_id, folder_path, commit_message: shutil.copytree(folder_path, uploaded),
     )
     train(make_recipe(steps=1, push_to_hub="someone/sed-scenes"))

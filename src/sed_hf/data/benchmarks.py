@@ -16,12 +16,12 @@ from pathlib import Path
 
 import datasets
 
-from sed_hf.data import raw_layouts
-from sed_hf.data.features import SegmentationImage, SegmentationMap
-from sed_hf.data.parquet import read_parquet
-from sed_hf.data.raw_labels import IGNORE_8_BIT, IGNORE_16_BIT
-from sed_hf.data.raw_layouts import RawExample
-from sed_hf.data.vocabularies import load_vocabulary
+from . import raw_layouts
+from .features import SegmentationImage, SegmentationMap
+from .parquet import read_parquet
+from .raw_labels import IGNORE_8_BIT, IGNORE_16_BIT
+from .raw_layouts import RawExample
+from .vocabularies import load_vocabulary
 
 OWN_DATA = "custom"
 """The name under which `load_benchmark` reads a user's own data."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from sed_hf.data.vocabularies import load_vocabulary
-from sed_hf.processing_sed import synonyms_of
+from ..processing_sed import synonyms_of
+from .vocabularies import load_vocabulary
 
 
 def distractors(class_names: Sequence[str], vocabularies: Iterable[str]) -> list[str]:

@@ -18,9 +18,9 @@ import PIL.ImageOps
 from datasets.features.features import register_feature
 from numpy.typing import NDArray
 
-from sed_hf.data.raw_labels import IGNORE_8_BIT, LABEL_RULES, LabelRule, index_rule
-from sed_hf.files import reason, require_file
-from sed_hf.image_files import open_image
+from ..image_files import open_image
+from ..utils import require_file, short_error
+from .raw_labels import IGNORE_8_BIT, LABEL_RULES, LabelRule, index_rule
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _naming_file(kind: str, value: dict[str, Any]) -> Iterator[None]:
     except FileNotFoundError:  # names its file already
         raise
     except Exception as error:  # what a damaged file raises differs from one format's library to the next
-        raise ValueError(f"cannot read the {kind} {value['path'] or 'given as bytes'}: {reason(error)}") from error
+        raise ValueError(f"cannot read the {kind} {value['path'] or 'given as bytes'}: {short_error(error)}") from error
 
 
 with warnings.catch_warnings():

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from sed_hf.data.features import SegmentationImage, SegmentationMap
-from sed_hf.data.raw_labels import IGNORE_8_BIT, IGNORE_16_BIT
-from sed_hf.files import reason, require_file
+from ..utils import require_file, short_error
+from .features import SegmentationImage, SegmentationMap
+from .raw_labels import IGNORE_8_BIT, IGNORE_16_BIT
 
 METADATA_KEY = b"sed_hf"
 ROWS_AT_A_TIME = 50  # of a stream: some 10 MB
@@ -80,7 +80,7 @@ def read_shard_metadata(filesystem: AbstractFileSystem, shard: str) -> dict[str,
             raise ValueError(f"expected the columns {', '.join(FEATURES)} of pictures, labels and names")
         return _checked_metadata(json.loads(schema.metadata[METADATA_KEY]))
     except (OSError, ValueError, TypeError, NotImplementedError, RecursionError, pa.ArrowException) as error:
-        raise ValueError(f"{shard} was not written by scripts/prepare_dataset.py: {reason(error)}") from error
+        raise ValueError(f"{shard} was not written by scripts/prepare_dataset.py: {short_error(error)}") from error
 
 
 def _checked_metadata(metadata: Any) -> dict[str, Any]:
@@ -147,7 +147,9 @@ def _load(urls: list[str], split: str) -> datasets.Dataset:
         files = {split: [escape(url) for url in urls]}
         dataset = datasets.load_dataset("parquet", data_files=files, split=split, features=FEATURES)
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowException, OSError) as error:
-        raise ValueError(f"{urls[0]} or a file beside it is damaged: {reason(error.__cause__ or error)}") from error
+        raise ValueError(
+            f"{urls[0]} or a file beside it is damaged: {short_error(error.__cause__ or error)}"
+        ) from error
     for column in ("image", "label"):
         _require_contents(dataset.data.column(column), urls[0])
     return dataset
@@ -174,7 +176,7 @@ def _read_rows(urls: list[str]) -> Iterator[dict[str, Any]]:
                         _require_contents(batch.column(column), url)
                     yield from batch.to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{url} is damaged: {reason(error)}") from error
+            raise ValueError(f"{url} is damaged: {short_error(error)}") from error
 
 
 def _require_contents(pictures: pa.Array | pa.ChunkedArray, url: str) -> None:

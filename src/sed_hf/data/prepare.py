@@ -25,10 +25,10 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import DatasetCardData, HfApi
 from tqdm import tqdm
 
-from sed_hf.data.benchmarks import BENCHMARKS, load_raw
-from sed_hf.data.features import SegmentationMap
-from sed_hf.data.parquet import FEATURES, METADATA_KEY, read_shard_metadata, shard_metadata, shard_name
-from sed_hf.files import remove_leftovers, require_file, written_at_once
+from ..utils import atomic_path, require_file
+from .benchmarks import BENCHMARKS, load_raw
+from .features import SegmentationMap
+from .parquet import FEATURES, METADATA_KEY, read_shard_metadata, shard_metadata, shard_name
 
 IMAGES_PER_SHARD = 250
 IMAGES_PER_ROW_GROUP = 50  # what a stream reads, and a process here holds, at a time: some 10 MB
@@ -71,7 +71,7 @@ def prepare_benchmark(
         bar.update(sum(len(shard) for path, shard in shards.items() if path not in todo))
         for path in _write_shards(todo, metadata, num_proc):
             bar.update(len(todo[path]))
-    with written_at_once(output / "README.md") as path:
+    with atomic_path(output / "README.md") as path:
         path.write_text(_dataset_card(output, metadata), encoding="utf-8")
     return output
 
@@ -122,8 +122,6 @@ def _write_shards(shards: dict[Path, datasets.Dataset], metadata: dict[str, Any]
             for process in set(active_children()) - others:
                 process.terminate()
             executor.shutdown(cancel_futures=True)
-            for folder in {path.parent for path in shards}:
-                remove_leftovers(folder)
             if isinstance(error, BrokenProcessPool):
                 raise OSError(
                     f"num_proc={num_proc}: a process was killed while it wrote a shard, perhaps for want of memory;"
@@ -163,7 +161,7 @@ def _interrupts_kept_from_children() -> Iterator[None]:
 def _write_shard(examples: datasets.Dataset, path: Path, metadata: dict[str, Any]) -> Path:
     schema = FEATURES.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
-    with written_at_once(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(examples), IMAGES_PER_ROW_GROUP):
             group = examples.select(range(start, min(start + IMAGES_PER_ROW_GROUP, len(examples))))
             rows = list(_prepared_rows(group, metadata["benchmark"]))
@@ -231,7 +229,7 @@ Prepared with sed-hf from {source}. `label` holds class indices; {metadata["igno
 {background_line}
 
 ```python
-from sed_hf.data.benchmarks import load_benchmark
+from .benchmarks import load_benchmark
 
 dataset = load_benchmark("{metadata["benchmark"]}", FOLDER, "{splits[0]}")
 ```

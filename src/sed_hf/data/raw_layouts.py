@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sed_hf.files import reason, require_file
+from ..utils import require_file, short_error
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def list_pascal_context_59(root: Path, split: str) -> list[RawExample]:
         if not all(isinstance(name, str) for name in names):
             raise TypeError("a file_name is no text")
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} has not the form of PASCAL-Context's annotations: {reason(error)}") from error
+        raise ValueError(f"{path} has not the form of PASCAL-Context's annotations: {short_error(error)}") from error
     return [
         RawExample(image_path, f"{path}#{image_path.stem}", json.dumps(labels[image_path.name]).encode())
         for image_path in _named_files(root / "JPEGImages", names)
@@ -175,4 +175,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(require_file(path).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON, or was not downloaded completely: {reason(error)}") from error
+        raise ValueError(f"{path} is no JSON, or was not downloaded completely: {short_error(error)}") from error

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from sed_hf.image_processing_sed import shortest_edge_size
+from ..image_processing_sed import shortest_edge_size
 
 PADDING_VALUE = 128
 

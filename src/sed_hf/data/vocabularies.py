@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 from os import PathLike, fspath
 from pathlib import Path
 
-from ..files import reason
+from ..utils import short_error
 
 
 def vocabulary_names() -> list[str]:
@@ -61,7 +61,7 @@ def _parse_json(text: str, name: str) -> list[str]:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"vocabulary {name}: expected a JSON list of class names, but it is no JSON: {reason(error)}"
+            f"vocabulary {name}: expected a JSON list of class names, but it is no JSON: {short_error(error)}"
         ) from error
     if not isinstance(entries, list):
         raise ValueError(f"vocabulary {name}: expected a JSON list of class names, got a JSON {_json_type(entries)}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.vocabularies import load_vocabulary
-from ..files import require_file
 from ..image_files import MAX_PIXELS_VARIABLE, TooManyPixelsError, max_image_pixels, open_image
 from ..processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text
+from ..utils import require_file
 
 MAX_UPLOAD_MEGABYTES = 20
 MAX_MEGAPIXELS = 25

@@ -14,10 +14,10 @@ import gradio as gr
 import torch
 
 from .. import SEDForSemanticSegmentation, SEDProcessor
-from ..class_embeddings import ClassEmbeddingCache, encode_classes
 from ..data.vocabularies import vocabulary_names
+from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
+from ..inference.segmenter import segment_pictures
 from ..processing_sed import SYNONYM_SEPARATOR
-from ..segmentation import segment_pictures
 from ..visualization import class_colors
 from .inputs import (
     MAX_CLASS_NAMES,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..segmentation import label_map, summary, unused_label
+from ..inference.segmenter import label_map, summary, unused_label
 from ..visualization import ClassStatistics, class_statistics, draw_regions
 
 MIN_VIEW_SIZE, MAX_VIEW_SIZE = 768, 1280  # pixels; the longer side of the picture in the page

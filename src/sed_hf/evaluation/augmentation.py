@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sed_hf.image_processing_sed import SEDImageProcessor
-from sed_hf.modeling_sed import ENCODER_STRIDE
+from ..image_processing_sed import SEDImageProcessor
+from ..modeling_sed import ENCODER_STRIDE
 
 
 @dataclass(frozen=True)

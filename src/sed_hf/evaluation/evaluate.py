@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sed_hf.evaluation.augmentation import MultiScaleFlip
-from sed_hf.evaluation.examples import PreparedExamples, iterate_batches
-from sed_hf.evaluation.label_space import label_space
-from sed_hf.evaluation.progress import ProgressFile
-from sed_hf.evaluation.segmenter import Segmenter
-from sed_hf.evaluation.sets import EvaluationSet
-from sed_hf.files import written_at_once
-from sed_hf.metrics import MeanIoU
-from sed_hf.processing_sed import SEDProcessor
-from sed_hf.segmentation import unused_label
+from ..inference.segmenter import unused_label
+from ..metrics import MeanIoU
+from ..processing_sed import SEDProcessor
+from ..utils import atomic_path
+from .augmentation import MultiScaleFlip
+from .examples import PreparedExamples, iterate_batches
+from .label_space import label_space
+from .progress import ProgressFile
+from .segmenter import Segmenter
+from .sets import EvaluationSet
 
 
 def evaluate_benchmark(
@@ -147,7 +147,7 @@ def _save_predictions(predictions: Sequence[Tensor], file_names: Sequence[str], 
     dtype = np.uint8 if unused_label(num_classes) == 255 else np.uint16
     for prediction, file_name in zip(predictions, file_names, strict=True):
         picture = Image.fromarray(prediction.cpu().numpy().astype(dtype))
-        with written_at_once(folder / f"{Path(file_name).stem}.png") as temporary:
+        with atomic_path(folder / f"{Path(file_name).stem}.png") as temporary:
             picture.save(temporary, format="PNG")
 
 

@@ -9,9 +9,9 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sed_hf.evaluation.augmentation import scaled_sizes
-from sed_hf.evaluation.sets import EvaluationSet
-from sed_hf.image_processing_sed import SEDImageProcessor
+from ..image_processing_sed import SEDImageProcessor
+from .augmentation import scaled_sizes
+from .sets import EvaluationSet
 
 
 class PreparedExample(TypedDict):

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 
 import datasets
 
-from sed_hf.data.distractors import distractors
-from sed_hf.data.features import SegmentationMap
-from sed_hf.data.scenes import SceneDataset, unseen_classes
-from sed_hf.data.scenes.vocabulary import BACKGROUNDS
-from sed_hf.evaluation.sets import EvaluationSet
+from ..data.distractors import distractors
+from ..data.features import SegmentationMap
+from ..data.scenes import SceneDataset, unseen_classes
+from ..data.scenes.vocabulary import BACKGROUNDS
+from .sets import EvaluationSet
 
 DISTRACTOR_VOCABULARIES = ("pascal_context_459", "ade20k_847")
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sed_hf.files import reason, remove_leftovers, require_file, written_at_once
-from sed_hf.metrics.mean_iou import MeanIoU
+from ..metrics.mean_iou import MeanIoU
+from ..utils import atomic_path, require_file, short_error
 
 SETTINGS_KEY = "settings"
 
@@ -46,7 +46,7 @@ class ProgressFile:
                 raise ValueError("its settings have no names")
         except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{self.path} is no state of an evaluation, or damaged: {reason(error)}. Remove it to start anew"
+                f"{self.path} is no state of an evaluation, or damaged: {short_error(error)}. Remove it to start anew"
             ) from error
         require_same_settings(settings, self.settings, self.path)
         return state
@@ -70,13 +70,12 @@ class ProgressFile:
         """Replace the saved state; an interruption leaves the previous one."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_at_once(self.path) as temporary:
+        with atomic_path(self.path) as temporary:
             temporary.write_bytes(save(tensors, metadata={SETTINGS_KEY: json.dumps(dict(self.settings))}))
 
     def remove(self) -> None:
-        """Remove the file, if there is one, and what a killed process has left of writing it."""
+        """Remove the file, if there is one."""
         self.path.unlink(missing_ok=True)
-        remove_leftovers(self.path.parent)
 
 
 def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:

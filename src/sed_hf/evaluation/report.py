@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sed_hf.evaluation.progress import require_same_settings
-from sed_hf.evaluation.sets import set_title
-from sed_hf.files import reason, require_file, written_at_once
+from ..utils import atomic_path, require_file, short_error
+from .progress import require_same_settings
+from .sets import set_title
 
 JSON_NAME = "results.json"
 MARKDOWN_NAME = "results.md"
@@ -50,7 +50,7 @@ class EvaluationReport:
                 raise ValueError("its settings have no names")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
-                f"{path} is no report of an evaluation ({reason(error)}): choose another output folder"
+                f"{path} is no report of an evaluation ({short_error(error)}): choose another output folder"
             ) from error
         require_same_settings(saved_settings, settings, path)
         return cls(folder, settings, benchmarks)
@@ -75,9 +75,9 @@ class EvaluationReport:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.benchmarks = {**EvaluationReport.open(self.folder, self.settings).benchmarks, **self.benchmarks}
         content = {"settings": self.settings, "benchmarks": self.benchmarks}
-        with written_at_once(self.folder / JSON_NAME) as temporary:
+        with atomic_path(self.folder / JSON_NAME) as temporary:
             temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        with written_at_once(self.folder / MARKDOWN_NAME) as temporary:
+        with atomic_path(self.folder / MARKDOWN_NAME) as temporary:
             temporary.write_text(self.to_markdown(per_class=per_class), encoding="utf-8")
 
     def to_markdown(self, *, per_class: bool = False) -> str:

@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sed_hf.evaluation.augmentation import MultiScaleFlip
-from sed_hf.image_processing_sed import most_probable_class
-from sed_hf.processing_sed import SEDProcessor
+from ..image_processing_sed import most_probable_class
+from ..processing_sed import SEDProcessor
+from .augmentation import MultiScaleFlip
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 import datasets
 
-from sed_hf.data.benchmarks import BENCHMARKS, OWN_DATA, load_benchmark
-from sed_hf.data.scenes import SceneDataset
+from ..data.benchmarks import BENCHMARKS, OWN_DATA, load_benchmark
+from ..data.scenes import SceneDataset
 
 EvaluationSet: TypeAlias = datasets.Dataset | SceneDataset
 

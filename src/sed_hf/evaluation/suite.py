@@ -5,17 +5,17 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from sed_hf.class_embeddings import ClassEmbeddingCache, encode_classes
-from sed_hf.evaluation.augmentation import MultiScaleFlip
-from sed_hf.evaluation.environment import describe_environment
-from sed_hf.evaluation.evaluate import evaluate_benchmark
-from sed_hf.evaluation.label_space import label_space
-from sed_hf.evaluation.progress import ProgressFile
-from sed_hf.evaluation.report import EvaluationReport
-from sed_hf.evaluation.sets import EvaluationSet, set_title
-from sed_hf.modeling_sed import SEDForSemanticSegmentation
-from sed_hf.processing_sed import SEDProcessor
-from sed_hf.weights import weights_sha256
+from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
+from ..inference.weights import weights_sha256
+from ..modeling_sed import SEDForSemanticSegmentation
+from ..processing_sed import SEDProcessor
+from .augmentation import MultiScaleFlip
+from .environment import describe_environment
+from .evaluate import evaluate_benchmark
+from .label_space import label_space
+from .progress import ProgressFile
+from .report import EvaluationReport
+from .sets import EvaluationSet, set_title
 
 
 def evaluate_suite(

@@ -1,5 +1,5 @@
 """Metrics as `evaluate` modules."""
 
-from sed_hf.metrics.mean_iou import MeanIoU
+from .mean_iou import MeanIoU
 
 __all__ = ["MeanIoU"]

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sed_hf.decoder_sed import compute_cost_map
-from sed_hf.modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
+from ..decoder_sed import compute_cost_map
+from ..modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
 
 MAX_LOGIT_SCALE = 4.6052  # a temperature of 1/100, where CLIP's training stops it
 

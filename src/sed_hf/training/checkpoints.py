@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, load
 from safetensors import safe_open
 from torch import Tensor
 
-from sed_hf.files import reason, remove_leftovers, require_file, written_at_once
+from ..utils import atomic_path, require_file, short_error
 
 CHECKPOINTS = "checkpoints"
 PREFIX = "step-"
@@ -36,7 +36,7 @@ def save_checkpoint(
     folder = output_dir / CHECKPOINTS / f"{PREFIX}{step:08d}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_at_once(folder) if accelerator.is_main_process else nullcontext() as own:
+        with atomic_path(folder) if accelerator.is_main_process else nullcontext() as own:
             if own is not None:
                 own.mkdir()
             [temporary] = broadcast_object_list([own])
@@ -65,7 +65,6 @@ def remove_checkpoint(folder: Path) -> None:
 
 def remove_incomplete(output_dir: Path) -> None:
     """Remove what a killed run has left of checkpoints that it was writing or removing."""
-    remove_leftovers(output_dir / CHECKPOINTS)
     for folder in set((output_dir / CHECKPOINTS).glob(f"{PREFIX}*")) - set(find_checkpoints(output_dir)):
         shutil.rmtree(folder)
 
@@ -114,7 +113,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
                 load(path, map_location="cpu")  # refuses code; accelerate would run that of registered objects
         accelerator.load_state(str(folder))
     except Exception as error:  # torch, safetensors and accelerate raise whatever happens to them
-        raise ValueError(f"the checkpoint {folder} cannot be loaded: {reason(error)}") from error
+        raise ValueError(f"the checkpoint {folder} cannot be loaded: {short_error(error)}") from error
 
 
 def require_finite(path: Path) -> None:
@@ -135,5 +134,5 @@ def _read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_bytes())
         state["step"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected the state of a training run: {reason(error)}") from error
+        raise ValueError(f"{path}: expected the state of a training run: {short_error(error)}") from error
     return state

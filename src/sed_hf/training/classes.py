@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-
+from .. import SEDForSemanticSegmentation, SEDProcessor
 from .data import relabel
 
 

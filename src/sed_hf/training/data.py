@@ -12,8 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sed_hf.data.transforms import training_transform
-
+from ..data.transforms import training_transform
 from .recipe import Recipe
 
 

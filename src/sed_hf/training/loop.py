@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.conversion import build_processor, from_open_clip
-from sed_hf.data.benchmarks import OWN_DATA, load_benchmark
-from sed_hf.data.distractors import distractors
-from sed_hf.data.scenes import SceneDataset
-from sed_hf.evaluation import evaluate_benchmark, load_evaluation_set
-from sed_hf.files import reason, require_file, written_at_once
-from sed_hf.hub import push_hub_folder, save_hub_folder
-from sed_hf.model_loading import load_model_and_processor
-from sed_hf.model_source import check_model_source
-
+from .. import SEDForSemanticSegmentation, SEDProcessor
+from ..conversion import build_processor, from_open_clip
+from ..data.benchmarks import OWN_DATA, load_benchmark
+from ..data.distractors import distractors
+from ..data.scenes import SceneDataset
+from ..evaluation import evaluate_benchmark, load_evaluation_set
+from ..hub.load import load_model_and_processor
+from ..hub.model_source import check_model_source
+from ..hub.save import push_hub_folder, save_hub_folder
+from ..utils import atomic_path, require_file, short_error
 from .alignment import TowerAlignment
 from .checkpoints import (
     find_checkpoints,
@@ -242,7 +241,7 @@ class TrainingLog:
         if accelerator.is_main_process:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Lines that the interrupted run wrote after its last checkpoint will be written again.
-            with written_at_once(self.path) as path:
+            with atomic_path(self.path) as path:
                 path.write_text("".join(f"{line}\n" for line in lines_until(self.path, start)))
 
     def record(
@@ -299,7 +298,7 @@ def lines_until(path: Path, step: int) -> list[str]:
         return [line for line in lines if json.loads(line)["step"] <= step]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: expected the log of a training run, a JSON object a line: {reason(error)}"
+            f"{path}: expected the log of a training run, a JSON object a line: {short_error(error)}"
         ) from error
 
 

@@ -8,8 +8,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from sed_hf.modeling_sed import SEDConvNextBlock, SEDForSemanticSegmentation
-
+from ..modeling_sed import SEDConvNextBlock, SEDForSemanticSegmentation
 from .recipe import Recipe
 
 

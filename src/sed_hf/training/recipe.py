@@ -14,7 +14,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from sed_hf.files import reason, require_file
+from ..utils import require_file, short_error
 
 UNKNOWN_SHOWN = 5
 MAX_NUMBER = 2**31 - 1
@@ -177,7 +177,7 @@ def read_recipe_file(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(require_file(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"config: {path} is no YAML: {reason(error)}") from error
+        raise ValueError(f"config: {path} is no YAML: {short_error(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds {type(values).__name__}, expected settings by name")
     known = {setting.name for setting in dataclasses.fields(Recipe)}

@@ -5,8 +5,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sed_hf.data.scenes.rendering import render_scene
-from sed_hf.data.scenes.vocabulary import Split, scene_vocabulary, seen_classes, split_compositions
+from .rendering import render_scene
+from .vocabulary import Split, scene_vocabulary, seen_classes, split_compositions
 
 
 class SceneDataset(Dataset[dict[str, Any]]):

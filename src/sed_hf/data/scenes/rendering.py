@@ -7,10 +7,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from sed_hf.data.scenes.colors import sample_color
-from sed_hf.data.scenes.shapes import SIGNED_DISTANCES, Plane, Point
-from sed_hf.data.scenes.textures import TEXTURES
-from sed_hf.data.scenes.vocabulary import BACKGROUND_IDS, COMPOSITION_IDS, Composition, Split, split_compositions
+from .colors import sample_color
+from .shapes import SIGNED_DISTANCES, Plane, Point
+from .textures import TEXTURES
+from .vocabulary import BACKGROUND_IDS, COMPOSITION_IDS, Composition, Split, split_compositions
 
 Picture: TypeAlias = NDArray[np.float32]  # (height, width, 3), RGB in [0, 1]
 Labels: TypeAlias = NDArray[np.int64]  # (height, width)

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .files import reason, remove_leftovers, require_file, written_at_once
-from .modeling_sed import SEDForSemanticSegmentation
-from .processing_sed import SEDProcessor, synonyms_of, validate_class_names
+from ..modeling_sed import SEDForSemanticSegmentation
+from ..processing_sed import SEDProcessor, synonyms_of, validate_class_names
+from ..utils import atomic_path, require_file, short_error
 from .weights import tensor_bytes, weights_sha256
 
 logger = logging.get_logger(__name__)
@@ -150,7 +150,7 @@ class ClassEmbeddingCache:
         content = save({"class_embedding": embedding.contiguous()}, metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_at_once(path) as temporary:
+            with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
             self._warn(f"class embeddings are not cached in {self.directory}: {error}")
@@ -175,8 +175,6 @@ class ClassEmbeddingCache:
         for path, _, size in list(self._files()):
             path.unlink(missing_ok=True)
             total += size
-        for folder in self.directory.glob("*"):
-            remove_leftovers(folder)
         return total
 
     def size(self) -> tuple[int, int]:
@@ -216,7 +214,7 @@ def save_class_embeddings(
         encoder: Of [`text_encoder_sha256`].
     """
     metadata = {"class_names": json.dumps(list(class_names)), "text_encoder_sha256": encoder}
-    with written_at_once(Path(path)) as temporary:
+    with atomic_path(Path(path)) as temporary:
         temporary.write_bytes(save({"class_embeddings": class_embeddings.cpu().contiguous()}, metadata))
 
 
@@ -243,7 +241,7 @@ def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -
             raise ValueError(f"expected finite numbers as embeddings, got {class_embeddings.dtype}")
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: expected an encoded vocabulary of sed-hf, which it is not: {reason(error)}"
+            f"{path}: expected an encoded vocabulary of sed-hf, which it is not: {short_error(error)}"
         ) from error
     if encoder is not None and found != encoder:
         raise ValueError(

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from .explanation import Explanation
-from .visualization import class_statistics, draw_overlay, first_synonym, shortened
+from ..visualization import class_statistics, draw_overlay, first_synonym, shortened
+from .explain import Explanation
 
 # From black over purple and orange to light yellow, of evenly rising lightness: (position, red, green, blue).
 _HEAT = np.array([[0, 0, 0, 4], [0.25, 87, 16, 110], [0.5, 188, 55, 84], [0.75, 249, 142, 9], [1, 252, 255, 164]])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from .visualization import (
+from ..visualization import (
     MAX_NAME_WIDTH,
     PANEL_COLOR,
     TEXT_COLOR,

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
@@ -19,11 +19,11 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from .files import held, written_at_once
-from .image_files import TooManyPixelsError, check_pixels
-from .segmentation import VideoJob, rounded
+from ..image_files import TooManyPixelsError, check_pixels
+from ..utils import atomic_path
+from ..visualization import ClassStatistics
+from .segmenter import VideoJob, rounded
 from .video_overlay import VideoOverlay
-from .visualization import ClassStatistics
 
 try:
     import av
@@ -372,7 +372,7 @@ def segment_video(
     with closing(VideoReader(job.video)) as reader:
         overlay = VideoOverlay(reader.size, class_names, ignore_index=ignore_index)
         totals = ClassTotals(class_names, ignore_index)
-        with held(job.partial_overlay):
+        with nullcontext():
             writer = VideoWriter(job.partial_overlay, overlay.size, reader)
 
             def frames_with_sound_written() -> Iterator[Frame]:
@@ -408,7 +408,7 @@ def segment_video(
         "classes": [rounded(asdict(entry)) for entry in totals.statistics()],
         "ignored_pixels": totals.ignored_pixels,
     }
-    with written_at_once(job.summary) as path:
+    with atomic_path(job.summary) as path:
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

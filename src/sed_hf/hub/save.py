@@ -8,8 +8,8 @@ from huggingface_hub import HfApi, ModelCardData
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import SEDForSemanticSegmentation, SEDProcessor
-from .files import written_at_once
+from .. import SEDForSemanticSegmentation, SEDProcessor
+from ..utils import atomic_path
 
 WIDGET_PICTURE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cats.jpg"
 MODEL_CARD = """---
@@ -83,7 +83,7 @@ def save_hub_folder(
     if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
         raise FileExistsError(f"directory: expected a new or empty folder, got {directory}")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with written_at_once(directory.resolve()) as folder:
+    with atomic_path(directory.resolve()) as folder:
         try:
             model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
         except SafetensorError as error:  # its word for a full disk

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.cli import MODEL_IN_THE_BOX, main
+from sed_hf.cli.main import TOY_MODEL, main
 from sed_hf.data.scenes import SceneDataset, render_scene, scene_vocabulary, unseen_classes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_it_fits_into_12_megabytes() -> None:
-    assert sum(path.stat().st_size for path in MODEL_IN_THE_BOX.iterdir()) <= 12e6
+    assert sum(path.stat().st_size for path in TOY_MODEL.iterdir()) <= 12e6
 
 
 def test_segment_takes_it_when_no_model_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,8 +28,8 @@ def test_segment_takes_it_when_no_model_is_given(tmp_path: Path, capsys: pytest.
 @torch.no_grad()
 def test_it_finds_compositions_it_was_never_shown() -> None:
     """Of the pixels of unseen compositions in 20 scenes, among the names of all 104 classes."""
-    model = SEDForSemanticSegmentation.from_pretrained(MODEL_IN_THE_BOX).eval()
-    processor = SEDProcessor.from_pretrained(MODEL_IN_THE_BOX)
+    model = SEDForSemanticSegmentation.from_pretrained(TOY_MODEL).eval()
+    processor = SEDProcessor.from_pretrained(TOY_MODEL)
     class_embeddings = model.get_class_embeddings(**processor(text=scene_vocabulary()))
     scenes = SceneDataset("test", 20)
     right, pixels = 0, 0

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .files import reason, require_file, written_at_once
+from ..utils import atomic_path, require_file, short_error
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
-    from . import SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-    from .sliding_window import SlidingWindow
+    from .. import SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
+    from ..sliding_window_sed import SlidingWindow
 
 PICTURE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -179,13 +179,13 @@ def read_picture(path: Path, image_processor: SEDImageProcessor) -> Image.Image:
     """
     from PIL import Image
 
-    from .image_files import open_image
+    from ..image_files import open_image
 
     try:
         with open_image(require_file(path)) as image:
             pixels = image_processor.to_rgb(image)
     except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
-        raise UnreadablePictureError(reason(error)) from error
+        raise UnreadablePictureError(short_error(error)) from error
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -263,7 +263,7 @@ def segment_large_picture(
     import numpy as np
     import torch
 
-    from .sliding_window import segment_with_sliding_window
+    from ..sliding_window_sed import segment_with_sliding_window
 
     return segment_with_sliding_window(
         model,
@@ -287,16 +287,16 @@ def write_results(
     model_name: str,
 ) -> None:
     """Write overlay, label map and summary; the summary last, so that where it exists, all three are complete."""
-    from .visualization import draw_overlay
+    from ..visualization import draw_overlay
 
     overlay = draw_overlay(picture, result["segmentation"], class_names, ignore_index=ignore_index)
     labels = label_map(result["segmentation"], len(class_names))
     file_name = os.fsencode(job.picture).decode(errors="replace")
     # The files get their names when all are written, the last one first.
     with (
-        written_at_once(job.summary) as summary_path,
-        written_at_once(job.labels) as labels_path,
-        written_at_once(job.overlay) as overlay_path,
+        atomic_path(job.summary) as summary_path,
+        atomic_path(job.labels) as labels_path,
+        atomic_path(job.overlay) as overlay_path,
     ):
         # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
         overlay.save(overlay_path, format="JPEG", quality=90, subsampling=0)
@@ -321,7 +321,7 @@ def summary(
     model_name: str,
 ) -> str:
     """The classes of a picture, their shares and mean probabilities, as JSON."""
-    from .visualization import class_statistics
+    from ..visualization import class_statistics
 
     segmentation = result["segmentation"]
     statistics = class_statistics(

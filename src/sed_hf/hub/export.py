@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from .class_embeddings import encode_classes
-from .files import written_at_once
-from .image_processing_sed import SEDImageProcessor
-from .modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
-from .processing_sed import SEDProcessor
+from ..image_processing_sed import SEDImageProcessor
+from ..inference.class_embeddings import encode_classes
+from ..modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
+from ..processing_sed import SEDProcessor
+from ..utils import atomic_path
 
 OPSET = 20  # the first with a GELU of its own
 SEGMENTATION, TEXT_ENCODER = "segmentation", "text_encoder"
@@ -197,7 +197,7 @@ def export_model(
         raise ValueError(f"int8: expected with the format onnx, got {program_format!r}")
     directory.parent.mkdir(parents=True, exist_ok=True)
     suffix = SUFFIXES[program_format]
-    with written_at_once(directory) as folder:
+    with atomic_path(directory) as folder:
         folder.mkdir()
         settings = json.dumps(export_settings(model, processor), indent=2, ensure_ascii=False)
         (folder / "settings.json").write_text(settings + "\n", encoding="utf-8")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
-from .files import reason, require_file
-from .out_of_memory import is_out_of_memory
+from .. import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+from ..chunking_sed import is_out_of_memory
+from ..utils import require_file, short_error
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,7 +26,7 @@ def build_model(config: SEDConfig) -> SEDForSemanticSegmentation:
     try:
         return SEDForSemanticSegmentation(config)
     except Exception as error:  # timm, transformers and torch raise whatever happens to them
-        raise ValueError(f"config: no model can be built of it: {reason(error)}") from error
+        raise ValueError(f"config: no model can be built of it: {short_error(error)}") from error
 
 
 def load_model_and_processor(
@@ -62,9 +62,9 @@ def load_model_and_processor(
         if isinstance(error, OSError) and not is_folder:
             raise  # the Hub's own messages name the model, and what to do
         if is_out_of_memory(error):
-            raise MemoryError(f"{source}: out of memory while the model was loaded: {reason(error)}") from error
+            raise MemoryError(f"{source}: out of memory while the model was loaded: {short_error(error)}") from error
         raise ValueError(
-            f"{source}: expected a model of sed-hf, and this is none, or damaged: {reason(error)}"
+            f"{source}: expected a model of sed-hf, and this is none, or damaged: {short_error(error)}"
         ) from error
     return model, processor
 

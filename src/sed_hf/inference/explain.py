@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .modeling_sed import SEDForSemanticSegmentation, SEDSemanticSegmentationOutput
-from .processing_sed import SEDProcessor
+from ..modeling_sed import SEDForSemanticSegmentation, SEDSemanticSegmentationOutput
+from ..processing_sed import SEDProcessor
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,12 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .address_space import require_address_space
-from .data.vocabularies import load_vocabulary, vocabulary_names
-from .files import reason, require_file, written_at_once
-from .interruption import interruptible
-from .model_source import check_model_source
-from .segmentation import (
+from ..data.vocabularies import load_vocabulary, vocabulary_names
+from ..hub.model_source import check_model_source
+from ..inference.segmenter import (
     Job,
     UnreadablePictureError,
     VideoJob,
@@ -36,6 +31,7 @@ from .segmentation import (
     unused_label,
     write_results,
 )
+from ..utils import atomic_path, require_file, run_command, short_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,11 +39,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from . import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
-    from .sliding_window import SlidingWindow
+    from .. import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+    from ..sliding_window_sed import SlidingWindow
 
 EVERYTHING_ELSE = "everything else"
-MODEL_IN_THE_BOX = Path(__file__).with_name("model_in_the_box")
+TOY_MODEL = Path(__file__).parents[1] / "toy_model"
 LIBAVFORMAT_OF_FFMPEG_8_1 = (62, 12)
 
 SEGMENT_EPILOG = """\
@@ -113,21 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: Arguments are wrong, or the command was interrupted.
     """
     arguments = build_parser().parse_args(argv)
-    try:
-        with interruptible("sed-hf"):
-            require_address_space()
-            return arguments.run(arguments)
-    except (OSError, ValueError, MemoryError) as error:
-        print(f"sed-hf: error: {str(error) or 'out of memory'}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        from .out_of_memory import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(f"sed-hf: error: {next(iter(str(error).splitlines()), 'out of memory')}", file=sys.stderr)
-        print("sed-hf: a smaller --batch-size and --topk 8 need less memory", file=sys.stderr)
-        return 2
+    return run_command("sed-hf", lambda: arguments.run(arguments))
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------
@@ -464,9 +446,6 @@ def probability(text: str) -> float:
 
 def run_segment(arguments: argparse.Namespace) -> int:
     """Segment pictures and videos, or a camera; exit status 1 if an input could not be read."""
-    camera = camera_index(arguments.inputs)
-    if camera is not None:
-        return run_camera(arguments, camera)
     check_folder("--output", arguments.output)
     jobs = plan_jobs(find_files(arguments.inputs), arguments.output)
     pictures = [job for job in jobs if isinstance(job, Job)]
@@ -560,7 +539,7 @@ def readable_videos(jobs: Sequence[VideoJob]) -> list[VideoJob]:
         return []
     check_video_extra(jobs[0].video)
 
-    from .video import UnreadableVideoError, check_video
+    from ..inference.video import UnreadableVideoError, check_video
 
     readable = []
     for job in jobs:
@@ -577,7 +556,7 @@ def write_videos(jobs: Sequence[VideoJob], segmenter: Segmenter, batch_size: int
     if not jobs:
         return 0
 
-    from .video import UnreadableVideoError, segment_video
+    from ..inference.video import UnreadableVideoError, segment_video
 
     num_written = 0
     for job in jobs:
@@ -594,35 +573,6 @@ def write_videos(jobs: Sequence[VideoJob], segmenter: Segmenter, batch_size: int
         except UnreadableVideoError as error:  # damaged in the middle
             print(f"sed-hf: stopped {job.video}: {error}", file=sys.stderr)
     return num_written
-
-
-def run_camera(arguments: argparse.Namespace, index: int) -> int:
-    """Show a camera in a live window until that is closed."""
-    name = f"camera:{index}"
-    check_video_extra(name)
-
-    from .camera import Camera, LiveWindow, show_live
-
-    with closing(LiveWindow(name)) as window, closing(Camera(index)) as camera:
-        segmenter = prepare_segmenter(arguments)
-        show_live(camera, window, segmenter.segment, segmenter.class_names, ignore_index=segmenter.ignore_index)
-    return 0
-
-
-def camera_index(inputs: Sequence[str]) -> int | None:
-    """The N of the input `camera:N`; `None` if the inputs are files.
-
-    Raises:
-        ValueError: N is no number, or there are other inputs beside a camera.
-    """
-    cameras = [given for given in inputs if given.startswith("camera:") and not Path(given).exists()]
-    if not cameras:
-        return None
-    if not re.fullmatch(r"camera:[0-9]+", cameras[0]):
-        raise ValueError(f"{cameras[0]}: expected camera:N, with the number of the camera, the first of which is 0")
-    if len(inputs) > 1:
-        raise ValueError(f"{cameras[0]}: expected no INPUT beside a camera, got {len(inputs)}")
-    return int(cameras[0].removeprefix("camera:"))
 
 
 def check_video_extra(given: object) -> None:
@@ -648,9 +598,9 @@ def run_explain(arguments: argparse.Namespace) -> int:
     class_names = read_class_names(arguments)
     model_source = choose_model(arguments.model)
 
-    from . import SEDImageProcessor
-    from .explanation import explain_picture
-    from .explanation_figure import draw_explanation, summarize
+    from .. import SEDImageProcessor
+    from ..inference.explain import explain_picture
+    from ..inference.explain_figure import draw_explanation, summarize
 
     try:
         picture = read_picture(arguments.picture, SEDImageProcessor())
@@ -661,9 +611,9 @@ def run_explain(arguments: argparse.Namespace) -> int:
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     figure, summary = (arguments.output / f"{arguments.picture.stem}_explain{suffix}" for suffix in (".png", ".json"))
-    with written_at_once(figure) as path:
+    with atomic_path(figure) as path:
         draw_explanation(picture, explanation, class_names, arguments.topk, arguments.rows).save(path, format="PNG")
-    with written_at_once(summary) as path:
+    with atomic_path(summary) as path:
         content = summarize(explanation, class_names, arguments.topk)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"sed-hf: {figure} and {summary.name} written")
@@ -692,7 +642,7 @@ def choose_sliding_window(arguments: argparse.Namespace) -> SlidingWindow | None
                 raise ValueError(f"--{name.replace('_', '-')}: expected only with --sliding-window PIXELS")
         return None
 
-    from .sliding_window import SlidingWindow
+    from ..sliding_window_sed import SlidingWindow
 
     overlap = {} if arguments.overlap is None else {"overlap": arguments.overlap}
     return SlidingWindow(arguments.sliding_window, **overlap, global_view=arguments.global_view)
@@ -709,7 +659,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
     class_names = read_class_names(arguments)
     model_source = choose_model(arguments.model)
 
-    from .class_embeddings import save_class_embeddings, text_encoder_sha256
+    from ..inference.class_embeddings import save_class_embeddings, text_encoder_sha256
 
     model, processor, class_names, embeddings = load_model_and_classes(arguments, model_source, class_names)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -720,7 +670,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
 
 def run_cache(arguments: argparse.Namespace) -> int:
     """Show or clear the cache."""
-    from .class_embeddings import ClassEmbeddingCache
+    from ..inference.class_embeddings import ClassEmbeddingCache
 
     cache = ClassEmbeddingCache()
     num_classes, num_bytes = cache.size()
@@ -739,7 +689,7 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
         if not Path(arguments.vocabulary).is_file():
             raise FileNotFoundError(f"--vocabulary {arguments.vocabulary}: no such file")
 
-        from .class_embeddings import load_class_embeddings
+        from ..inference.class_embeddings import load_class_embeddings
 
         return load_class_embeddings(arguments.vocabulary)[0]
     return load_vocabulary(arguments.vocabulary)
@@ -757,7 +707,7 @@ def read_competing_names(arguments: argparse.Namespace, class_names: list[str]) 
     if EVERYTHING_ELSE in class_names:
         raise ValueError(f"--everything-else adds a class of the name {EVERYTHING_ELSE!r}, which is one of yours")
 
-    from .data.distractors import distractors
+    from ..data.distractors import distractors
 
     return distractors(class_names, [arguments.everything_else])
 
@@ -771,8 +721,13 @@ def load_model_and_classes(
     arguments: argparse.Namespace, model_source: str, class_names: list[str]
 ) -> tuple[SEDForSemanticSegmentation, SEDProcessor, list[str], Tensor]:
     """The model, its processor, the class names, and their embeddings (T, P, D): from a file, the cache, or encoded."""
-    from .class_embeddings import ClassEmbeddingCache, encode_classes, load_class_embeddings, text_encoder_sha256
-    from .processing_sed import validate_class_names
+    from ..inference.class_embeddings import (
+        ClassEmbeddingCache,
+        encode_classes,
+        load_class_embeddings,
+        text_encoder_sha256,
+    )
+    from ..processing_sed import validate_class_names
 
     class_names = validate_class_names(class_names, class_argument(arguments))
     print(f"sed-hf: loading {model_source}", file=sys.stderr)
@@ -790,7 +745,7 @@ def append_classes(
     """Class embeddings (T, P, D) and those of more names after them."""
     import torch
 
-    from .class_embeddings import ClassEmbeddingCache, encode_classes
+    from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
 
     return torch.cat([class_embeddings, encode_classes(model, processor, class_names, ClassEmbeddingCache())])
 
@@ -807,7 +762,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"--config {arguments.config}: expected a config.json, found none")
     check_out(arguments.out, arguments.overwrite)
 
-    from .conversion import convert_official_checkpoint
+    from ..conversion import convert_official_checkpoint
 
     config = read_config(arguments.config) if arguments.config else None
     save_model(convert_official_checkpoint(arguments.checkpoint, config=config), arguments.out)
@@ -818,7 +773,7 @@ def run_init(arguments: argparse.Namespace) -> int:
     """Start a new model."""
     check_out(arguments.out, arguments.overwrite)
 
-    from .conversion import from_open_clip
+    from ..conversion import from_open_clip
 
     towers = f"its towers hold {arguments.pretrained}" if arguments.pretrained else "its towers are random"
     state = f"untrained: its decoder is random, {towers}"
@@ -843,8 +798,8 @@ def run_export(arguments: argparse.Namespace) -> int:
     class_names = read_class_names(arguments) if arguments.classes or arguments.vocabulary else []
     model_source = choose_model(arguments.model)
 
-    from .export import export_model
-    from .processing_sed import validate_class_names
+    from ..hub.export import export_model
+    from ..processing_sed import validate_class_names
 
     class_names = validate_class_names(class_names, class_argument(arguments)) if class_names else []
     model, processor = load_model(model_source, "cpu", "float32")
@@ -860,7 +815,7 @@ def run_push(arguments: argparse.Namespace) -> int:
     if not owner or not name or "/" in name:
         raise ValueError(f"{arguments.repo_id}: expected a repository as OWNER/NAME")
 
-    from .hub import push_hub_folder
+    from ..hub.save import push_hub_folder
 
     address = push_hub_folder(arguments.folder, arguments.repo_id, private=arguments.private or None)
     print(f"sed-hf: uploaded to {address}")
@@ -869,8 +824,8 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 def save_model(model: SEDForSemanticSegmentation, out: Path, description: str = "") -> None:
     """Write a model folder, in place of the one that may be there, with a description in its model card."""
-    from .conversion import build_processor
-    from .hub import save_hub_folder
+    from ..conversion import build_processor
+    from ..hub.save import save_hub_folder
 
     save_hub_folder(model, build_processor(model.config), out, description=description, overwrite=True)
     print(f"sed-hf: model written to {out}")
@@ -897,12 +852,12 @@ def read_config(path: Path) -> SEDConfig:
     Raises:
         ValueError: The file is no JSON object, or its values make no model.
     """
-    from . import SEDConfig
+    from .. import SEDConfig
 
     try:
         return SEDConfig.from_json_file(require_file(path))
     except Exception as error:  # from the values of a nested configuration comes whatever happens to them
-        raise ValueError(f"--config {path}: {reason(error)}") from error
+        raise ValueError(f"--config {path}: {short_error(error)}") from error
 
 
 # sed-hf demo ---------------------------------------------------------------------------------------------------------
@@ -938,7 +893,7 @@ def serve_demo(
         raise ValueError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf")
     model, processor = load_model(model_source, device, dtype)
 
-    from .demo import build_demo, example_scenes, serve
+    from ..demo import build_demo, example_scenes, serve
 
     def build(folder: Path) -> Blocks:
         if source is None:
@@ -961,7 +916,7 @@ def choose_model(source: str | None) -> str:
             " (coloured shapes on textured grounds) and knows nothing else",
             file=sys.stderr,
         )
-        return str(MODEL_IN_THE_BOX)
+        return str(TOY_MODEL)
     check_model_source(source)
     return source
 
@@ -981,7 +936,7 @@ def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegm
     import torch
     from transformers.utils import logging
 
-    from .model_loading import load_model_and_processor
+    from ..hub.load import load_model_and_processor
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
