@@ -16,8 +16,8 @@ MAX_ERROR_CHARACTERS = 200
 def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     """A temporary path to write a file or a folder to, which takes the place of `path` when the block succeeds.
 
-    It lies in a new folder of an unpredictable name beside `path`, so that nothing planted is followed or removed, and a link
-    at `path` is replaced, not followed. A killed process leaves that folder, and `path` as it was.
+    It lies in a new folder of an unpredictable name beside `path`: nothing planted there is followed or removed. A link
+    at `path` is replaced, not followed. A process that is killed leaves that folder, and `path` as it was.
 
     Raises:
         OSError: It cannot be written; the error names `path`.
