@@ -35,7 +35,6 @@ from ..utils import atomic_path, require_file, run_command, short_error
 
 if TYPE_CHECKING:
     import numpy as np
-    from gradio import Blocks
     from PIL import Image
     from torch import Tensor
 
@@ -865,6 +864,12 @@ def read_config(path: Path) -> SEDConfig:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Serve the demo until it is interrupted."""
+    choose_model(arguments.model)
+    if find_spec("gradio") is None:
+        raise ValueError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf")
+
+    from ..demo import serve_demo
+
     serve_demo(
         arguments.model,
         arguments.device,
@@ -875,34 +880,6 @@ def run_demo(arguments: argparse.Namespace) -> int:
         share=arguments.share,
     )
     return 0
-
-
-def serve_demo(
-    source: str | None,
-    device: str = "auto",
-    dtype: str = "float32",
-    *,
-    host: str | None = None,
-    port: int | None = None,
-    root_path: str | None = None,
-    share: bool = False,
-) -> None:
-    """Load a model, by default the one in the box, and serve the demo with it until the process is interrupted."""
-    model_source = choose_model(source)
-    if find_spec("gradio") is None:
-        raise ValueError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf")
-    model, processor = load_model(model_source, device, dtype)
-
-    from ..demo import build_demo, example_scenes, serve
-
-    def build(folder: Path) -> Blocks:
-        if source is None:
-            return build_demo(model, processor, "the model in the box", example_scenes(folder))
-        # Of a folder the name alone: where it lies is none of the visitors' business.
-        name = Path(source).resolve().name if Path(source).exists() else source
-        return build_demo(model, processor, name)
-
-    serve(build, host=host, port=port, root_path=root_path, share=share)
 
 
 # Models --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A demo in the browser: drop a picture, name classes, see and download the segmentation. Needs the extra `demo`."""
+"""A demo in the browser: drop an image, name classes, see and download the segmentation. Needs the extra `demo`."""
 
 try:
     import gradio  # noqa: F401
@@ -6,6 +6,6 @@ except ImportError as error:
     raise ImportError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf") from error
 
 from .page import Example, build_demo
-from .server import example_scenes, serve
+from .server import example_scenes, serve, serve_demo
 
-__all__ = ["Example", "build_demo", "example_scenes", "serve"]
+__all__ = ["Example", "build_demo", "example_scenes", "serve", "serve_demo"]

@@ -7,15 +7,51 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+import torch
 from PIL import Image
 
 from ..data.scenes import render_scene, scene_vocabulary
+from ..hub.load import load_model_and_processor
 from .inputs import MAX_UPLOAD_MEGABYTES
-from .page import CSS, Example
+from .page import CSS, Example, build_demo
 
+TOY_MODEL = Path(__file__).parents[1] / "toy_model"
 MAX_WAITING_REQUESTS = 64
 MAX_SESSIONS = 200  # Gradio remembers this many visitors
 EXAMPLE_SCENES = {"scene-3": 9, "scene-1": 6, "scene-2": 4}  # files and numbers of the examples/ folder
+
+
+def serve_demo(
+    source: str | None,
+    device: str = "auto",
+    dtype: str = "float32",
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    root_path: str | None = None,
+    share: bool = False,
+) -> None:
+    """Load a model and serve the demo with it until the process is interrupted.
+
+    Args:
+        source: Model folder or name on the Hub; by default the bundled toy model, with its scenes as examples.
+        device: "auto" or a torch device.
+        dtype: Name of a torch dtype.
+        host, port, root_path, share: As of [`serve`].
+    """
+    model, processor = load_model_and_processor(str(source or TOY_MODEL), getattr(torch, dtype))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).eval()
+
+    def build(folder: Path) -> gr.Blocks:
+        if source is None:
+            return build_demo(model, processor, "the bundled toy model", example_scenes(folder))
+        # Only the name of a folder: visitors need not know where it lies.
+        name = Path(source).resolve().name if Path(source).exists() else source
+        return build_demo(model, processor, name)
+
+    serve(build, host=host, port=port, root_path=root_path, share=share)
 
 
 def serve(
