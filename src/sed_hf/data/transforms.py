@@ -1,94 +1,114 @@
-"""Training augmentation, of torchvision's transforms."""
+"""Training augmentation of an image and its label map, on 8-bit levels."""
 
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
 
 from ..image_processing_sed import shortest_edge_size
 
-PADDING_VALUE = 128
+cv2.setNumThreads(0)  # a data loader's processes, forked from one with threads of OpenCV, would wait for those
+
+PADDING_LEVEL = 128
+
+Levels = NDArray[Any]  # of uint8
+Labels = NDArray[Any]  # of integers
 
 
-def training_transform(
-    shortest_edge: int | None,
-    longest_edge: int,
-    crop_size: int,
-    color_jitter: bool,
-    horizontal_flip: bool,
-    ignore_index: int,
-) -> v2.Transform:
-    """Augmentation of a picture (`tv_tensors.Image`, uint8) and its label map (`tv_tensors.Mask`) as SED trains.
+@dataclass(frozen=True)
+class TrainingTransform:
+    """Augmentation as SED trains: resize, random crop, colour jitter, horizontal flip, padding, in this order.
 
     Args:
         shortest_edge: Resize the shortest side to this many pixels; `None` does not resize.
         longest_edge: At most this many pixels for the longest side.
-        crop_size: Side of the random crop; smaller pictures are padded at the right and the bottom.
-        color_jitter: Jitter brightness, contrast, saturation and hue, as SSD does.
-        horizontal_flip: Flip half of the pictures.
+        crop_size: Side of the random crop, to which smaller images are padded at the right and the bottom.
+        color_jitter: Jitter brightness, contrast, saturation and hue.
+        horizontal_flip: Flip half of the images.
         ignore_index: Label of padded pixels.
     """
-    steps: list[v2.Transform] = []
-    if shortest_edge is not None:
-        steps.append(ResizeShortestEdge(shortest_edge, longest_edge))
-    steps += [PadToSize(crop_size, ignore_index), v2.RandomCrop(crop_size)]
-    if color_jitter:
-        steps += [
-            v2.RandomApply([BrightnessShift(32)]),
-            v2.RandomApply([v2.ColorJitter(contrast=(0.5, 1.5))]),
-            v2.RandomApply([v2.ColorJitter(saturation=(0.5, 1.5))]),
-            v2.RandomApply([v2.ColorJitter(hue=0.1)]),  # of a turn: 36°
-        ]
-    if horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip())
-    return v2.Compose(steps)
+
+    shortest_edge: int | None
+    longest_edge: int
+    crop_size: int
+    color_jitter: bool
+    horizontal_flip: bool
+    ignore_index: int
+
+    def __call__(self, image: Image.Image, label: Labels, rng: Generator) -> tuple[Levels, Labels]:
+        """Augmented pixels (S, S, 3) and labels (S, S) of an RGB image and its label map (H, W).
+
+        Nothing but `rng` is random.
+        """
+        if self.shortest_edge is not None:
+            height, width = shortest_edge_size(label.shape, self.shortest_edge, self.longest_edge)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            label = resize_nearest(label, (width, height))
+        height, width = label.shape
+        top = int(rng.integers(max(0, height - self.crop_size) + 1))
+        left = int(rng.integers(max(0, width - self.crop_size) + 1))
+        pixels = np.asarray(image)[top : top + self.crop_size, left : left + self.crop_size]
+        label = label[top : top + self.crop_size, left : left + self.crop_size]
+        if self.color_jitter:
+            pixels = jitter_colors(pixels, rng)
+        if self.horizontal_flip and rng.random() < 0.5:
+            pixels, label = pixels[:, ::-1], label[:, ::-1]
+        bottom, right = self.crop_size - label.shape[0], self.crop_size - label.shape[1]
+        pixels = np.pad(pixels, ((0, bottom), (0, right), (0, 0)), constant_values=PADDING_LEVEL)
+        return pixels, np.pad(label, ((0, bottom), (0, right)), constant_values=self.ignore_index)
 
 
-class ResizeShortestEdge(v2.Transform):
-    """Resize with the shortest side as asked, unless the longest would exceed its cap; label maps to the nearest."""
+def jitter_colors(pixels: Levels, rng: Generator) -> Levels:
+    """Pixels (H, W, 3) after four steps, each taken with probability 1/2; each truncates levels to 8 bits.
 
-    def __init__(self, shortest_edge: int, longest_edge: int) -> None:
-        super().__init__()
-        self.shortest_edge = shortest_edge
-        self.longest_edge = longest_edge
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize a picture or a label map (..., H, W)."""
-        size = shortest_edge_size(inpt.shape[-2:], self.shortest_edge, self.longest_edge)
-        return v2.functional.resize(inpt, list(size), antialias=True)
-
-
-class PadToSize(v2.Transform):
-    """Pad at the right and the bottom to at least a square: pictures with grey, label maps with the ignored label."""
-
-    def __init__(self, size: int, ignore_index: int) -> None:
-        super().__init__()
-        self.size = size
-        self.ignore_index = ignore_index
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Pad a picture or a label map (..., H, W)."""
-        height, width = inpt.shape[-2:]
-        fill = self.ignore_index if isinstance(inpt, tv_tensors.Mask) else PADDING_VALUE
-        return v2.functional.pad(inpt, [0, 0, max(0, self.size - width), max(0, self.size - height)], fill=fill)
+    Brightness comes first; then with probability 1/2 contrast, saturation and hue, else saturation, hue and contrast.
+    """
+    brightness = (adjust_brightness, rng.uniform(-32, 32))
+    contrast = (adjust_contrast, rng.uniform(0.5, 1.5))
+    saturation = (adjust_saturation, rng.uniform(0.5, 1.5))
+    hue = (shift_hue, int(rng.integers(-18, 18, endpoint=True)))
+    others = (contrast, saturation, hue) if rng.random() < 0.5 else (saturation, hue, contrast)
+    for adjust, amount in (brightness, *others):
+        if rng.random() < 0.5:
+            pixels = adjust(pixels, amount)
+    return pixels
 
 
-class BrightnessShift(v2.Transform):
-    """Add one random number of up to `limit` grey levels to a whole picture."""
+def adjust_brightness(pixels: Levels, shift: float) -> Levels:
+    """Pixels with a number added to every level."""
+    return cv2.LUT(pixels, _truncated(_ALL_LEVELS + shift))
 
-    _transformed_types = (tv_tensors.Image,)
 
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
+def adjust_contrast(pixels: Levels, factor: float) -> Levels:
+    """Pixels with every level multiplied by a factor."""
+    return cv2.LUT(pixels, _truncated(_ALL_LEVELS * factor))
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the shift."""
-        return {"shift": torch.empty(()).uniform_(-self.limit, self.limit)}
 
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        """Shift a uint8 picture (3, H, W)."""
-        shifted = (inpt.float() + params["shift"]).round().clamp(0, 255).to(torch.uint8)
-        return tv_tensors.wrap(shifted, like=inpt)
+def adjust_saturation(pixels: Levels, factor: float) -> Levels:
+    """Pixels with S of HSV multiplied by a factor."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
+    saturation = cv2.LUT(saturation, _truncated(_ALL_LEVELS * factor))
+    return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB)
+
+
+def shift_hue(pixels: Levels, steps: int) -> Levels:
+    """Pixels with H of HSV shifted by some of OpenCV's 180 steps around the colour circle."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
+    hue = cv2.LUT(hue, ((np.arange(256) + steps) % 180).astype(np.uint8))
+    return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB)
+
+
+_ALL_LEVELS = np.arange(256, dtype=np.float32)
+
+
+def _truncated(levels: NDArray[np.float32]) -> Levels:
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def resize_nearest(label: Labels, size: tuple[int, int]) -> Labels:
+    """Labels (H, W) resized to a `size` of (width, height), each from the pixel at the floor of its source position."""
+    return cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)

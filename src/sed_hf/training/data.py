@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..data.transforms import training_transform
+from ..data.transforms import TrainingTransform
 from .recipe import Recipe
 
 
@@ -26,7 +25,7 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         dataset: Items with `image` (PIL), `label` (PIL or (H, W) integers) and `file_name`.
         length: Number of positions.
         seed: Seed of order and augmentation.
-        transform: Augmentation of (`tv_tensors.Image`, `tv_tensors.Mask`).
+        transform: Augmentation of an image, a label map and a random generator, as [`TrainingTransform`].
     """
 
     def __init__(self, dataset: Any, length: int, seed: int, transform: Callable) -> None:
@@ -46,21 +45,19 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         """
         epoch, offset = divmod(position, len(self.dataset))
         sample = self.dataset[int(epoch_order(len(self.dataset), self.seed, epoch)[offset])]
-        image = tv_tensors.Image(tvF.pil_to_tensor(sample["image"].convert("RGB")))
-        label = tv_tensors.Mask(torch.from_numpy(np.array(sample["label"]).astype(np.int64)))
-        if image.shape[-2:] != label.shape[-2:]:
-            (height, width), (label_height, label_width) = image.shape[-2:], label.shape[-2:]
+        image = sample["image"].convert("RGB")
+        label = np.array(sample["label"]).astype(np.int32)
+        if label.shape != (image.height, image.width):
             raise ValueError(
-                f"{sample['file_name']}: expected a label of the picture's size, {width}×{height} pixels,"
-                f" got {label_width}×{label_height}"
+                f"{sample['file_name']}: expected a label of the image's size, {image.width}×{image.height} pixels,"
+                f" got {label.shape[1]}×{label.shape[0]}"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, position)) % 2**63)
-            image, label = self.transform(image, label)
-        pixel_values = tvF.normalize(image.float() / 255, list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD))
+        rng = np.random.default_rng([self.seed, position, 1])  # not the order's generator
+        pixels, label = self.transform(image, label, rng)
+        levels = torch.from_numpy(pixels).permute(2, 0, 1)
         return {
-            "pixel_values": pixel_values.as_subclass(Tensor),
-            "labels": label.as_subclass(Tensor),
+            "pixel_values": tvF.normalize(levels.float() / 255, list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD)),
+            "labels": torch.from_numpy(label.astype(np.int64)),
             "file_name": sample["file_name"],
         }
 
@@ -73,7 +70,7 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
 
 def build_training_samples(dataset: Any, recipe: Recipe, ignore_index: int) -> TrainingSamples:
     """The samples that a recipe trains with."""
-    transform = training_transform(
+    transform = TrainingTransform(
         recipe.shortest_edge,
         recipe.longest_edge,
         recipe.crop_size,
