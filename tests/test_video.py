@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sed_hf import cli, video
+from sed_hf import cli
+from sed_hf.inference import video
 from sed_hf.cli import main
 from sed_hf.data.scenes import render_scene
 from sed_hf.inference.segmenter import VideoJob, find_files, plan_jobs

@@ -1,57 +1,54 @@
-"""Pictures of a segmentation for people: class colours, an overlay on the photo, and a legend."""
+"""Segmentations for people: one palette, one legend, one overlay, for images, the frames of videos and the demo."""
 
 import math
+import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+Labels: TypeAlias = npt.NDArray[np.integer]
+Color: TypeAlias = tuple[int, ...]
 
 # OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab) is a colour space in which the Euclidean distance of
 # two colours is about how different they look; black is at a distance of 1 from white.
-_LINEAR_RGB_TO_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_CONES_TO_OKLAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-_CONFUSABLE_DISTANCE = 0.15  # nearer colours are hard to tell apart once they are blended with a photo
-_NEIGHBOUR_DISTANCE = 0.25  # at least this between the colours of adjacent class indices
-_PALETTE_SIZE = 8192  # about what the candidates can give with neighbours kept apart
-_RESERVE_SIZE = 256  # the colours among which a class that would be confused with another finds a new one
+_LINEAR_RGB_TO_CONES = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
+_CONES_TO_OKLAB = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
+_DISTANCE = 0.25  # between the colours of two classes; with many classes as much of it as there is room for
+_MIN_DISTANCE = 0.02  # nearer colours look the same
+_SHADE_DISTANCE = 0.05  # between the shades of one colour word
+_SHADE_WEIGHTS = (1, 5, 5)  # shades of a word differ in lightness rather than in hue
 
-_DISPLAY_SIZE = 512  # pixels; smaller pictures are enlarged, so that picture and legend are in proportion
+_DISPLAY_SIZE = 512  # pixels; smaller images are enlarged, so that image and legend are in proportion
+_MAX_SIZE = 65_500  # pixels of a side that JPEG can hold; larger images are reduced
 _MIN_FONT_SIZE = 14  # pixels
-_FONT_SIZE_RATIO = 0.022  # font size relative to the square root of the picture's area
-MAX_NAME_WIDTH = 14  # relative to the font size
-_CONTOUR_RATIO = 1 / 700  # contour width relative to the picture's shorter side
+_FONT_SIZE_RATIO = 0.022  # font size relative to the square root of the image's area
+_NUMBER_SCALES = (1.7, 1.0)  # size of the numbers on regions relative to the legend's font
+_MAX_NAME_WIDTH = 14  # relative to the font size
+_MAX_LISTED = 100  # classes in the legend of an image
+_OPACITY = 0.5  # of the class colours
+_CONTOUR_RATIO = 1 / 700  # contour width relative to the image's shorter side
 _SEARCH_SIZE = 256  # longest side of the coarse label map on which the places of the numbers are sought
-PANEL_COLOR = (255, 255, 255)
-TEXT_COLOR = (24, 24, 24)
-_CONTOUR_COLOR = (255, 255, 255)
-_NUMBER_COLOR = (255, 255, 255)
-_NUMBER_OUTLINE_COLOR = (24, 24, 24)  # makes the numbers legible on bright colours too
+_WHITE, _INK, _FAINT = (255, 255, 255), (24, 24, 24), (150, 150, 150)
+
+# Statistics ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """How much of a picture one class covers.
+    """How much of an image or video one class covers.
 
     Attributes:
         index: Index of the class in the vocabulary.
         name: Name of the class, with its synonyms.
-        share: Fraction of all pixels of the picture, ignored ones included, in (0, 1].
+        share: Fraction of all pixels, ignored ones included, in (0, 1].
         mean_probability: Mean probability over the pixels of the class; `None` if no probabilities were given.
     """
 
@@ -61,6 +58,58 @@ class ClassStatistics:
     mean_probability: float | None
 
 
+class ClassTotals:
+    """Areas and probabilities of classes, summed over the frames of a video.
+
+    Args:
+        class_names: The T class names.
+        ignore_index: Label of pixels that have no class.
+
+    Attributes:
+        ignored_pixels: Number of pixels without a class.
+    """
+
+    def __init__(self, class_names: Sequence[str], ignore_index: int | None = None) -> None:
+        self.ignored_pixels = 0
+        self._class_names = class_names
+        self._ignore_index = ignore_index
+        self._areas = np.zeros(len(class_names), dtype=np.int64)
+        self._probabilities = np.zeros(len(class_names))
+        self._has_probabilities = False
+
+    def add(self, segmentation: npt.ArrayLike, probability: npt.ArrayLike | None = None) -> None:
+        """Add a frame: class indices, integers, and the probability of each pixel's class, (height, width).
+
+        Raises:
+            ValueError: A label is neither a class index nor `ignore_index`, or the shapes differ.
+        """
+        num_classes = len(self._class_names)
+        labels = _checked_labels(segmentation, num_classes, self._ignore_index)
+        has_class = _has_class(labels, self._ignore_index)
+        self.ignored_pixels += labels.size - int(np.count_nonzero(has_class))
+        self._areas += np.bincount(labels[has_class], minlength=num_classes)
+        if probability is not None:
+            probabilities = np.asarray(probability)
+            if probabilities.shape != labels.shape:
+                raise ValueError(f"probability has shape {probabilities.shape}, segmentation {labels.shape}")
+            self._probabilities += np.bincount(labels[has_class], probabilities[has_class], minlength=num_classes)
+            self._has_probabilities = True
+
+    def statistics(self) -> list[ClassStatistics]:
+        """The classes that occur, the largest first; classes of equal area in the order of their index."""
+        num_pixels = int(self._areas.sum()) + self.ignored_pixels
+        largest_first = np.argsort(-self._areas, kind="stable")[: np.count_nonzero(self._areas)].tolist()
+        return [
+            ClassStatistics(
+                index,
+                self._class_names[index],
+                float(self._areas[index] / num_pixels),
+                float(self._probabilities[index] / self._areas[index]) if self._has_probabilities else None,
+            )
+            for index in largest_first
+        ]
+
+
 def class_statistics(
     segmentation: npt.ArrayLike,
     class_names: Sequence[str],
@@ -68,194 +117,13 @@ def class_statistics(
     probability: npt.ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> list[ClassStatistics]:
-    """The classes that occur in a segmentation, the largest first; classes of equal area in the order of their index.
-
-    Args:
-        segmentation: Class indices (height, width), integers.
-        class_names: The T class names.
-        probability: Probability of each pixel's class (height, width), in [0, 1].
-        ignore_index: Label of pixels that have no class.
-
-    Raises:
-        ValueError: A label is neither a class index nor `ignore_index`, or the shapes differ.
-    """
-    labels = _checked_labels(segmentation, len(class_names), ignore_index)
-    has_class = _has_class(labels, ignore_index)
-    areas = np.bincount(labels[has_class], minlength=len(class_names))
-    occurring = np.argsort(-areas, kind="stable")[: np.count_nonzero(areas)].tolist()
-
-    means: dict[int, float] = {}
-    if probability is not None:
-        probabilities = np.asarray(probability)
-        if probabilities.shape != labels.shape:
-            raise ValueError(f"probability has shape {probabilities.shape}: expected the segmentation's {labels.shape}")
-        sums = np.bincount(labels[has_class], weights=probabilities[has_class], minlength=len(class_names))
-        means = {index: float(sums[index] / areas[index]) for index in occurring}
-
-    return [
-        ClassStatistics(index, class_names[index], float(areas[index] / labels.size), means.get(index))
-        for index in occurring
-    ]
+    """The classes of one segmentation, the largest first; arguments and errors as of [`ClassTotals`]."""
+    totals = ClassTotals(class_names, ignore_index)
+    totals.add(segmentation, probability)
+    return totals.statistics()
 
 
-def class_palette(num_classes: int) -> npt.NDArray[np.uint8]:
-    """One colour for each class: RGB (T, 3).
-
-    Each colour is the one that looks most different from all colours before it, chosen among those that are neither
-    greyish nor nearly black or white. So a short vocabulary has very different colours, a class keeps its colour when
-    the vocabulary grows, and adjacent indices never look alike. After 8192 classes the colours repeat.
-
-    Raises:
-        ValueError: `num_classes` is negative.
-    """
-    if num_classes < 0:
-        raise ValueError(f"num_classes={num_classes}: expected at least 0")
-    # Rounding up to a power of two leaves few different sizes to compute and to cache.
-    size = min(1 << num_classes.bit_length(), _PALETTE_SIZE)
-    return _spread_colors(size)[np.arange(num_classes) % size]
-
-
-def class_colors(indices: Sequence[int], num_classes: int) -> npt.NDArray[np.uint8]:
-    """Colours for the n classes that occur together in one picture, as distinct as possible: RGB (n, 3).
-
-    A class has its colour of [`class_palette`] in every picture, with one exception: of two classes in the picture
-    whose colours a person would confuse, the one that comes later in `indices` gets a colour that nothing else in the
-    picture resembles.
-
-    Args:
-        indices: Class indices, the most important first.
-        num_classes: Size T of the vocabulary.
-    """
-    colors = class_palette(num_classes)[list(indices)]
-    lab = _srgb_to_oklab(colors)
-    kept: list[int] = []
-    confusable: list[int] = []
-    for position, color in enumerate(lab):
-        distinct = _distance_to_nearest(color[None], lab[kept])[0] > _CONFUSABLE_DISTANCE
-        (kept if distinct else confusable).append(position)
-
-    for position in confusable:
-        colors[position], lab[position] = _most_distinct_color(lab[kept])
-        kept.append(position)
-    return colors
-
-
-class SettledClassColors:
-    """Colours of the classes of one video: a class keeps for ever the colour that it has when it first occurs.
-
-    That is its colour of [`class_palette`], unless a person would confuse it with a class that occurred earlier in the
-    video: then it is one that no class before it resembles.
-
-    Args:
-        num_classes: Size T of the vocabulary.
-
-    Attributes:
-        palette: RGB (T, 3), uint8; of classes that have not occurred, the colours are provisional.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.palette = class_palette(num_classes)
-        self._lab = _srgb_to_oklab(self.palette)
-        self._settled: dict[int, None] = {}  # an ordered set
-
-    def settle(self, indices: Iterable[int]) -> None:
-        """Fix the colours of the classes that occur now, the most important first."""
-        for index in indices:
-            if index in self._settled:
-                continue
-            settled = self._lab[list(self._settled)]
-            if _distance_to_nearest(self._lab[index, None], settled)[0] <= _CONFUSABLE_DISTANCE:
-                self.palette[index], self._lab[index] = _most_distinct_color(settled)
-            self._settled[index] = None
-
-
-def draw_overlay(
-    image: Image.Image,
-    segmentation: npt.ArrayLike,
-    class_names: Sequence[str],
-    *,
-    ignore_index: int | None = None,
-    alpha: float = 0.5,
-) -> Image.Image:
-    """Colour each pixel of a photo by its class, outline and number the regions, and add a legend.
-
-    The legend lists the classes that occur, the largest first: number and colour, first synonym, share of the picture.
-    It stands below a landscape picture and beside a portrait one, never on it. A class's number also stands inside its
-    widest region, if it fits. The photo is grey under the colours, which its own would distort. Pictures of less than
-    about 512 pixels are first enlarged by a whole factor. Pixels labelled `ignore_index` keep the photo's colours.
-
-    Args:
-        image: The photo; converted to RGB.
-        segmentation: Class indices (height, width), integers, of the photo's size.
-        class_names: The T class names; synonyms separated by ", ".
-        ignore_index: Label of pixels that have no class.
-        alpha: Opacity of the class colours, in [0, 1].
-
-    Returns:
-        An RGB picture, larger than the photo by the legend.
-
-    Raises:
-        ValueError: The sizes differ, a label is neither a class index nor `ignore_index`, or `alpha` is not in [0, 1].
-    """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha}: expected a value in [0, 1]")
-    statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)
-    occurring = [entry.index for entry in statistics]
-    picture = draw_regions(image, segmentation, occurring, len(class_names), ignore_index=ignore_index, alpha=alpha)
-    has_class = _has_class(np.asarray(segmentation), ignore_index)
-    colors = class_colors(occurring, len(class_names))
-    rows = [
-        _LegendRow(first_synonym(entry.name), entry.share, tuple(color.tolist()))
-        for entry, color in zip(statistics, colors, strict=True)
-    ]
-    if not has_class.all():
-        rows.append(_LegendRow("(no class)", 1 - float(has_class.mean()), None))
-    return _add_legend(picture, rows, font_in_proportion(picture))
-
-
-def draw_regions(
-    image: Image.Image,
-    segmentation: npt.ArrayLike,
-    listed: Sequence[int],
-    num_classes: int,
-    *,
-    ignore_index: int | None = None,
-    alpha: float = 0.5,
-    font_scale: float = 1.0,
-) -> Image.Image:
-    """The picture of [`draw_overlay`] without its legend, for pages that have one of their own.
-
-    Args:
-        image: The photo; converted to RGB.
-        segmentation: Class indices (height, width), integers, of the photo's size.
-        listed: The classes of the legend in its order, among them all that occur: the n-th has the number n.
-        num_classes: Size T of the vocabulary.
-        ignore_index: Label of pixels that have no class.
-        alpha: Opacity of the class colours, in [0, 1].
-        font_scale: Size of the numbers relative to those of [`draw_overlay`]; where they do not fit, they are as there.
-
-    Returns:
-        An RGB picture of the photo's size, or a multiple of it.
-
-    Raises:
-        ValueError: The sizes differ, or a label is neither a class index nor `ignore_index`.
-    """
-    labels = _checked_labels(segmentation, num_classes, ignore_index)
-    if labels.shape != (image.height, image.width):
-        raise ValueError(f"segmentation has shape {labels.shape}: expected the picture's {(image.height, image.width)}")
-    zoom = max(1, round(_DISPLAY_SIZE / max(image.size)))
-    photo = image.convert("RGB").resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
-    labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-    palette = np.zeros((num_classes, 3), dtype=np.uint8)
-    palette[list(listed)] = class_colors(listed, num_classes)
-    picture = color_regions(photo, labels, palette, ignore_index, alpha)
-    fonts = [font_in_proportion(photo, font_scale), font_in_proportion(photo)]
-    _number_regions(picture, labels, listed, fonts)
-    return picture
-
-
-def _checked_labels(segmentation: npt.ArrayLike, num_classes: int, ignore_index: int | None) -> npt.NDArray[np.integer]:
+def _checked_labels(segmentation: npt.ArrayLike, num_classes: int, ignore_index: int | None) -> Labels:
     labels = np.asarray(segmentation)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -270,14 +138,62 @@ def _checked_labels(segmentation: npt.ArrayLike, num_classes: int, ignore_index:
     return labels
 
 
-def _has_class(labels: npt.NDArray[np.integer], ignore_index: int | None) -> npt.NDArray[np.bool_]:
+def _has_class(labels: Labels, ignore_index: int | None) -> npt.NDArray[np.bool_]:
     return np.ones(labels.shape, dtype=bool) if ignore_index is None else labels != ignore_index
 
 
-# --- colours ---
+# Palette -------------------------------------------------------------------------------------------------------------
 
 
-def _srgb_to_oklab(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def class_colors(class_names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """A colour for each class name, the same in every image, run and process: RGB (T, 3).
+
+    A name with a colour word ("red triangle", "dark green bush") has that colour; if several names share the word, they
+    have shades of it. The colour of any other name follows from its letters, and is moved away from those of the names
+    before it that look similar. The first synonym decides.
+    """
+    return _class_colors(tuple(map(first_synonym, class_names))).copy()
+
+
+@lru_cache(maxsize=16)
+def _class_colors(names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+    candidates, lab, is_vivid = _candidate_colors()
+    vivid = np.flatnonzero(is_vivid)
+    chosen = np.zeros(len(names), dtype=np.int64)
+    distance_to_chosen = np.full(len(candidates), np.inf, dtype=np.float32)
+    min_distance = _DISTANCE
+    words = [_color_word(name) for name in names]
+    for position in sorted(range(len(names)), key=lambda position: words[position] is None):  # colour words first
+        if (word := words[position]) is not None:
+            away = (lab - _srgb_to_oklab(np.array([ImageColor.getrgb(word)]))) * _SHADE_WEIGHTS
+            is_free = distance_to_chosen > _SHADE_DISTANCE
+        else:
+            letters = names[position].casefold().encode(errors="surrogatepass")
+            away = lab - lab[vivid[zlib.crc32(letters) % len(vivid)]]
+            while not (is_free := is_vivid & (distance_to_chosen > min_distance)).any():
+                min_distance = 0.9 * min_distance if min_distance > _MIN_DISTANCE else -1
+        chosen[position] = np.argmin(np.where(is_free, np.linalg.norm(away, axis=1), np.inf))
+        distance_to_chosen = np.minimum(distance_to_chosen, np.linalg.norm(lab - lab[chosen[position]], axis=1))
+    return candidates[chosen]
+
+
+def _color_word(name: str) -> str | None:
+    """The first word of a name, or two words joined, that CSS knows as a colour."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return next((word for word in [*map("".join, pairwise(words)), *words] if word in ImageColor.colormap), None)
+
+
+@cache
+def _candidate_colors() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """A grid over all colours, RGB (n, 3) and OKLab (n, 3), and which are neither greyish nor nearly black or white."""
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _srgb_to_oklab(grid)
+    lightness, green_red, blue_yellow = lab.T
+    return grid, lab, (lightness > 0.44) & (lightness < 0.92) & (np.hypot(green_red, blue_yellow) > 0.09)
+
+
+def _srgb_to_oklab(colors: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
     """RGB (n, 3) → OKLab (n, 3): lightness in [0, 1], green to red, blue to yellow."""
     srgb = colors / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
@@ -285,88 +201,104 @@ def _srgb_to_oklab(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return (cones @ _CONES_TO_OKLAB.T).astype(np.float32)
 
 
-@cache
-def _candidate_colors() -> npt.NDArray[np.uint8]:
-    """The colours a class may have, RGB (n, 3): a grid over sRGB without those that get lost on photo or paper."""
-    levels = np.linspace(0, 255, 24).round().astype(np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lightness, green_red, blue_yellow = _srgb_to_oklab(grid).T
-    return grid[(lightness > 0.44) & (lightness < 0.92) & (np.hypot(green_red, blue_yellow) > 0.09)]
+# Overlay -------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _spread_colors(num_colors: int) -> npt.NDArray[np.uint8]:
-    """The first colours of the candidates in farthest-point order, RGB (num_colors, 3)."""
-    candidates = _candidate_colors()
-    lab = _srgb_to_oklab(candidates)
-    distance_to_chosen = np.full(len(lab), np.inf, dtype=np.float32)
-    chosen = [0]
-    while len(chosen) < num_colors:
-        distance_to_last = np.linalg.norm(lab - lab[chosen[-1]], axis=1)
-        distance_to_chosen = np.minimum(distance_to_chosen, distance_to_last)
-        chosen.append(int(np.argmax(np.where(distance_to_last > _NEIGHBOUR_DISTANCE, distance_to_chosen, 0))))
-    return candidates[chosen]
-
-
-def _most_distinct_color(lab: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """The colour of the reserve that least resembles any of the colours given (n, 3), as RGB (3,) and OKLab (3,)."""
-    reserve = class_palette(_RESERVE_SIZE)
-    reserve_lab = _srgb_to_oklab(reserve)
-    most_distinct = np.argmax(_distance_to_nearest(reserve_lab, lab))
-    return reserve[most_distinct], reserve_lab[most_distinct]
-
-
-def _distance_to_nearest(lab: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Distance from each colour (n, 3) to the nearest of the others (m, 3): (n,); infinite without others."""
-    return np.linalg.norm(lab[:, None] - others[None], axis=-1).min(axis=1, initial=np.inf)
-
-
-# --- regions ---
-
-
-def font_in_proportion(picture: Image.Image, scale: float = 1.0) -> ImageFont.FreeTypeFont:
-    size = max(_MIN_FONT_SIZE, round(scale * _FONT_SIZE_RATIO * math.sqrt(picture.width * picture.height)))
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # it is, whenever a size is asked for
-    return font
-
-
-def color_regions(
-    photo: Image.Image,
-    labels: npt.NDArray[np.integer],
-    palette: npt.NDArray[np.uint8],
-    ignore_index: int | None,
-    alpha: float,
+def draw_overlay(
+    image: Image.Image,
+    segmentation: npt.ArrayLike,
+    class_names: Sequence[str],
+    *,
+    ignore_index: int | None = None,
 ) -> Image.Image:
-    """The photo with the palette's colours (T, 3) blended in where there is a class, and contours between regions."""
+    """An image in the colours of its classes, with outlined and numbered regions and a legend.
+
+    The legend lists the classes that occur, the largest first, 100 at most: number and colour, first synonym, share of
+    the image. It stands below a landscape image and beside a portrait one, never on it. The rest is as
+    [`draw_regions`] draws it, whose arguments and errors are the same.
+
+    Returns:
+        An RGB image, larger than the input by the legend.
+    """
+    statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)
+    listed, rest = statistics[:_MAX_LISTED], statistics[_MAX_LISTED:]
+    numbered = [entry.index for entry in listed]
+    regions = draw_regions(image, segmentation, class_names, numbered, ignore_index=ignore_index)
+    colors = class_colors(class_names)
+    rows = [
+        LegendRow(entry.name, entry.share, tuple(colors[entry.index].tolist()), number)
+        for number, entry in enumerate(listed, start=1)
+    ]
+    if rest:
+        rows.append(LegendRow(f"{len(rest)} more", sum(entry.share for entry in rest)))
+    no_class = LegendRow(NO_CLASS, 1 - sum(entry.share for entry in statistics), _WHITE)
+    if no_class.is_in_view:
+        rows.append(no_class)
+    return Legend(regions.size, [row.name for row in rows], len(rows)).draw(regions, rows)
+
+
+def draw_regions(
+    image: Image.Image,
+    segmentation: npt.ArrayLike,
+    class_names: Sequence[str],
+    numbered: Sequence[int] = (),
+    *,
+    ignore_index: int | None = None,
+) -> Image.Image:
+    """An image in the colours of its classes, with outlined and numbered regions but without a legend.
+
+    The image is grey under the colours, which its own would distort. A class's number stands inside its widest region,
+    if it fits. Pixels labelled `ignore_index` keep the image's colours.
+
+    Args:
+        image: Converted to RGB. Images of less than about 512 pixels are enlarged by a whole factor; those of more than
+            65,500 pixels a side, which JPEG cannot hold, are reduced.
+        segmentation: Class indices (height, width), integers, of the image's size.
+        class_names: The T class names; synonyms separated by ", ".
+        numbered: Class indices; the n-th class gets the number n.
+        ignore_index: Label of pixels that have no class.
+
+    Raises:
+        ValueError: The sizes differ, or a label is neither a class index nor `ignore_index`.
+    """
+    labels = _checked_labels(segmentation, len(class_names), ignore_index)
+    if labels.shape != (image.height, image.width):
+        raise ValueError(f"segmentation has shape {labels.shape}: expected the image's {(image.height, image.width)}")
+    width, height = display_size(image.size)
+    labels = labels[np.ix_(np.arange(height) * image.height // height, np.arange(width) * image.width // width)]
+    original = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     has_class = _has_class(labels, ignore_index)
-    colors = Image.fromarray(palette[np.where(has_class, labels, 0)])
-    colored = Image.blend(photo.convert("L").convert("RGB"), colors, alpha)
-    picture = Image.composite(colored, photo, Image.fromarray(has_class))
-    width = max(1, round(min(photo.size) * _CONTOUR_RATIO))
-    picture.paste(_CONTOUR_COLOR, mask=Image.fromarray(_contours(labels, width)))
-    return picture
+    colors = Image.fromarray(class_colors(class_names)[np.where(has_class, labels, 0)])
+    colored = Image.blend(original.convert("L").convert("RGB"), colors, _OPACITY)
+    regions = Image.composite(colored, original, Image.fromarray(has_class))
+    regions.paste(_WHITE, mask=Image.fromarray(_contours(labels)))
+    _number_regions(regions, labels, numbered)
+    return regions
 
 
-def _contours(labels: npt.NDArray[np.integer], width: int) -> npt.NDArray[np.bool_]:
-    """Where lines of `width` pixels between regions of different labels run, (height, width)."""
+def display_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height at which [`draw_regions`] draws an image of this width and height."""
+    zoom = max(1, round(_DISPLAY_SIZE / max(size)))
+    scale = min(zoom, _MAX_SIZE / max(size))
+    return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+
+
+def _contours(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Where lines between regions of different labels run, (height, width)."""
+    width = max(1, round(min(labels.shape) * _CONTOUR_RATIO))
     contours = np.zeros(labels.shape, dtype=bool)
     contours[width:] |= labels[width:] != labels[:-width]
     contours[:, width:] |= labels[:, width:] != labels[:, :-width]
     return contours
 
 
-def _number_regions(
-    picture: Image.Image,
-    labels: npt.NDArray[np.integer],
-    listed: Sequence[int],
-    fonts: Sequence[ImageFont.FreeTypeFont],
-) -> None:
-    """Write the rank of each class, from 1, into its widest region, in the first of the fonts that fits, if any."""
-    draw = ImageDraw.Draw(picture)
+def _number_regions(image: Image.Image, labels: Labels, numbered: Sequence[int]) -> None:
+    """Write the number of each class into its widest region, as large as fits there, if it does."""
+    draw = ImageDraw.Draw(image)
+    fonts = [_font(image.size, scale) for scale in _NUMBER_SCALES]
     stride = math.ceil(max(labels.shape) / _SEARCH_SIZE)
     coarse_labels = labels[::stride, ::stride]
-    for number, index in enumerate(listed, start=1):
+    for number, index in enumerate(numbered, start=1):
         row, column, depth = _innermost_cell(coarse_labels == index)
         fitting = [font for font in fonts if (depth - 1) * stride > 0.6 * font.size]
         if fitting:
@@ -388,35 +320,109 @@ def _innermost_cell(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
 def _draw_number(
     draw: ImageDraw.ImageDraw, center: tuple[float, float], number: int, font: ImageFont.FreeTypeFont
 ) -> None:
-    draw.text(
-        center,
-        str(number),
-        fill=_NUMBER_COLOR,
-        font=font,
-        anchor="mm",
-        stroke_width=math.ceil(font.size / 12),
-        stroke_fill=_NUMBER_OUTLINE_COLOR,
-    )
+    outline = math.ceil(font.size / 12)  # makes the number legible on bright colours too
+    draw.text(center, str(number), fill=_WHITE, font=font, anchor="mm", stroke_width=outline, stroke_fill=_INK)
 
 
-# --- legend ---
+# Legend --------------------------------------------------------------------------------------------------------------
+
+NO_CLASS = "(no class)"
 
 
 @dataclass(frozen=True)
-class _LegendRow:
+class LegendRow:
+    """A row of a legend.
+
+    Attributes:
+        name: Of the class; its first synonym is shown.
+        share: Of the image, in [0, 1].
+        color: RGB; `None`: the row has no colour field.
+        number: Number in the colour field.
+    """
+
     name: str
     share: float
-    color: tuple[int, ...] | None  # None: pixels without a class, which have no colour and no number
+    color: Color | None = None
+    number: int | None = None
+
+    @property
+    def is_in_view(self) -> bool:
+        """Whether the share is above 0, but for what rounding may leave of a difference."""
+        return self.share > 1e-9
+
+
+class Legend:
+    """Rows in columns on white, below a landscape image or beside a portrait one.
+
+    Args:
+        image_size: Width and height of the image in pixels.
+        names: Class names that rows may have; they make the columns as wide as they need to be.
+        num_rows: Number of rows.
+        digits: Digits of percentages after the decimal point.
+
+    Attributes:
+        size: Width and height of the image with its legend.
+    """
+
+    def __init__(self, image_size: tuple[int, int], names: Iterable[str], num_rows: int, digits: int = 1) -> None:
+        width, height = image_size
+        self._digits = digits
+        self._font = _font(image_size)
+        em = self._font.size
+        self._margin, self._row_height = round(em), round(1.7 * em)
+        name_width = math.ceil(max(self._font.getlength(self._shown_name(name)) for name in names))
+        self._column_width = round(2.5 * em) + name_width + round(em) + math.ceil(self._font.getlength("99.9%"))
+        self._pitch = self._column_width + self._margin
+
+        is_below = width > height
+        if is_below:
+            columns = max(1, (width - self._margin) // self._pitch)
+        else:
+            columns = math.ceil(num_rows / max(1, (height - 2 * self._margin) // self._row_height))
+        self._rows_per_column = math.ceil(num_rows / columns)
+        columns = math.ceil(num_rows / self._rows_per_column)
+        panel_width = self._margin + columns * self._pitch
+        panel_height = 2 * self._margin + self._rows_per_column * self._row_height
+        self._left, self._top = (0, height) if is_below else (width, 0)
+        self.size = (max(width, self._left + panel_width), max(height, self._top + panel_height))
+
+    def draw(self, image: Image.Image, rows: Iterable[LegendRow | None]) -> Image.Image:
+        """The image with the rows; `None` leaves a row empty, and names of classes out of view are faint."""
+        canvas = Image.new("RGB", self.size, _WHITE)
+        canvas.paste(image)
+        draw = ImageDraw.Draw(canvas)
+        font, em = self._font, self._font.size
+        for position, row in enumerate(rows):
+            if row is None:
+                continue
+            column, line = divmod(position, self._rows_per_column)
+            x = self._left + self._margin + column * self._pitch
+            y = self._top + self._margin + line * self._row_height + self._row_height // 2
+            if row.color is not None:
+                half = round(0.65 * em)
+                draw.rectangle((x, y - half, x + round(2 * em), y + half), fill=row.color, outline=_INK)
+            if row.number is not None:
+                _draw_number(draw, (x + em, y), row.number, font)
+            ink = _INK if row.is_in_view else _FAINT
+            draw.text((x + round(2.5 * em), y), self._shown_name(row.name), fill=ink, font=font, anchor="lm")
+            if row.is_in_view:
+                share = _percentage(row.share, self._digits)
+                draw.text((x + self._column_width, y), share, fill=ink, font=font, anchor="rm")
+        return canvas
+
+    def _shown_name(self, name: str) -> str:
+        return shortened(first_synonym(name), self._font, _MAX_NAME_WIDTH * self._font.size)
+
+
+def _percentage(share: float, digits: int) -> str:
+    smallest = 10 ** -(digits + 2)
+    return f"{share:.{digits}%}" if share >= smallest else f"<{smallest:.{digits}%}"
 
 
 def first_synonym(name: str) -> str:
-    """The first synonym on one line, without accents: Pillow's font knows ASCII alone and shows boxes for the rest."""
+    """The first synonym on one line, without accents: Pillow's font has only ASCII and shows boxes for the rest."""
     letters = unicodedata.normalize("NFKD", name.split(", ")[0])
     return " ".join("".join(letter for letter in letters if not unicodedata.combining(letter)).split())
-
-
-def _percentage(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else "<0.1%"
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
@@ -428,44 +434,14 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
     return text.rstrip() + "…"
 
 
-def _add_legend(picture: Image.Image, rows: Sequence[_LegendRow], font: ImageFont.FreeTypeFont) -> Image.Image:
-    """The picture on a larger canvas, with the rows in columns below it (landscape) or beside it (portrait)."""
-    names = [shortened(row.name, font, MAX_NAME_WIDTH * font.size) for row in rows]
-    percentages = [_percentage(row.share) for row in rows]
-    margin, gap = round(font.size), round(0.5 * font.size)
-    swatch_width, swatch_height, row_height = round(2 * font.size), round(1.3 * font.size), round(1.7 * font.size)
-    name_width = math.ceil(max(font.getlength(name) for name in names))
-    percentage_width = math.ceil(max(font.getlength(percentage) for percentage in percentages))
-    column_width = swatch_width + gap + name_width + 2 * gap + percentage_width
+def _font(image_size: tuple[int, int], scale: float = 1.0) -> ImageFont.FreeTypeFont:
+    """Pillow's font in a size in proportion to an image."""
+    return default_font(max(_MIN_FONT_SIZE, round(scale * _FONT_SIZE_RATIO * math.sqrt(math.prod(image_size)))))
 
-    below = picture.width > picture.height
-    if below:
-        columns = max(1, (picture.width - margin) // (column_width + margin))
-    else:
-        columns = math.ceil(len(rows) * row_height / max(row_height, picture.height - 2 * margin))
-    rows_per_column = math.ceil(len(rows) / columns)
-    columns = math.ceil(len(rows) / rows_per_column)  # the last columns may be empty
 
-    panel_width = margin + columns * (column_width + margin)
-    panel_height = margin + rows_per_column * row_height + margin
-    if below:
-        left, top = 0, picture.height
-        size = (max(picture.width, panel_width), picture.height + panel_height)
-    else:
-        left, top = picture.width, 0
-        size = (picture.width + panel_width, max(picture.height, panel_height))
-    canvas = Image.new("RGB", size, PANEL_COLOR)
-    canvas.paste(picture)
-
-    draw = ImageDraw.Draw(canvas)
-    for position, (row, name, percentage) in enumerate(zip(rows, names, percentages, strict=True)):
-        column, row_in_column = divmod(position, rows_per_column)
-        x = left + margin + column * (column_width + margin)
-        y = top + margin + row_in_column * row_height + row_height // 2
-        swatch = (x, y - swatch_height // 2, x + swatch_width, y + swatch_height // 2)
-        draw.rectangle(swatch, fill=row.color, outline=TEXT_COLOR)
-        if row.color is not None:
-            _draw_number(draw, (x + swatch_width / 2, y), position + 1, font)
-        draw.text((x + swatch_width + gap, y), name, fill=TEXT_COLOR, font=font, anchor="lm")
-        draw.text((x + column_width, y), percentage, fill=TEXT_COLOR, font=font, anchor="rm")
-    return canvas
+@cache
+def default_font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's font."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as whenever a size is asked for
+    return font

@@ -202,7 +202,7 @@ def legend_choices(result: Result, threshold: float) -> list[tuple[str, int]]:
 
 def legend_colors(result: Result) -> str:
     """A style sheet that gives each line of the legend the colour of its class."""
-    colors = class_colors(result.listed, len(result.class_names)).tolist()
+    colors = class_colors(result.class_names)[result.listed].tolist()
     rules = [
         f"#shown label:has(input[name='{index}']) {{--class-color: rgb({red} {green} {blue})}}"
         for index, (red, green, blue) in zip(result.listed, colors, strict=True)

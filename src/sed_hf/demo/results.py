@@ -18,7 +18,6 @@ from ..inference.segmenter import label_map, summary, unused_label
 from ..visualization import ClassStatistics, class_statistics, draw_regions
 
 MIN_VIEW_SIZE, MAX_VIEW_SIZE = 768, 1280  # pixels; the longer side of the picture in the page
-FONT_SCALE = 1.7  # of the numbers, so that they can be read on a phone
 MAX_KEPT_RESULTS = 64
 MAX_KEPT_BYTES = 2**30
 
@@ -97,14 +96,7 @@ class Result:
         nearest = np.ix_(rows.astype(int), columns.astype(int))
         labels = self.labels[nearest].copy()
         labels[(self.probability[nearest] < threshold) | np.isin(labels, list(hidden))] = self.ignore_index
-        return draw_regions(
-            self.view,
-            labels,
-            self.listed,
-            len(self.class_names),
-            ignore_index=self.ignore_index,
-            font_scale=FONT_SCALE,
-        )
+        return draw_regions(self.view, labels, self.class_names, self.listed, ignore_index=self.ignore_index)
 
     def region_at(self, x: float, y: float, threshold: float) -> Region:
         """What there is at a point, in fractions of width and height."""

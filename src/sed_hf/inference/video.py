@@ -21,9 +21,17 @@ from tqdm import tqdm
 
 from ..image_files import TooManyPixelsError, check_pixels
 from ..utils import atomic_path
-from ..visualization import ClassStatistics
+from ..visualization import (
+    NO_CLASS,
+    ClassTotals,
+    Legend,
+    LegendRow,
+    class_colors,
+    class_statistics,
+    display_size,
+    draw_regions,
+)
 from .segmenter import VideoJob, rounded
-from .video_overlay import VideoOverlay
 
 try:
     import av
@@ -54,6 +62,8 @@ MAX_MPEG4_TIME_BASE = 60_000  # ticks a second: MPEG-4 allows no more than 65535
 # PyAV 18 reads no file whose title is not UTF-8 unless it is told how; PyAV 19 reads all, and has no such argument.
 METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 KEYFRAME_SECONDS = 2  # how exactly players can seek
+MAX_LEGEND_ROWS = 24
+CLEARLY_VISIBLE = 0.005  # share of a frame; a smaller class takes no other's place in the legend
 
 
 class UnreadableVideoError(Exception):
@@ -331,6 +341,68 @@ class _EncodedSound:
         self._container.mux(self._stream.encode(None))
 
 
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+class VideoOverlay:
+    """Draws the frames of one video: as [`draw_overlay`] draws an image, but steady from frame to frame.
+
+    All frames get the same size, and each class has one place in the legend. A short vocabulary is listed completely,
+    with classes that are out of view faded. Of a longer one, classes enter when they first occur, and later take the
+    places of those that have been out of view longest; the last row says how many in view have no place. Percentages
+    are those of the frame. Regions have no numbers, which would jump about.
+
+    Args:
+        size: Width and height of the frames in pixels.
+        class_names: The T class names; synonyms separated by ", ".
+        ignore_index: Label of pixels that have no class.
+
+    Attributes:
+        size: Width and height of the drawn frames: even numbers, as video encoders want them.
+    """
+
+    def __init__(self, size: tuple[int, int], class_names: Sequence[str], ignore_index: int | None = None) -> None:
+        self._class_names = class_names
+        self._ignore_index = ignore_index
+        self._colors = [tuple(color) for color in class_colors(class_names).tolist()]
+        names = [*class_names, *([] if ignore_index is None else [NO_CLASS])]
+        num_rows = min(len(names), MAX_LEGEND_ROWS)
+        self._legend = Legend(display_size(size), names, num_rows, digits=0)  # more digits would flicker
+        self.size = (self._legend.size[0] // 2 * 2, self._legend.size[1] // 2 * 2)
+        # Class index at each place of the legend; `None`: free.
+        self._places: list[int | None] = list(range(len(class_names)))
+        if len(names) > num_rows:
+            self._places = [None] * (num_rows - 1 - (ignore_index is not None))
+        self._last_seen: dict[int | None, int] = {}  # number of the frame in which each class was in view last
+        self._num_frames = 0
+
+    def draw(self, frame: Image.Image, segmentation: npt.ArrayLike) -> Image.Image:
+        """Draw the next frame, RGB, with its class indices (height, width): an RGB image of `size`."""
+        statistics = class_statistics(segmentation, self._class_names, ignore_index=self._ignore_index)
+        shares = {entry.index: entry.share for entry in statistics}
+        self._update_places(shares)
+        rows: list[LegendRow | None] = [
+            None if index is None else LegendRow(self._class_names[index], shares.get(index, 0), self._colors[index])
+            for index in self._places
+        ]
+        if self._ignore_index is not None:
+            rows.append(LegendRow(NO_CLASS, 1 - sum(shares.values()), (255, 255, 255)))
+        if others := shares.keys() - set(self._places):
+            rows.append(LegendRow(f"{len(others)} more", sum(shares[index] for index in others)))
+        regions = draw_regions(frame, segmentation, self._class_names, ignore_index=self._ignore_index)
+        return self._legend.draw(regions, rows).crop((0, 0, *self.size))
+
+    def _update_places(self, shares: dict[int, float]) -> None:
+        """Take in the next frame, with the shares of the classes in view, the largest first."""
+        self._num_frames += 1
+        self._last_seen.update(dict.fromkeys(shares, self._num_frames))
+        for newcomer in [index for index in shares if index not in self._places]:
+            place = min(range(len(self._places)), key=lambda place: self._last_seen.get(self._places[place], 0))
+            occupant = self._places[place]
+            if occupant is None or (occupant not in shares and shares[newcomer] >= CLEARLY_VISIBLE):
+                self._places[place] = newcomer
+
+
 # Videos --------------------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +461,7 @@ def segment_video(
                     while batch := list(islice(frames, batch_size)):
                         results = segment([frame.picture for frame in batch])
                         for frame, result in zip(batch, results, strict=True):
-                            totals.add(result)
+                            totals.add(result["segmentation"], result["probability"])
                             writer.write(frame, overlay.draw(frame.picture, result["segmentation"]))
                             progress.update()
                 writer.close()
@@ -422,42 +494,3 @@ def keep_partial_video(job: VideoJob, writer: VideoWriter) -> None:
         )
     else:
         job.partial_overlay.unlink(missing_ok=True)
-
-
-class ClassTotals:
-    """How much of all frames of a video each class covers.
-
-    Attributes:
-        ignored_pixels: How many pixels of all frames have no class.
-    """
-
-    def __init__(self, class_names: Sequence[str], ignore_index: int | None) -> None:
-        self.ignored_pixels = 0
-        self._class_names = class_names
-        self._ignore_index = ignore_index
-        self._areas = np.zeros(len(class_names), dtype=np.int64)
-        self._probabilities = np.zeros(len(class_names))
-
-    def add(self, result: dict[str, npt.NDArray]) -> None:
-        """Take in a frame: `segmentation` and `probability`, (height, width)."""
-        labels, probability = result["segmentation"].ravel(), result["probability"].ravel()
-        if self._ignore_index is not None:
-            has_class = labels != self._ignore_index
-            self.ignored_pixels += int(labels.size - np.count_nonzero(has_class))
-            labels, probability = labels[has_class], probability[has_class]
-        self._areas += np.bincount(labels, minlength=len(self._areas))
-        self._probabilities += np.bincount(labels, weights=probability, minlength=len(self._areas))
-
-    def statistics(self) -> list[ClassStatistics]:
-        """The classes that occur, the largest first."""
-        num_pixels = int(self._areas.sum()) + self.ignored_pixels
-        largest_first = np.argsort(-self._areas, kind="stable")[: np.count_nonzero(self._areas)].tolist()
-        return [
-            ClassStatistics(
-                index,
-                self._class_names[index],
-                float(self._areas[index] / num_pixels),
-                float(self._probabilities[index] / self._areas[index]),
-            )
-            for index in largest_first
-        ]
