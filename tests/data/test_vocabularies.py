@@ -57,6 +57,22 @@ def test_json_file_is_a_list_of_names(tmp_path: Path) -> None:
     assert load_vocabulary(str(path)) == ["cat", "dog, puppy"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"1": "dog, puppy", "0": "cat"},
+        {"model_type": "sed", "id2label": {"0": "cat", "1": "dog, puppy"}},
+        [{"id": 17, "name": "cat", "supercategory": "animal"}, {"id": 18, "name": "dog, puppy"}],
+        {"images": [], "categories": [{"id": 18, "name": "dog, puppy"}, {"id": 17, "name": "cat"}]},
+    ],
+    ids=["id2label", "configuration", "COCO's categories", "COCO's annotations"],
+)
+def test_json_of_other_libraries_is_read_in_the_order_of_its_ids(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "pets.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert load_vocabulary(path) == ["cat", "dog, puppy"]
+
+
 def test_unknown_name_is_refused_with_the_built_in_names() -> None:
     with pytest.raises(FileNotFoundError, match=r"'ade20k'.*expected.*ade20k_150, ade20k_847, coco_stuff_171"):
         load_vocabulary("ade20k")
@@ -65,21 +81,27 @@ def test_unknown_name_is_refused_with_the_built_in_names() -> None:
 @pytest.mark.parametrize(
     ("file_name", "content", "message"),
     [
-        ("broken.json", b'["cat",', "expected a JSON list of class names, but it is no JSON"),
-        ("deep.json", b"[" * 100_000, "expected a JSON list of class names, but it is no JSON"),
-        ("number.json", b"[" + b"9" * 5_000 + b"]", "expected a JSON list of class names, but it is no JSON"),
-        ("surrogate.json", b'["cat", "\\ud800"]', "expected text, but entry 1 is none"),
-        ("object.json", b'{"cat": 0}', "expected a JSON list of class names, got a JSON object"),
-        ("mixed.json", b'["cat", 7]', "expected strings, but entry 1 is a JSON number"),
-        ("empty.json", b"[]", "expected at least one class name, got an empty list"),
-        ("empty.txt", b"\n \n", "expected one class name on each line, got an empty file"),
-        ("latin1.txt", b"caf\xe9\n", "expected UTF-8 text, but byte 3 is not UTF-8"),
+        ("broken.json", b'["cat",', "Expecting value"),
+        ("text.json", b'"cat"', "got JSON of another form"),
+        ("label2id.json", b'{"cat": 0}', "got JSON of another form"),
+        ("mixed.json", b'["cat", 7]', "got JSON of another form"),
+        ("ids.json", b'[{"id": 1}]', "got JSON of another form"),
+        ("empty.json", b"[]", "the file is empty"),
+        ("empty_name.json", b'["cat", " "]', "a name is empty"),
+        ("empty.txt", b"\n \n", "the file is empty"),
+        ("latin1.txt", b"caf\xe9\n", "can't decode byte 0xe9 in position 3"),
+        ("classes.csv", b"Idx,Name\n1,sky\n2,water\n", "got a table or numbered lines: '2,water'"),
+        ("names.CSV", b"name\nsky\n", "got a table or numbered lines: 'sky'"),
+        ("objectInfo150.txt", b"Idx\tRatio\tName\n1\t0.1576\twall\n", "got a table or numbered lines"),
+        ("labels.txt", b"0: empty\n1: accordion\n", "got a table or numbered lines: '1: accordion'"),
+        ("pets.yaml", b"- cat\n- dog\n", "got a table or numbered lines: '- dog'"),
     ],
 )
-def test_bad_file_is_refused_with_what_was_expected(
+def test_other_files_are_refused_with_what_is_expected(
     tmp_path: Path, file_name: str, content: bytes, message: str
 ) -> None:
     path = tmp_path / file_name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_vocabulary(path)
+    assert "expected one class name on each line, or JSON: a list of names, id2label" in str(error.value)

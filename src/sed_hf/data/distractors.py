@@ -1,4 +1,4 @@
-"""Names that no picture of a data set is labelled with."""
+"""Names that no image of a data set is labelled with."""
 
 from collections.abc import Iterable, Sequence
 
