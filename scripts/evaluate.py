@@ -13,7 +13,6 @@ from pathlib import Path
 # Python searches a script's own folder first, where this file would hide the library `evaluate` from the metric.
 sys.path.remove(str(Path(__file__).resolve().parent))
 
-import torch
 from accelerate import Accelerator
 
 from sed_hf.cli.main import positive_integer, whole_number
@@ -21,8 +20,7 @@ from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.report import EvaluationReport
 from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, load_evaluation_sets
-from sed_hf.hub.load import load_model_and_processor
-from sed_hf.hub.model_source import check_model_source
+from sed_hf.hub.load import check_model_source, load
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,7 +87,7 @@ def evaluate(arguments: argparse.Namespace) -> EvaluationReport:
         sets = load_evaluation_sets(names, arguments.data_dir, arguments.limit)
         for dataset in sets.values():
             label_space(dataset, arguments.vocabulary_size)  # refuses sizes that cannot be had
-        model, processor = load_model_and_processor(arguments.model, getattr(torch, arguments.dtype))
+        model, processor = load(arguments.model, dtype=arguments.dtype)
     report = evaluate_suite(
         model.to(accelerator.device),
         processor,

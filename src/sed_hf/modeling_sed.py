@@ -32,7 +32,7 @@ from .prompt_packing_sed import pack_prompts
 ENCODER_STRIDE = 32
 LOSS_ELEMENTS_PER_CHUNK = 2**21
 # The code of the pipeline, beside that which the model and the processor import.
-PIPELINE_FILES = ("class_embeddings.py", "files.py", "pipeline_sed.py", "sliding_window.py", "weights.py")
+PIPELINE_FILES = ("pipeline_sed.py", "sliding_window_sed.py")
 
 
 class SEDImageEncoderOutput(NamedTuple):

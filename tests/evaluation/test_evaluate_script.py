@@ -39,7 +39,7 @@ def run(script: ModuleType, tiny_hub_folder: Path, tmp_path: Path) -> Callable[[
 @pytest.fixture
 def no_model(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a model fails the test."""
-    monkeypatch.setattr(script, "load_model_and_processor", None)
+    monkeypatch.setattr(script, "load", None)
 
 
 def test_does_not_hide_the_library_of_its_name() -> None:

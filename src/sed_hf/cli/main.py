@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.vocabularies import load_vocabulary, vocabulary_names
-from ..hub.model_source import check_model_source
+from ..hub.load import TOY_MODEL, check_model_source
 from ..inference.segmenter import (
     Job,
     UnreadablePictureError,
@@ -31,7 +31,7 @@ from ..inference.segmenter import (
     unused_label,
     write_results,
 )
-from ..utils import atomic_path, require_file, run_command, short_error
+from ..utils import atomic_path, run_command, short_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from ..sliding_window_sed import SlidingWindow
 
 EVERYTHING_ELSE = "everything else"
-TOY_MODEL = Path(__file__).parents[1] / "toy_model"
 LIBAVFORMAT_OF_FFMPEG_8_1 = (62, 12)
 
 SEGMENT_EPILOG = """\
@@ -271,13 +270,18 @@ def add_convert_command(commands: argparse._SubParsersAction) -> None:
         epilog=CONVERT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="official .pth file; its code is never run")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="official .pth, .pkl or .safetensors; no code is run"
+    )
     add_out_arguments(parser)
     parser.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
         help="config.json of the model (default: SED-B or SED-L, whichever fits the checkpoint)",
+    )
+    parser.add_argument(
+        "--ignore-extra", action="store_true", help="drop tensors that the model has no place for (default: refuse)"
     )
     parser.set_defaults(run=run_convert)
 
@@ -754,17 +758,12 @@ def append_classes(
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert an official checkpoint."""
-    if not arguments.checkpoint.is_file():
-        found = "a folder" if arguments.checkpoint.is_dir() else "nothing"
-        raise FileNotFoundError(f"{arguments.checkpoint}: expected a checkpoint file, found {found}")
-    if arguments.config and not arguments.config.is_file():
-        raise FileNotFoundError(f"--config {arguments.config}: expected a config.json, found none")
     check_out(arguments.out, arguments.overwrite)
 
     from ..conversion import convert_official_checkpoint
 
     config = read_config(arguments.config) if arguments.config else None
-    save_model(convert_official_checkpoint(arguments.checkpoint, config=config), arguments.out)
+    save_model(convert_official_checkpoint(arguments.checkpoint, config, arguments.ignore_extra), arguments.out)
     return 0
 
 
@@ -849,13 +848,16 @@ def read_config(path: Path) -> SEDConfig:
     """Read a configuration.
 
     Raises:
-        ValueError: The file is no JSON object, or its values make no model.
+        OSError: There is no such file.
+        ValueError: It is not JSON, or its values are not those of a model.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     from .. import SEDConfig
 
     try:
-        return SEDConfig.from_json_file(require_file(path))
-    except Exception as error:  # from the values of a nested configuration comes whatever happens to them
+        return SEDConfig.from_json_file(path)
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"--config {path}: {short_error(error)}") from error
 
 
@@ -894,8 +896,7 @@ def choose_model(source: str | None) -> str:
             file=sys.stderr,
         )
         return str(TOY_MODEL)
-    check_model_source(source)
-    return source
+    return check_model_source(source)
 
 
 def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
@@ -910,16 +911,9 @@ def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegm
         OSError: There is no such model.
         ValueError: The device is not there, or the model is damaged.
     """
-    import torch
     from transformers.utils import logging
 
-    from ..hub.load import load_model_and_processor
+    from ..hub.load import load
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, is_available in available.items() if is_available)
-    if not available[device]:
-        raise ValueError(f"--device {device}: torch finds no such device here")
     logging.disable_progress_bar()
-    model, processor = load_model_and_processor(source, getattr(torch, dtype))
-    return model.to(device).eval(), processor
+    return load(source, device, dtype)

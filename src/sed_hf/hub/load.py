@@ -1,156 +1,186 @@
-"""Models built from configurations and loaded from folders that may be damaged, or not what they seem."""
+"""A model and its processor, from a folder or by a name on the Hub; no code that lies beside them is run.
+
+torch and transformers take seconds to import, which is left to [`load`], so that a command refuses a misspelt name at
+once.
+"""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import safe_open
+from ..utils import short_error
 
-from .. import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
-from ..chunking_sed import is_out_of_memory
-from ..utils import require_file, short_error
+if TYPE_CHECKING:
+    import torch
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+    from .. import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+
+TOY_MODEL = Path(__file__).parents[1] / "toy_model"
 NAMES_SHOWN = 5
 
 
-def build_model(config: SEDConfig) -> SEDForSemanticSegmentation:
-    """A model with fresh weights.
+def check_model_source(source: str | Path | None) -> str:
+    """The folder or the name on the Hub that is meant; for None and "toy" the folder of the bundled toy model.
 
     Raises:
-        ValueError: No model can be built of this configuration.
+        FileNotFoundError: It is neither a model folder nor can it be a name on the Hub. Nothing is downloaded to know.
     """
-    try:
-        return SEDForSemanticSegmentation(config)
-    except Exception as error:  # timm, transformers and torch raise whatever happens to them
-        raise ValueError(f"config: no model can be built of it: {short_error(error)}") from error
+    if source is None or (source == "toy" and not Path(source).exists()):
+        return str(TOY_MODEL)
+    path = Path(source)
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{source}: expected a model folder, but it has no config.json; sed-hf convert makes one of a checkpoint"
+        )
+    if not path.exists() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        raise FileNotFoundError(f"{source}: no such folder; expected a model folder or OWNER/NAME on the Hub")
+    return str(source)
 
 
-def load_model_and_processor(
-    source: str, dtype: torch.dtype | Literal["auto"] = "auto"
+def load(
+    source: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
 ) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
-    """Load a model and its processor; no code that lies beside them is run.
+    """A model in evaluation mode, and its processor.
 
-    Unlike `from_pretrained`, this refuses weights that are missing, which transformers would draw at random.
+    Unlike `from_pretrained`, this refuses weights that are missing or of another shape, which transformers would draw
+    at random, weights that are not finite, and a processor that does not fit the model.
 
     Args:
-        source: Model folder, or name on the Hub.
+        source: Model folder, or name on the Hub; by default the bundled toy model.
+        device: A torch device, "auto" for a GPU if there is one, or `None` for the CPU.
         dtype: Of the weights; "auto" leaves them as they were saved.
 
     Raises:
-        MemoryError: It does not fit into memory.
-        OSError: There is no such model on the Hub.
-        ValueError: Something is damaged, missing, left over or not finite, or processor and model do not fit.
+        OSError: There is no such model, or a file is missing.
+        ValueError: There is no such device, or the model is damaged, or needs code of its own.
     """
-    is_folder = Path(source).is_dir()
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import CLIPTokenizer
+
+    from .. import SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
+
+    source = check_model_source(source)
+    torch_device = find_device(device)
+    templates = read_prompt_templates(source)
     try:
-        if is_folder:
-            check_weights_fit(Path(source))
         model, report = SEDForSemanticSegmentation.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-        processor = SEDProcessor.from_pretrained(source)
-        for problem in ("missing_keys", "unexpected_keys"):
-            if report[problem]:
-                raise ValueError(f"weights: {problem.replace('_', ' ')}: {some(report[problem])}")
-        check_finite(model.state_dict())
-        check_processor_fits(processor, model.config)
-    except Exception as error:  # transformers, tokenizers and safetensors raise whatever happens to them
-        if isinstance(error, OSError) and not is_folder:
-            raise  # the Hub's own messages name the model, and what to do
-        if is_out_of_memory(error):
-            raise MemoryError(f"{source}: out of memory while the model was loaded: {short_error(error)}") from error
-        raise ValueError(
-            f"{source}: expected a model of sed-hf, and this is none, or damaged: {short_error(error)}"
-        ) from error
-    return model, processor
+    except (SafetensorError, StrictDataclassError) as error:  # neither names the folder
+        raise ValueError(f"{source}: {short_error(error)}") from error
+    # These classes, whatever the folder names: the Auto classes would offer to run its code.
+    image_processor, tokenizer = SEDImageProcessor.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
+    processor = SEDProcessor(image_processor, tokenizer, templates)
+    check_weights(source, model, report)
+    check_processor(source, processor, model.config)
+    return model.to(torch_device), processor
 
 
-def check_weights_fit(folder: Path) -> None:
-    """Refuse a folder by its configuration and the headers of its weights, before memory is taken for them.
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device that is meant.
 
     Raises:
-        ValueError: The weights have other names or shapes than the configuration asks for, or lie elsewhere.
-        Exception: A file is damaged.
+        ValueError: torch does not find it here.
     """
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in build_model(read_config(folder)).state_dict().items()}
-    found: dict[str, tuple[int, ...]] = {}
-    for shard in weight_files(folder):
-        with safe_open(shard, framework="pt") as file:
-            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, is_available in available.items() if is_available)
+    found = torch.device(device or "cpu")
+    if not available.get(found.type, True):
+        raise ValueError(f"device {device}: torch finds no such device here")
+    return found
+
+
+def read_prompt_templates(source: str) -> list[str] | None:
+    """The prompt templates of a model's processor.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: A file is damaged, or the model wants other classes than these, whose code is not run.
+    """
+    processor = read_json(source, "processor_config.json")
+    read_json(source, "tokenizer.json")  # without which transformers would make up a vocabulary
+    wanted = {
+        "model_type": (read_json(source, "config.json").get("model_type"), "sed"),
+        "tokenizer_class": (read_json(source, "tokenizer_config.json").get("tokenizer_class"), "CLIPTokenizer"),
+        "processor_class": (processor.get("processor_class"), "SEDProcessor"),
+        "image_processor_type": (processor.get("image_processor", {}).get("image_processor_type"), "SEDImageProcessor"),
+    }
+    for name, (found, expected) in wanted.items():
+        if found != expected:
+            raise ValueError(
+                f"{source}: expected {name} {expected}, got {found!r:.40}; code that comes with a model is not run"
+            )
+    return processor.get("prompt_templates")
+
+
+def read_json(source: str, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a model folder or Hub repository."""
+    from transformers.utils import cached_file
+
+    content = Path(str(cached_file(source, name))).read_bytes()
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{source}: {name} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: expected an object in {name}, got {type(values).__name__}")
+    return values
+
+
+def check_weights(source: str, model: SEDForSemanticSegmentation, report: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model exactly, with finite numbers.
+
+    Raises:
+        ValueError: They do not; the message names them.
+    """
     problems = {
-        "missing": expected.keys() - found.keys(),
-        "left over": found.keys() - expected.keys(),
-        "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+        "not finite": [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()],
     }
-    if any(problems.values()):
-        lists = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"the weights do not fit config.json ({lists})")
+    for problem, names in problems.items():
+        if names:
+            raise ValueError(f"{source}: weights that are {problem}: {some(names)}")
 
 
-def read_config(folder: Path) -> SEDConfig:
-    """The configuration of a model folder."""
-    values = json.loads(require_file(folder / "config.json").read_bytes())
-    if not isinstance(values, dict) or values.get("model_type") != SEDConfig.model_type:
-        raise ValueError(f"config.json: expected an object with model_type {SEDConfig.model_type!r}")
-    return SEDConfig.from_dict(values)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, each directly in it.
+def check_processor(source: str, processor: SEDProcessor, config: SEDConfig) -> None:
+    """Refuse a processor whose prompts or tokens are others than the model was made for.
 
     Raises:
-        OSError, ValueError: There are none, or the index names others.
+        ValueError: They are.
     """
-    if (folder / WEIGHTS_FILE).exists():
-        return [require_file(folder / WEIGHTS_FILE)]
-    index = json.loads(require_file(folder / INDEX_FILE).read_bytes())
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{INDEX_FILE}: expected the file of each weight as 'weight_map'")
-    names = sorted(set(weight_map.values()))
-    if strangers := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise ValueError(f"{INDEX_FILE}: expected names of .safetensors files beside it, got {some(strangers)}")
-    return [require_file(folder / name) for name in names]
-
-
-def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that are not numbers, or infinite.
-
-    Raises:
-        ValueError: Some are; the message names them.
-    """
-    names = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if names:
-        raise ValueError(f"weights that are not finite: {some(names)}")
-
-
-def check_processor_fits(processor: SEDProcessor, config: SEDConfig) -> None:
-    """Refuse a processor that makes tokens which the model does not know.
-
-    Raises:
-        ValueError: It does.
-    """
-    tokenizer, text_config = processor.tokenizer, config.text_config
-    pairs: dict[str, tuple[Any, Any]] = {
-        "prompt templates": (processor.prompt_templates, config.prompt_templates),
-        "end-of-text token": (tokenizer.eos_token_id, text_config.eos_token_id),  # type: ignore[union-attr]
-    }
-    for what, (ours, models) in pairs.items():
-        if ours != models:
-            raise ValueError(f"{what} of the processor and of config.json differ: {ours!r:.80} and {models!r:.80}")
-    largest = max(tokenizer.get_vocab().values(), default=0)
+    text_config: Any = config.text_config
+    tokenizer = processor.tokenizer
+    if processor.prompt_templates != config.prompt_templates:
+        raise ValueError(f"{source}: processor_config.json and config.json have different prompt_templates")
+    if tokenizer.eos_token_id != text_config.eos_token_id:
+        raise ValueError(
+            f"{source}: expected the tokenizer to end with token {text_config.eos_token_id}, as config.json says;"
+            f" got {tokenizer.eos_token_id}"
+        )
     limits = {
-        "tokens": (largest, text_config.vocab_size - 1),  # type: ignore[union-attr]
-        "model_max_length": (tokenizer.model_max_length, text_config.max_position_embeddings),  # type: ignore[union-attr]
+        "vocab_size": (max(tokenizer.get_vocab().values(), default=0) + 1, text_config.vocab_size),
+        "max_position_embeddings": (tokenizer.model_max_length, text_config.max_position_embeddings),
     }
-    for what, (ours, models) in limits.items():
-        if ours > models:
-            raise ValueError(f"{what} of the tokenizer: {ours}, more than the {models} of config.json")
+    for name, (needed, available) in limits.items():
+        if needed > available:
+            raise ValueError(f"{source}: the tokenizer needs {name} {needed}, but config.json has {available}")
 
 
 def some(names: Iterable[str]) -> str:

@@ -21,8 +21,7 @@ from ..data.benchmarks import OWN_DATA, load_benchmark
 from ..data.distractors import distractors
 from ..data.scenes import SceneDataset
 from ..evaluation import evaluate_benchmark, load_evaluation_set
-from ..hub.load import load_model_and_processor
-from ..hub.model_source import check_model_source
+from ..hub.load import load
 from ..hub.save import push_hub_folder, save_hub_folder
 from ..utils import atomic_path, require_file, short_error
 from .alignment import TowerAlignment
@@ -191,8 +190,7 @@ def load_starting_model(recipe: Recipe) -> tuple[SEDForSemanticSegmentation, SED
         model = from_open_clip(recipe.open_clip_variant, recipe.open_clip_pretrained)
         return model, build_processor(model.config)
     assert recipe.model is not None  # which the recipe has checked
-    check_model_source(recipe.model)
-    return load_model_and_processor(recipe.model)
+    return load(recipe.model)
 
 
 def compute_loss(
