@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from sed_hf import cli
-from sed_hf.inference import video
 from sed_hf.cli import main
 from sed_hf.data.scenes import render_scene
+from sed_hf.inference import video
 from sed_hf.inference.segmenter import VideoJob, find_files, plan_jobs
 from sed_hf.inference.video import UnreadableVideoError, check_video, segment_video
 

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
-import torch
 from PIL import Image
 
 from ..data.scenes import render_scene, scene_vocabulary
-from ..hub.load import load_model_and_processor
+from ..hub.load import load
 from .inputs import MAX_UPLOAD_MEGABYTES
 from .page import CSS, Example, build_demo
 
-TOY_MODEL = Path(__file__).parents[1] / "toy_model"
 MAX_WAITING_REQUESTS = 64
 MAX_SESSIONS = 200  # Gradio remembers this many visitors
 EXAMPLE_SCENES = {"scene-3": 9, "scene-1": 6, "scene-2": 4}  # files and numbers of the examples/ folder
@@ -39,10 +37,7 @@ def serve_demo(
         dtype: Name of a torch dtype.
         host, port, root_path, share: As of [`serve`].
     """
-    model, processor = load_model_and_processor(str(source or TOY_MODEL), getattr(torch, dtype))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device).eval()
+    model, processor = load(source, device, dtype)
 
     def build(folder: Path) -> gr.Blocks:
         if source is None:
