@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.cli.main import TOY_MODEL, positive_integer
+from sed_hf.argument_types import positive_integer
+from sed_hf.cli.arguments import TOY_MODEL
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import vocabulary_names

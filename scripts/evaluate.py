@@ -15,7 +15,7 @@ sys.path.remove(str(Path(__file__).resolve().parent))
 
 from accelerate import Accelerator
 
-from sed_hf.cli.main import positive_integer, whole_number
+from sed_hf.argument_types import positive_integer, whole_number
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.report import EvaluationReport

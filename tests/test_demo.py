@@ -110,7 +110,7 @@ def test_a_new_picture_takes_the_place_of_the_visitors_last_one(demo: Demo, phot
 
 def test_threshold_and_hiding_do_not_run_the_network(demo: Demo, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     key, *_ = demo.segment(photo, OWN_CLASSES, "sky\ndog", 0, 0.0, None)
-    monkeypatch.setattr("sed_hf.demo.page.segment_pictures", lambda *_, **__: pytest.fail("segmented again"))
+    monkeypatch.setattr("sed_hf.demo.page.Segmenter", lambda *_, **__: pytest.fail("segmented again"))
     demo.change_threshold(key, 0.9, [0, 1])
     demo.show_classes(key, 0.9, [0])
 
@@ -157,7 +157,7 @@ def test_a_failure_is_a_sentence_without_details(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("sed_hf.demo.page.segment_pictures", fail)
+    monkeypatch.setattr("sed_hf.demo.page.Segmenter", fail)
     with pytest.raises(gradio.Error, match=message) as refusal:
         demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0, None)
     assert str(error) not in str(refusal.value)

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.cli.main import TOY_MODEL, main
+from sed_hf.cli import main
+from sed_hf.cli.arguments import TOY_MODEL
 from sed_hf.conversion import convert_official_checkpoint
 from sed_hf.hub.export import (
     export_model,
@@ -251,7 +252,7 @@ class TestRefusals:
     def test_onnx_that_is_not_installed(
         self, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("sed_hf.cli.find_spec", lambda name: None)
+        monkeypatch.setattr("sed_hf.cli.export.find_spec", lambda name: None)
         assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in self.refused(capsys, str(tmp_path / "out"))
 
     def test_python_refuses_what_the_command_refuses(

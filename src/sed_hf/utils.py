@@ -1,4 +1,4 @@
-"""Atomic writes, errors in one line, and how a command ends."""
+"""Atomic writes, progress bars, text for a terminal, and how a command ends."""
 
 import shutil
 import signal
@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 MAX_ERROR_CHARACTERS = 200
+LOGGED_PROGRESS_SECONDS = 30  # between two updates of a progress bar that goes to a file
 
 
 @contextmanager
@@ -29,8 +31,9 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
         new = folder / path.name
         yield new
         if path.is_dir() and (new.is_dir() or path.is_symlink()):  # a folder is not replaced in one step
-            path.rename(folder / "replaced")
-        new.replace(path)
+            replace_folder(path, new, Path(tempfile.mkdtemp(dir=folder)) / "replaced")
+        else:
+            new.replace(path)
     except OSError as error:
         if error.errno is None or (error.filename and not str(error.filename).startswith(f"{folder or path.parent}")):
             raise  # of a file that the block reads
@@ -38,6 +41,32 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(path: Path, new: Path, old: Path) -> None:
+    """Move a folder to `old` and `new` to its place; if that fails, it is where it was."""
+    try:
+        path.rename(old)
+        new.replace(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+
+
+def progress_bar(iterable: Any = None, **kwargs: Any) -> Any:
+    """A tqdm bar on standard error with these arguments; where that is a file, it is updated only now and then."""
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        kwargs |= {"mininterval": LOGGED_PROGRESS_SECONDS, "maxinterval": 2 * LOGGED_PROGRESS_SECONDS}
+    return tqdm(iterable, **kwargs)
+
+
+def printable(text: object) -> str:
+    """A text in one line without control characters, which a terminal would obey; they are escaped."""
+    line = " ".join(str(text).split())
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def short_error(error: BaseException) -> str:
@@ -49,16 +78,22 @@ def short_error(error: BaseException) -> str:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit status: 2 after an error of its input, 130 after Ctrl-C or SIGTERM."""
+    """Run a command and return its exit status: 2 after an error in one line, 130 after Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command()
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, MemoryError) as error:
-        print(f"{program}: error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
-        return 2
+        message, status = "interrupted", 130
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        message, status = f"error: {error}", 2
+        if isinstance(error, MemoryError | RuntimeError):
+            from .chunking_sed import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            message = f"error: {str(error).partition('.')[0] or 'out of memory'}"
+    print(f"{program}: {printable(message)}", file=sys.stderr)
+    return status
 
 
 def require_file(path: str | PathLike[str]) -> Path:

@@ -16,7 +16,7 @@ import torch
 from .. import SEDForSemanticSegmentation, SEDProcessor
 from ..data.vocabularies import vocabulary_names
 from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from ..inference.segmenter import segment_pictures
+from ..inference.segmenter import Segmenter
 from ..processing_sed import SYNONYM_SEPARATOR
 from ..visualization import class_colors
 from .inputs import (
@@ -149,7 +149,7 @@ class Demo:
     def _segment(self, path: Path, class_names: list[str], topk: int) -> Result:
         picture = read_upload(path, self.processor)
         class_embeddings = self.class_embeddings(tuple(class_names))
-        [maps] = segment_pictures(self.model, self.processor, [picture], class_embeddings, topk=topk)
+        [maps] = Segmenter(self.model, self.processor, class_names, class_embeddings, topk=topk)([picture])
         return Result(path.name, picture, maps["segmentation"], maps["probability"], class_names, self.model_name)
 
     def _encode(self, class_names: tuple[str, ...]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..inference.segmenter import label_map, summary, unused_label
+from ..inference.writers import image_summary, label_map, unused_label
 from ..visualization import ClassStatistics, class_statistics, draw_regions
 
 MIN_VIEW_SIZE, MAX_VIEW_SIZE = 768, 1280  # pixels; the longer side of the picture in the page
@@ -121,7 +121,7 @@ class Result:
         label_map(segmentation, len(self.class_names)).save(labels_path)
         result = {"segmentation": segmentation, "probability": self.probability}
         ignore_index = self.ignore_index if threshold else None
-        text = summary(self.file_name, result, self.class_names, ignore_index, self.model_name)
+        text = image_summary(self.file_name, result, self.class_names, ignore_index, self.model_name)
         summary_path.write_text(text, encoding="utf-8")
         return labels_path, summary_path
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..inference.segmenter import unused_label
+from ..inference.writers import unused_label
 from ..metrics import MeanIoU
 from ..processing_sed import SEDProcessor
 from ..utils import atomic_path

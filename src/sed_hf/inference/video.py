@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..image_files import TooManyPixelsError, check_pixels
-from ..utils import atomic_path
+from ..utils import atomic_path, printable, progress_bar
 from ..visualization import (
     NO_CLASS,
     ClassTotals,
@@ -31,7 +29,8 @@ from ..visualization import (
     display_size,
     draw_regions,
 )
-from .segmenter import VideoJob, rounded
+from .segmenter import Segmenter
+from .writers import summary
 
 try:
     import av
@@ -43,9 +42,6 @@ try:
     from av.video.stream import VideoStream
 except ImportError as error:
     raise ImportError("videos and cameras need PyAV: pip install '.[video]' in the clone of sed-hf") from error
-
-SegmentPictures: TypeAlias = Callable[[list[Image.Image]], list[dict[str, np.ndarray]]]
-"""RGB pictures of one size → for each `segmentation`, int64 (height, width), and `probability`, float32."""
 
 # Encoders and their options for a quality at which the text of the legend stays crisp; the first one present is taken.
 VIDEO_ENCODERS = {
@@ -416,36 +412,37 @@ def check_video(path: Path) -> None:
 
 
 def segment_video(
-    job: VideoJob,
-    segment: SegmentPictures,
-    class_names: Sequence[str],
+    video: Path,
+    overlay_path: Path,
+    summary_path: Path,
+    segmenter: Segmenter,
     *,
     model_name: str,
-    ignore_index: int | None = None,
     batch_size: int = 1,
 ) -> None:
     """Write a video with overlay, legend, and the sound of the original, and a summary, with a progress bar.
 
-    Until it is complete, the video has the name `job.partial_overlay`. If something happens, what is written so far
+    Until it is complete, the name of the video ends in `.partial.mp4`. If something happens, what is written so far
     stays under this name and can be played, and a message on standard error says so.
 
     Args:
-        job: What to read and to write; the folder exists.
-        segment: Segments the frames of a batch.
-        class_names: The T class names.
+        video: File to read.
+        overlay_path: Video to write; its folder exists.
+        summary_path: JSON file to write.
+        segmenter: Segments the frames of a batch.
         model_name: For the summary.
-        ignore_index: Label of pixels that have no class.
         batch_size: Frames at a time.
 
     Raises:
         UnreadableVideoError: The file is no video, or cannot be read to its end.
         OSError: The result cannot be written, or another process is writing it.
     """
-    with closing(VideoReader(job.video)) as reader:
-        overlay = VideoOverlay(reader.size, class_names, ignore_index=ignore_index)
-        totals = ClassTotals(class_names, ignore_index)
+    partial_path = overlay_path.with_suffix(".partial.mp4")
+    with closing(VideoReader(video)) as reader:
+        overlay = VideoOverlay(reader.size, segmenter.class_names, ignore_index=segmenter.ignore_index)
+        totals = ClassTotals(segmenter.class_names, segmenter.ignore_index)
         with nullcontext():
-            writer = VideoWriter(job.partial_overlay, overlay.size, reader)
+            writer = VideoWriter(partial_path, overlay.size, reader)
 
             def frames_with_sound_written() -> Iterator[Frame]:
                 for item in reader:
@@ -454,43 +451,34 @@ def segment_video(
                     else:
                         writer.write_sound(item)
 
-            progress = tqdm(total=reader.num_frames, desc=job.video.name, unit="frame")
+            progress = progress_bar(total=reader.num_frames, desc=printable(video.name), unit="frame")
             try:
                 with progress:
                     frames = frames_with_sound_written()
                     while batch := list(islice(frames, batch_size)):
-                        results = segment([frame.picture for frame in batch])
+                        results = segmenter([frame.picture for frame in batch])
                         for frame, result in zip(batch, results, strict=True):
                             totals.add(result["segmentation"], result["probability"])
                             writer.write(frame, overlay.draw(frame.picture, result["segmentation"]))
                             progress.update()
                 writer.close()
             except BaseException:
-                keep_partial_video(job, writer)
+                keep_partial_video(video, partial_path, writer)
                 raise
-            job.summary.unlink(missing_ok=True)  # of an earlier run, whose video is replaced now
-            job.partial_overlay.replace(job.overlay)
+            partial_path.replace(overlay_path)
 
-    summary = {
-        "file": os.fsencode(job.video).decode(errors="replace"),
-        "width": reader.size[0],
-        "height": reader.size[1],
-        "frames": writer.num_frames,
-        "model": model_name,
-        "classes": [rounded(asdict(entry)) for entry in totals.statistics()],
-        "ignored_pixels": totals.ignored_pixels,
-    }
-    with atomic_path(job.summary) as path:
-        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_path(summary_path) as path:
+        text = summary(
+            video, reader.size, totals.statistics(), totals.ignored_pixels, model_name, frames=writer.num_frames
+        )
+        path.write_text(text, encoding="utf-8")
 
 
-def keep_partial_video(job: VideoJob, writer: VideoWriter) -> None:
+def keep_partial_video(video: Path, partial_path: Path, writer: VideoWriter) -> None:
     """Finish the file of an interrupted video so that it plays, and say where it is; without a frame, remove it."""
     with suppress(av.FFmpegError):  # what stopped the video, a full disk for example, may stop this too
         writer.close()
     if writer.num_frames:
-        tqdm.write(
-            f"sed-hf: the first {writer.num_frames} frames of {job.video} are in {job.partial_overlay}", file=sys.stderr
-        )
+        tqdm.write(f"sed-hf: the first {writer.num_frames} frames of {video} are in {partial_path}", file=sys.stderr)
     else:
-        job.partial_overlay.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""`sed-hf convert`: turn an official checkpoint into a model folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..utils import printable, require_file, short_error
+from .arguments import add_command, add_model_folder_arguments, check_model_out
+
+if TYPE_CHECKING:
+    from .. import SEDConfig
+
+EPILOG = """\
+examples:
+  sed-hf convert model_final.pth sed-base
+  sed-hf segment photo.jpg --model sed-base --classes sky grass dog
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "convert",
+        run,
+        help="convert an official checkpoint to a model folder",
+        description="Convert an official SED checkpoint to a model folder for --model, from_pretrained or the Hub.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="official .pth file; its code is never run")
+    add_model_folder_arguments(parser)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help="config.json of the model (default: SED-B or SED-L, whichever fits the checkpoint)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert an official checkpoint."""
+    if not arguments.checkpoint.is_file():
+        found = "a folder" if arguments.checkpoint.is_dir() else "nothing"
+        raise FileNotFoundError(f"{arguments.checkpoint}: expected a checkpoint file, found {found}")
+    check_model_out(arguments.out, arguments.overwrite)
+
+    from ..conversion import build_processor, convert_official_checkpoint
+    from ..hub.save import save_hub_folder
+
+    config = read_config(arguments.config) if arguments.config else None
+    model = convert_official_checkpoint(arguments.checkpoint, config=config)
+    save_hub_folder(model, build_processor(model.config), arguments.out, overwrite=True)
+    print(f"sed-hf: model written to {printable(arguments.out)}")
+    return 0
+
+
+def read_config(path: Path) -> SEDConfig:
+    """Read a configuration.
+
+    Raises:
+        ValueError: The file is not a JSON object, or its values make no model.
+    """
+    from .. import SEDConfig
+
+    try:
+        return SEDConfig.from_json_file(require_file(path))
+    except Exception as error:  # from the values of a nested configuration comes whatever happens to them
+        raise ValueError(f"--config {path}: {short_error(error)}") from error

@@ -1,0 +1,49 @@
+"""`sed-hf init`: start a new model from CLIP weights."""
+
+import argparse
+
+from ..utils import printable
+from .arguments import add_command, add_model_folder_arguments, check_model_out
+
+EPILOG = """\
+examples:
+  sed-hf init convnext_base_w_320 sed-base-start --pretrained laion_aesthetic_s13b_b82k
+  sed-hf init convnext_large_d_320 sed-large-start --pretrained laion2b_s29b_b131k_ft_soup
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "init",
+        run,
+        help="start a new model from CLIP weights of open_clip",
+        description="Write a model folder to train from: the towers of an open_clip ConvNeXt and a fresh decoder.",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "variant",
+        metavar="VARIANT",
+        help="ConvNeXt model of open_clip; convnext_base_w_320 makes SED-B, convnext_large_d_320 SED-L",
+    )
+    add_model_folder_arguments(parser)
+    parser.add_argument(
+        "--pretrained", metavar="TAG", help="weights in open_clip, or a file (default: random weights, no download)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start a new model."""
+    check_model_out(arguments.out, arguments.overwrite)
+
+    from ..conversion import build_processor, from_open_clip
+    from ..hub.save import save_hub_folder
+
+    towers = f"its towers hold {arguments.pretrained}" if arguments.pretrained else "its towers are random"
+    state = f"The model is untrained: its decoder is random, {towers}"
+    model = from_open_clip(arguments.variant, pretrained=arguments.pretrained)
+    processor = build_processor(model.config)
+    save_hub_folder(model, processor, arguments.out, description=f"{state}.", overwrite=True)
+    print(f"sed-hf: model written to {printable(arguments.out)}. {state}; train it before use")
+    return 0
