@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, conversion
 from sed_hf.cli import arguments, main
+from sed_hf.cli.arguments import TOY_MODEL
 from sed_hf.cli.segment import find_files, plan_jobs
 from sed_hf.inference.writers import unused_label, write_results
 
@@ -43,11 +44,11 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def segment(tiny_hub_folder: Path, out: Path) -> Run:
-    """Run `sed-hf segment` with the tiny model into `out`."""
+def segment(out: Path) -> Run:
+    """Run `sed-hf segment` with the toy model into `out`."""
 
     def run(*inputs: object, classes: list[str] | None = None) -> int:
-        fixed = ["--model", tiny_hub_folder, "--device", "cpu", "--output", out]
+        fixed = ["--device", "cpu", "--output", out]
         class_arguments = ["--classes", *(classes or CLASSES)] if "--vocabulary" not in inputs else []
         return main([str(argument) for argument in ["segment", *fixed, *inputs, *class_arguments]])
 
@@ -84,23 +85,20 @@ class TestResults:
         segment: Run,
         photo: Path,
         out: Path,
-        tiny_model: SEDForSemanticSegmentation,
-        tiny_processor: SEDProcessor,
     ) -> None:
         segment(photo)
+        model, processor = load_model_once(str(TOY_MODEL), "cpu", "float32")
         with torch.inference_mode(), Image.open(photo) as image:
-            outputs = tiny_model(**tiny_processor(images=image, text=CLASSES, return_tensors="pt"))
-        [expected] = tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[(60, 80)])
+            outputs = model(**processor(images=image, text=CLASSES, return_tensors="pt"))
+        [expected] = processor.post_process_semantic_segmentation(outputs, target_sizes=[(60, 80)])
         assert labels_in(out).tolist() == expected.tolist()  # type: ignore[union-attr]
 
-    def test_summary_says_which_classes_cover_how_much(
-        self, segment: Run, photo: Path, out: Path, tiny_hub_folder: Path
-    ) -> None:
+    def test_summary_says_which_classes_cover_how_much(self, segment: Run, photo: Path, out: Path) -> None:
         segment(photo)
         summary, labels = summary_in(out), labels_in(out)
         classes = summary.pop("classes")
         size = {"width": 80, "height": 60}
-        assert summary == {"file": str(photo), **size, "model": str(tiny_hub_folder), "ignored_pixels": 0}
+        assert summary == {"file": str(photo), **size, "model": str(TOY_MODEL), "ignored_pixels": 0}
         assert [entry["share"] for entry in classes] == sorted((entry["share"] for entry in classes), reverse=True)
         for entry in classes:
             assert entry["name"] == CLASSES[entry["index"]]
@@ -148,11 +146,9 @@ class TestClasses:
         segment(photo, "--vocabulary", tmp_path / "pets.txt")
         assert {entry["name"] for entry in summary_in(out)["classes"]} <= {"cat", "dog, puppy"}
 
-    def test_come_encoded_from_a_file(
-        self, segment: Run, photo: Path, tiny_hub_folder: Path, tmp_path: Path, out: Path
-    ) -> None:
+    def test_come_encoded_from_a_file(self, segment: Run, photo: Path, tmp_path: Path, out: Path) -> None:
         encoded = tmp_path / "classes.safetensors"
-        assert main(["encode", str(encoded), "--model", str(tiny_hub_folder), "--classes", *CLASSES]) == 0
+        assert main(["encode", str(encoded), "--classes", *CLASSES]) == 0
         segment(photo)
         expected = {path.name: path.read_bytes() for path in out.iterdir()}
         assert segment(photo, "--vocabulary", encoded) == 0
@@ -342,11 +338,11 @@ class TestSkipped:
 
 class TestProgress:
     def test_is_shown_for_many_images(self, segment: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for index in range(30):
+        for index in range(6):
             save_image(tmp_path / "in" / f"{index}.png", (8, 6))
         segment(tmp_path / "in")
         error = capsys.readouterr().err
-        assert "30/30" in error
+        assert "6/6" in error
         assert error.count("Segmenting") <= 3  # standard error is not a terminal here
 
 
@@ -454,13 +450,14 @@ def test_values_that_are_no_numbers_stop_the_command_with_the_name_of_the_image(
 
 class TestConvert:
     @pytest.fixture
-    def convert(self, tiny_weights: dict[str, Tensor], tiny_hub_folder: Path, tmp_path: Path) -> Run:
+    def convert(self, tiny_model: SEDForSemanticSegmentation, tiny_weights: dict[str, Tensor], tmp_path: Path) -> Run:
         """Run `sed-hf convert` on a tiny checkpoint, into tmp_path/model."""
+        tiny_model.config.to_json_file(tmp_path / "tiny.json")
         torch.save({"model": tiny_weights}, tmp_path / "model_final.pth")
 
         def run(*options: str, checkpoint: str = "model_final.pth", config: Path | None = None) -> int:
             paths = [str(tmp_path / checkpoint), str(tmp_path / "model")]
-            return main(["convert", *paths, "--config", str(config or tiny_hub_folder / "config.json"), *options])
+            return main(["convert", *paths, "--config", str(config or tmp_path / "tiny.json"), *options])
 
         return run
 
