@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.argument_types import positive_integer
-from sed_hf.cli.arguments import TOY_MODEL
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import vocabulary_names
 from sed_hf.evaluation.environment import describe_environment
+from sed_hf.hub.load import TOY_MODEL
 from sed_hf.image_processing_sed import most_probable_class
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.metrics import MeanIoU

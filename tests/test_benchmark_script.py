@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sed_hf.cli.arguments import TOY_MODEL
+from sed_hf.hub.load import TOY_MODEL
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 

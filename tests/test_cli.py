@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor, conversion
 from sed_hf.cli import arguments, main
-from sed_hf.cli.arguments import TOY_MODEL
 from sed_hf.cli.segment import find_files, plan_jobs
+from sed_hf.hub.load import TOY_MODEL
 from sed_hf.inference.writers import unused_label, write_results
 
 CLASSES = ["sky", "dog, puppy", "grass"]
@@ -430,7 +430,7 @@ def test_device_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert segment(photo, "--device", "cuda") == 2
-    assert "--device cuda: " in capsys.readouterr().err
+    assert "device cuda: " in capsys.readouterr().err
 
 
 def test_values_that_are_no_numbers_stop_the_command_with_the_name_of_the_image(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.cli.arguments import TOY_MODEL
+from sed_hf.hub.load import TOY_MODEL
 from sed_hf.conversion import convert_official_checkpoint
 from sed_hf.hub.export import (
     export_model,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.cli.arguments import TOY_MODEL
+from sed_hf.hub.load import TOY_MODEL
 from sed_hf.data.scenes import SceneDataset, render_scene, scene_vocabulary, unseen_classes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

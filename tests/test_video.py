@@ -18,9 +18,9 @@ from PIL import Image
 
 from sed_hf import cli
 from sed_hf.cli import main
+from sed_hf.cli.segment import Job, find_files, plan_jobs
 from sed_hf.data.scenes import render_scene
 from sed_hf.inference import video
-from sed_hf.inference.segmenter import VideoJob, find_files, plan_jobs
 from sed_hf.inference.video import UnreadableVideoError, check_video, segment_video
 
 CLASSES = ["left", "right, starboard"]
@@ -117,11 +117,10 @@ def halves(pictures: list[Image.Image]) -> list[dict[str, np.ndarray]]:
     return results
 
 
-def plan(path: Path) -> VideoJob:
+def plan(path: Path) -> Job:
     output = path.parent / "out"
     output.mkdir(exist_ok=True)
     [job] = plan_jobs([path], output)
-    assert isinstance(job, VideoJob)
     return job
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from sed_hf.cli.arguments import TOY_MODEL
+from sed_hf.hub.load import TOY_MODEL
 
 CONFIG = Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp.yaml"
 

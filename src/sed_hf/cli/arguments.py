@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.vocabularies import load_vocabulary, vocabulary_names
-from ..hub.model_source import check_model_source
+from ..hub.load import check_model_source
 from ..utils import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .. import SEDForSemanticSegmentation, SEDProcessor
-
-TOY_MODEL = Path(__file__).parents[1] / "toy_model"
 
 
 def add_command(
@@ -165,9 +163,7 @@ def choose_model(source: str | None) -> str:
             "no --model is given: taking the bundled toy model, a small SED that was trained on generated scenes"
             " (coloured shapes on textured grounds) and knows nothing else"
         )
-        return str(TOY_MODEL)
-    check_model_source(source)
-    return source
+    return check_model_source(source)
 
 
 def load_model_and_classes(
@@ -192,29 +188,12 @@ def load_model_and_classes(
 
 
 def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
-    """Load a model in evaluation mode, and its processor.
-
-    Args:
-        source: Model folder or name on the Hub.
-        device: "auto" or a torch device.
-        dtype: Name of a torch dtype.
-
-    Raises:
-        OSError: There is no such model.
-        ValueError: The device is not there, or the model is damaged.
-    """
+    """Load a model and its processor, and say so; the arguments are those of [`sed_hf.hub.load.load`]."""
     say(f"loading {source}")
 
-    import torch
     from transformers.utils import logging
 
-    from ..hub.load import load_model_and_processor
+    from ..hub.load import load
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, is_available in available.items() if is_available)
-    if not available[device]:
-        raise ValueError(f"--device {device}: torch finds no such device here")
     logging.disable_progress_bar()
-    model, processor = load_model_and_processor(source, getattr(torch, dtype))
-    return model.to(device).eval(), processor
+    return load(source, device, dtype)

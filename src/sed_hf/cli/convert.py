@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils import printable, require_file, short_error
+from ..utils import printable, short_error
 from .arguments import add_command, add_model_folder_arguments, check_model_out
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Convert an official SED checkpoint to a model folder for --model, from_pretrained or the Hub.",
         epilog=EPILOG,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="official .pth file; its code is never run")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="official .pth, .pkl or .safetensors; no code is run"
+    )
     add_model_folder_arguments(parser)
     parser.add_argument(
         "--config",
@@ -37,20 +39,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="JSON",
         help="config.json of the model (default: SED-B or SED-L, whichever fits the checkpoint)",
     )
+    parser.add_argument(
+        "--ignore-extra", action="store_true", help="drop tensors that the model has no place for (default: refuse)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert an official checkpoint."""
-    if not arguments.checkpoint.is_file():
-        found = "a folder" if arguments.checkpoint.is_dir() else "nothing"
-        raise FileNotFoundError(f"{arguments.checkpoint}: expected a checkpoint file, found {found}")
     check_model_out(arguments.out, arguments.overwrite)
 
     from ..conversion import build_processor, convert_official_checkpoint
     from ..hub.save import save_hub_folder
 
     config = read_config(arguments.config) if arguments.config else None
-    model = convert_official_checkpoint(arguments.checkpoint, config=config)
+    model = convert_official_checkpoint(arguments.checkpoint, config, arguments.ignore_extra)
     save_hub_folder(model, build_processor(model.config), arguments.out, overwrite=True)
     print(f"sed-hf: model written to {printable(arguments.out)}")
     return 0
@@ -60,11 +62,14 @@ def read_config(path: Path) -> SEDConfig:
     """Read a configuration.
 
     Raises:
-        ValueError: The file is not a JSON object, or its values make no model.
+        OSError: There is no such file.
+        ValueError: It is not JSON, or its values are not those of a model.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     from .. import SEDConfig
 
     try:
-        return SEDConfig.from_json_file(require_file(path))
-    except Exception as error:  # from the values of a nested configuration comes whatever happens to them
+        return SEDConfig.from_json_file(path)
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"--config {path}: {short_error(error)}") from error

@@ -479,6 +479,7 @@ def keep_partial_video(video: Path, partial_path: Path, writer: VideoWriter) -> 
     with suppress(av.FFmpegError):  # what stopped the video, a full disk for example, may stop this too
         writer.close()
     if writer.num_frames:
-        tqdm.write(f"sed-hf: the first {writer.num_frames} frames of {video} are in {partial_path}", file=sys.stderr)
+        message = f"the first {writer.num_frames} frames of {video} are in {partial_path}"
+        tqdm.write(f"sed-hf: {printable(message)}", file=sys.stderr)
     else:
         partial_path.unlink(missing_ok=True)

@@ -16,7 +16,6 @@ from ..visualization import ClassStatistics, class_statistics, draw_overlay
 
 OVERLAY, LABELS, SUMMARY = "_overlay.jpg", "_labels.png", ".json"  # endings of the results of an image
 MAX_CLASSES = 65535  # that 16 bits tell apart, beside the label of pixels without a class
-MAX_JPEG_EDGE = 65500  # pixels; a limit of libjpeg
 
 
 def unused_label(num_classes: int) -> int:
@@ -108,19 +107,17 @@ def write_results(
     Raises:
         OSError: A file cannot be written.
     """
-    note = None
     with atomic_path(f"{stem}{LABELS}") as path:
         label_map(result["segmentation"], len(class_names)).save(path, format="PNG")
     overlay = draw_overlay(image, result["segmentation"], class_names, ignore_index=ignore_index)
-    if max(overlay.size) > MAX_JPEG_EDGE:
-        note = f"its overlay is made smaller: a JPEG file has at most {MAX_JPEG_EDGE} pixels on a side"
-        overlay.thumbnail((MAX_JPEG_EDGE, MAX_JPEG_EDGE))
     with atomic_path(f"{stem}{OVERLAY}") as path:
         # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
         overlay.save(path, format="JPEG", quality=90, subsampling=0)
     with atomic_path(f"{stem}{SUMMARY}") as path:
         path.write_text(image_summary(source, result, class_names, ignore_index, model_name), encoding="utf-8")
-    return note
+    if max(image.size) > max(overlay.size):
+        return f"its overlay is made smaller: a JPEG file has at most {max(overlay.size)} pixels on a side"
+    return None
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
