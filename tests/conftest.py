@@ -1,6 +1,7 @@
 """Models that the tests share, small, with the seeded weights of the reference numbers; and settings of hypothesis."""
 
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -98,6 +99,14 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(folder))
     monkeypatch.setenv("HF_HOME", str(folder))  # of processes that a test starts
     return folder
+
+
+@pytest.fixture
+def sed_hf_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """The warnings that sed_hf logs, which its logger does not hand on to pytest by itself."""
+    monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)
+    caplog.set_level("WARNING")
+    return caplog
 
 
 @pytest.fixture(scope="session")

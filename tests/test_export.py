@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.hub.load import TOY_MODEL
 from sed_hf.conversion import convert_official_checkpoint
 from sed_hf.hub.export import (
     export_model,
@@ -30,6 +29,7 @@ from sed_hf.hub.export import (
     trace_segmentation,
     trace_text_encoder,
 )
+from sed_hf.hub.load import TOY_MODEL
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "segment_with_onnxruntime.py"

@@ -1,5 +1,10 @@
-"""The image processor: SED's preprocessing, any picture a user has, and back to labels."""
+"""The image processor: SED's preprocessing, any image a user has, and back to labels."""
 
+import base64
+import json
+import struct
+import zlib
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +19,15 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sed_hf import SEDImageProcessor
-from sed_hf.image_processing_sed import shortest_edge_size
+from sed_hf.image_processing_sed import (
+    MAX_PIXELS_VARIABLE,
+    TooManyPixelsError,
+    max_image_pixels,
+    read_rgb,
+    shortest_edge_size,
+    to_labels,
+    to_rgb,
+)
 
 
 @pytest.fixture
@@ -26,17 +39,28 @@ def random_array(height: int, width: int, channels: int = 3, seed: int = 0) -> n
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
+def write_gray_png(path: Path, rows: np.ndarray, width: int, bits: int) -> None:
+    """A grey PNG of 1, 2, 4 or 8 bits, which Pillow cannot write; `rows` are the packed bytes of each row."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0))
+    content = b"".join(b"\0" + row.tobytes() for row in rows)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b""))
+
+
 class TestSteps:
     @pytest.mark.parametrize(("width", "height"), [(161, 120), (120, 161)], ids=["landscape", "portrait"])
     def test_three_steps_equal_the_plain_formulation(
         self, image_processor: SEDImageProcessor, width: int, height: int
     ) -> None:
-        picture = Image.fromarray(random_array(height, width))
-        resized = np.asarray(picture.resize((round(width * 0.8), round(height * 0.8)), Image.Resampling.BILINEAR))
+        image = Image.fromarray(random_array(height, width))
+        resized = np.asarray(image.resize((round(width * 0.8), round(height * 0.8)), Image.Resampling.BILINEAR))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         normalised = (torch.tensor(resized).permute(2, 0, 1) / 255 - mean) / std
         expected = F.interpolate(normalised[None], size=(128, 128), mode="bilinear", align_corners=False)
-        pixel_values = image_processor(images=picture, return_tensors="pt")["pixel_values"]
+        pixel_values = image_processor(images=image, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(pixel_values, expected, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -55,14 +79,45 @@ class TestSteps:
         assert shortest_edge_size(size, 640, 2560) == expected
 
     def test_each_step_has_a_switch(self, image_processor: SEDImageProcessor) -> None:
-        picture = random_array(50, 60)
+        image = random_array(50, 60)
         off = {"do_resize": False, "do_input_resize": False}
-        raw = image_processor(images=picture, **off, do_rescale=False, do_normalize=False, return_tensors="pt")
-        assert torch.equal(raw["pixel_values"][0].to(torch.uint8), torch.tensor(picture).permute(2, 0, 1))
-        first = image_processor(images=picture, do_input_resize=False, return_tensors="pt")["pixel_values"]
+        raw = image_processor(images=image, **off, do_rescale=False, do_normalize=False, return_tensors="pt")
+        assert torch.equal(raw["pixel_values"][0].to(torch.uint8), torch.tensor(image).permute(2, 0, 1))
+        first = image_processor(images=image, do_input_resize=False, return_tensors="pt")["pixel_values"]
         assert first.shape[-2:] == (96, 115)
-        third = image_processor(images=picture, do_resize=False, return_tensors="pt")["pixel_values"]
+        third = image_processor(images=image, do_resize=False, return_tensors="pt")["pixel_values"]
         assert third.shape[-2:] == (128, 128)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"do_reduce_labels": True}, "do_reduce_labels: not a setting of SEDImageProcessor"),
+            ({"input_sise": 64}, "input_sise: not a setting"),
+            ({"do_center_crop": True, "crop_size": {"height": 4, "width": 4}}, "neither crops nor pads"),
+            ({"input_size": {"height": 0, "width": 64}}, "input_size=.*expected edges"),
+            ({"input_size": {"shortest_edge": 64}}, "input_size=.*expected edges"),
+            ({"image_mean": [0.5, 0.5]}, r"image_mean=\(0.5, 0.5\): expected three numbers"),
+            ({"image_std": [0.5, 0.5, 0.0]}, "image_std=.*standard deviations above 0"),
+            ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean=.*expected three numbers"),
+            ({"rescale_factor": "x"}, "rescale_factor"),
+            ({"do_resize": "no"}, "do_resize"),
+            ({"ignore_index": 0.5}, "ignore_index"),
+        ],
+    )
+    def test_what_would_be_silently_wrong_is_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            SEDImageProcessor(**settings)
+
+    def test_misspelt_switches_are_refused_at_a_call_and_at_loading(
+        self, image_processor: SEDImageProcessor, tmp_path: Path
+    ) -> None:
+        with pytest.raises(TypeError, match="do_reduce_labels"):
+            image_processor(random_array(4, 4), do_reduce_labels=True)
+        image_processor.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="do_reduce_labels"):
+            SEDImageProcessor.from_pretrained(tmp_path, do_reduce_labels=True)
 
     def test_sizes_can_be_given_for_one_call(self, image_processor: SEDImageProcessor) -> None:
         inputs = image_processor(
@@ -70,146 +125,314 @@ class TestSteps:
         )
         assert inputs["pixel_values"].shape == (1, 3, 64, 96)
 
-    def test_settings_survive_saving(self, image_processor: SEDImageProcessor, tmp_path: Path) -> None:
+    def test_survive_saving(self, image_processor: SEDImageProcessor, tmp_path: Path) -> None:
         image_processor.do_input_resize = False
         image_processor.save_pretrained(tmp_path)
         loaded = SEDImageProcessor.from_pretrained(tmp_path)
         assert loaded.to_dict() == image_processor.to_dict()
         assert (loaded.input_size.height, loaded.size.shortest_edge, loaded.do_input_resize) == (128, 96, False)
 
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"size": {"shortest_edge": 10**9, "longest_edge": 10**9}}, "size=.*expected edges from 1 to 65536 pixels"),
-        ({"input_size": {"height": 64}}, "input_size"),
-        ({"input_size": {"height": 0, "width": 64}}, "input_size=.*expected edges"),
-        ({"image_mean": [0.5, 0.5]}, r"image_mean=\(0.5, 0.5\): expected a list of three"),
-        ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean=.*expected a list of three numbers"),
-        ({"image_std": [0.5, 0.5, 0.0]}, "expected positive numbers"),
-        ({"rescale_factor": "x"}, "rescale_factor='x'"),
-        ({"do_resize": "no"}, "do_resize='no': expected true or false"),
-        ({"resample": 99}, "resample=99"),
-        ({"ignore_index": 0.5}, "ignore_index=0.5: expected a whole number"),
-    ],
-)
-def test_settings_that_prepare_no_picture_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
-        SEDImageProcessor(**settings)
+    def test_of_a_saved_file_may_have_the_keys_that_transformers_adds(self, tmp_path: Path) -> None:
+        saved = {"auto_map": {}, "processor_class": "SEDProcessor", "feature_extractor_type": "x", "ignore_index": 7}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+        assert SEDImageProcessor.from_pretrained(tmp_path).ignore_index == 7
 
 
-class TestPictures:
+class TestToRGB:
     color = random_array(24, 40)
 
-    @pytest.mark.parametrize(
-        "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
-    )
-    def test_pil_images_of_every_mode_work(self, image_processor: SEDImageProcessor, mode: str) -> None:
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+    def test_pil_images_of_every_mode_show_the_same(self, mode: str) -> None:
         source = Image.fromarray(self.color)
-        if mode == "I;16":
-            picture = Image.fromarray(np.asarray(source.convert("L")).astype(np.uint16) * 257)
-        elif mode == "RGBa":
-            picture = source.convert("RGBA").convert("RGBa")
-        else:
-            picture = source.convert("L").convert(mode) if mode in ("I", "F", "LA") else source.convert(mode)
-        rgb = image_processor.to_rgb(picture)
-        assert rgb.shape == (3, 24, 40)
-        assert rgb.dtype == torch.uint8
         gray = mode in ("L", "LA", "I", "F", "I;16")
-        expected = np.asarray(source.convert("L").convert("RGB") if gray else source)
-        if mode not in ("1", "P"):
-            assert np.abs(rgb.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 8
+        image = source.convert("L") if gray else source
+        expected = np.asarray(image.convert("RGB"))
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        else:
+            image = image.convert("RGBA").convert("RGBa") if mode == "RGBa" else image.convert(mode)
+        rgb = to_rgb(image)
+        assert rgb.dtype == torch.uint8
+        assert np.abs(rgb.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 8
 
-    def test_16_bit_png_is_scaled_not_clipped(self, image_processor: SEDImageProcessor, tmp_path: Path) -> None:
-        values = np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16)
-        Image.fromarray(values).save(tmp_path / "deep.png")
-        rgb = image_processor.to_rgb(image_processor.fetch_images(str(tmp_path / "deep.png")))
-        assert np.array_equal(rgb[0].numpy(), np.round(values / 257).astype(np.uint8))
-
-    def test_transparency_is_composited_on_white(self, image_processor: SEDImageProcessor) -> None:
+    def test_transparency_is_composited_on_white(self) -> None:
         rgba = np.zeros((4, 4, 4), np.uint8)
         rgba[:2, :, 3] = 255
-        for picture in (Image.fromarray(rgba), rgba):
-            rgb = image_processor.to_rgb(picture)
+        for image in (Image.fromarray(rgba), rgba):
+            rgb = to_rgb(image)
             assert (rgb[:, :2] == 0).all()
             assert (rgb[:, 2:] == 255).all()
 
-    def test_palette_with_a_transparent_colour_is_composited(self, image_processor: SEDImageProcessor) -> None:
-        picture = Image.new("P", (2, 1))
-        picture.putpalette([255, 0, 0, 0, 0, 255])
-        picture.putdata([0, 1])
-        picture.info["transparency"] = 1
-        assert image_processor.to_rgb(picture)[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
+    def test_palette_with_a_transparent_colour_is_composited(self) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([255, 0, 0, 0, 0, 255])
+        image.putdata([0, 1])
+        image.info["transparency"] = 1
+        assert to_rgb(image)[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
 
-    def test_exif_orientation_is_applied(self, image_processor: SEDImageProcessor, tmp_path: Path) -> None:
+    def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90°
         Image.fromarray(self.color).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-        path = str(tmp_path / "turned.jpg")
-        for picture in (Image.open(path), image_processor.fetch_images(path)):
-            assert image_processor.to_rgb(picture).shape == (3, 40, 24)
+        for image in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
+            assert to_rgb(image).shape == (3, 40, 24)
 
     @pytest.mark.parametrize(
-        "picture",
+        "exif", [b"Exif\0\0" + b"\x00\x08\x00\x02\x01\x12\x00\x03" + bytes(20), b"Exif\0\0MM\x00\x2a\xff\xff\xff\xff"]
+    )
+    def test_an_orientation_that_cannot_be_read_is_none(self, exif: bytes, tmp_path: Path) -> None:
+        Image.fromarray(self.color).save(tmp_path / "image.png", exif=exif)
+        assert torch.equal(to_rgb(tmp_path / "image.png"), to_rgb(self.color))
+
+    @pytest.mark.parametrize(
+        "image",
         [
             color,
             color.transpose(2, 0, 1),
+            np.ascontiguousarray(color[..., ::-1])[..., ::-1],
+            np.ascontiguousarray(color[::-1])[::-1],
             torch.tensor(color),
             torch.tensor(color).permute(2, 0, 1),
             color / 255,
-            (color / 255).astype(np.float32),
+            (color / 255).astype(">f4"),
             color.astype(np.float32),
             color.astype(np.int64),
             color.astype(np.uint16) * 257,
+            color.astype(">u2") * 257,
+            torch.tensor(color / 255).requires_grad_(),
         ],
     )
-    def test_arrays_and_tensors_equal_the_pil_image(self, image_processor: SEDImageProcessor, picture: Any) -> None:
-        assert torch.equal(image_processor.to_rgb(picture), image_processor.to_rgb(Image.fromarray(self.color)))
+    def test_arrays_and_tensors_equal_the_pil_image(self, image: Any) -> None:
+        assert torch.equal(to_rgb(image), to_rgb(Image.fromarray(self.color)))
 
     def test_grayscale_arrays_work(self, image_processor: SEDImageProcessor) -> None:
-        for picture in (self.color[..., 0], self.color[..., :1], torch.tensor(self.color[..., 0]) > 127):
-            assert image_processor(images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 128, 128)
-            rgb = image_processor.to_rgb(picture)
+        for image in (self.color[..., 0], self.color[..., :1], torch.tensor(self.color[..., 0]) > 127):
+            assert image_processor(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 128, 128)
+            rgb = to_rgb(image)
             assert rgb.shape == (3, 24, 40)
             assert torch.equal(rgb[0], rgb[2])
 
+    def test_base64_data_is_taken(self, tmp_path: Path) -> None:
+        Image.fromarray(self.color).save(tmp_path / "image.png")
+        text = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
+        for image in (text, f"data:image/png;base64,{text}"):
+            assert torch.equal(to_rgb(image), to_rgb(self.color))
+
     @pytest.mark.parametrize(
-        ("picture", "message"),
+        ("image", "message"),
         [
-            (np.full((4, 4, 3), -1.0), "from 0 to 255 for torch.float64, got -1.0 to -1.0"),
-            (np.full((4, 4, 3), np.nan), "got nan"),
-            (np.full((4, 4, 3), 70_000), "from 0 to 65535"),
             (np.zeros((5, 6, 2), np.uint8), r"got an array of \(5, 6, 2\)"),
             (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
+            (np.zeros((4, 4, 3), complex), "expected numbers, got an array of complex128"),
         ],
     )
-    def test_what_is_no_picture_is_refused(
-        self, image_processor: SEDImageProcessor, picture: np.ndarray, message: str
-    ) -> None:
+    def test_what_is_not_an_image_is_refused(self, image: np.ndarray, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            image_processor.to_rgb(picture)
+            to_rgb(image)
 
-    def test_no_picture_at_all_is_refused(self, image_processor: SEDImageProcessor) -> None:
-        with pytest.raises(ValueError, match="images: expected at least one picture"):
-            image_processor(images=[])
 
-    def test_a_path_that_does_not_exist_is_named(self, image_processor: SEDImageProcessor) -> None:
+class TestScale:
+    """A scale is known or stated, never guessed from what could be several."""
+
+    ramp = np.linspace(0, 1, 12).reshape(3, 4)
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 1.0000002), (-0.05, 1.08)])
+    def test_overshoot_of_floats_is_clipped(self, dtype: Any, low: float, high: float) -> None:
+        values = (low + (high - low) * self.ramp).astype(dtype)
+        expected = np.rint(values.astype(float).clip(0, 1) * 255)
+        assert np.array_equal(to_rgb(values)[0].numpy(), expected)
+        wide = values.astype(float) * 255
+        assert np.abs(to_rgb(wide)[0].numpy() - expected).max() <= 1
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (1.5 * ramp, "scale of float64 from 0 to 1.5 is ambiguous; state the scale by rescale_factor"),
+            (2 * ramp, "scale of float64 from 0 to 2 is ambiguous"),
+            (255 * ramp.round(1).astype(np.uint16), "scale of uint16 from 0 to 255 is ambiguous"),
+            ((4095 * ramp).astype(np.uint16), "scale of uint16 from 0 to 4095 is ambiguous"),
+            ((1023 * ramp).astype(np.int32), "scale of int32 from 0 to 1023 is ambiguous"),
+            (2 * ramp - 1, "from 0 to 1 for float64, got -1 to 1"),
+            (2.5 * ramp - 1.1, "is ambiguous"),
+            (ramp * np.nan, "from 0 to 255 for float64, got nan"),
+            (ramp * 255 * 257, "from 0 to 255 for float64, got 0 to 65535"),
+            ((ramp * 70_000).astype(int), "from 0 to 65535 for int64, got 0 to 70000"),
+            ((ramp * 255).astype(int) - 1, "from 0 to 255 for int64, got -1 to 254"),
+        ],
+    )
+    def test_other_ranges_are_refused(self, values: np.ndarray, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            to_rgb(values)
+
+    @pytest.mark.parametrize("bits", [8, 10, 12, 16])
+    def test_may_be_stated(self, image_processor: SEDImageProcessor, bits: int) -> None:
+        white = 2**bits - 1
+        values = np.rint(white * self.ramp).astype(np.uint16)
+        levels = np.rint(values * (255 / white)).astype(np.uint8)
+        assert np.array_equal(to_rgb(values, rescale_factor=1 / white)[0].numpy(), levels)
+        expected = image_processor(images=levels, return_tensors="pt")["pixel_values"]
+        actual = image_processor(images=values, rescale_factor=1 / white, return_tensors="pt")["pixel_values"]
+        assert torch.equal(actual, expected)
+        if bits > 8:  # 1 / 255 is the default, which states nothing
+            image_processor.rescale_factor = 1 / white
+            assert torch.equal(image_processor(images=values, return_tensors="pt")["pixel_values"], expected)
+
+    def test_floats_that_are_rescaled_already_stay(self, image_processor: SEDImageProcessor) -> None:
+        expected = image_processor(images=self.ramp, return_tensors="pt")["pixel_values"]
+        actual = image_processor(images=self.ramp, do_rescale=False, return_tensors="pt")["pixel_values"]
+        assert torch.equal(actual, expected)
+
+    def test_of_black_does_not_matter(self) -> None:
+        assert (to_rgb(np.zeros((2, 2), np.uint16)) == 0).all()
+
+    @pytest.mark.parametrize("highest", [255, 4095, 65535])
+    def test_of_a_16_bit_file_is_that_of_its_format(self, highest: int, tmp_path: Path) -> None:
+        values = np.linspace(0, highest, 24 * 40).reshape(24, 40).astype(np.uint16)
+        expected = np.round(values / 257).astype(np.uint8)
+        for name in ("deep.png", "deep.tif"):
+            Image.fromarray(values).save(tmp_path / name)
+            for image in (tmp_path / name, Image.open(tmp_path / name), read_rgb(tmp_path / name)):
+                assert np.array_equal(to_rgb(image)[0].numpy(), expected)
+
+    def test_of_a_big_endian_file_too(self, tmp_path: Path) -> None:
+        values = np.array([[0, 257, 65535, 514]], np.uint16)
+        header = struct.pack(">2sHI", b"MM", 42, 16) + values.astype(">u2").tobytes()
+        tags = [(256, 4), (257, 1), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 8)]
+        entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+        (tmp_path / "big.tif").write_bytes(header + struct.pack(">H", len(tags)) + entries + bytes(4))
+        assert to_rgb(tmp_path / "big.tif")[0].tolist() == [[0, 1, 255, 2]]
+        assert to_labels(tmp_path / "big.tif").tolist() == values.tolist()
+
+
+class TestFiles:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        Image.fromarray(random_array(30, 40)).save(tmp_path / "image.png")
+        return tmp_path / "image.png"
+
+    def test_are_read_as_rgb_images(self, path: Path) -> None:
+        for file in (path, str(path), BytesIO(path.read_bytes())):
+            image = read_rgb(file)
+            assert (image.mode, image.size) == ("RGB", (40, 30))
+            assert np.array_equal(np.asarray(image), random_array(30, 40))
+
+    @pytest.mark.parametrize("size", [0, 20, 60])
+    def test_that_are_damaged_are_named(self, path: Path, size: int) -> None:
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises((OSError, ValueError), match=r"image\.png"):
+            read_rgb(path)
+
+    def test_that_do_not_exist_are_named(self, image_processor: SEDImageProcessor) -> None:
         with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
             image_processor(images="absent.jpg")
 
-    def test_batches_of_mixed_sizes_equal_one_at_a_time(self, image_processor: SEDImageProcessor) -> None:
-        pictures = [random_array(20, 40), random_array(60, 30), random_array(33, 33)]
-        together = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
-        alone = [image_processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures]
-        assert torch.equal(together, torch.cat(alone))
+    def test_that_another_program_would_run_are_refused(self, tmp_path: Path) -> None:
+        Image.new("RGB", (4, 4)).save(tmp_path / "drawing.eps")
+        (tmp_path / "drawing.eps").rename(tmp_path / "photo.jpg")  # Pillow goes by the content
+        with pytest.raises(OSError, match=r"photo\.jpg: not an image file of a format that is read here"):
+            read_rgb(tmp_path / "photo.jpg")
 
-    def test_a_list_may_mix_grayscale_arrays_with_others(self, image_processor: SEDImageProcessor) -> None:
-        pictures = [self.color[..., 0], torch.tensor(self.color[..., 0]), self.color, Image.fromarray(self.color)]
-        together = image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    def test_of_other_formats_than_those_asked_for_are_refused(self, path: Path) -> None:
+        with pytest.raises(OSError, match="not an image file of a format"):
+            read_rgb(path, formats=["JPEG"])
+
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("missing", [1, 2])
+    def test_a_jpeg_without_its_end_marker_is_shown_with_a_warning(
+        self, progressive: bool, missing: int, tmp_path: Path, sed_hf_log: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "photo.jpg"
+        Image.fromarray(random_array(60, 90)).save(path, progressive=progressive)
+        whole = to_rgb(path)
+        path.write_bytes(path.read_bytes()[:-missing])
+        for image in (path, Image.open(path), BytesIO(path.read_bytes())):
+            image = read_rgb(image) if isinstance(image, BytesIO) else image
+            assert torch.equal(to_rgb(image), whole)
+        assert len(sed_hf_log.records) == 3
+        assert "photo.jpg: the JPEG file lacks its last bytes" in sed_hf_log.text
+
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+    def test_a_jpeg_that_lacks_pixels_is_refused(self, progressive: bool, kept: float, tmp_path: Path) -> None:
+        path = tmp_path / "photo.jpg"
+        Image.fromarray(random_array(60, 90)).save(path, progressive=progressive)
+        path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+        with pytest.raises(ValueError, match=r"photo\.jpg: cannot be read as an image: .*truncated"):
+            read_rgb(path)
+
+
+class TestLimitOfPixels:
+    @pytest.fixture
+    def bomb(self, tmp_path: Path) -> Path:
+        """A small PNG file that states a large size."""
+
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 50_000, 8, 0, 0, 0, 0))
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9))))
+        return tmp_path / "bomb.png"
+
+    @pytest.fixture(autouse=True)
+    def _limit_of_pillow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+    def test_is_pillows(self, bomb: Path) -> None:
+        assert max_image_pixels() == 178_956_970
+        with pytest.raises(TooManyPixelsError, match=r"bomb\.png: .*3000000000 pixels.*SED_HF_MAX_IMAGE_PIXELS"):
+            read_rgb(bomb)
+
+    def test_is_moved_by_the_environment_for_images_and_label_maps(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "image.png"
+        Image.new("L", (40, 30)).save(path)
+        monkeypatch.setenv(MAX_PIXELS_VARIABLE, "1199")
+        for read in (read_rgb, to_rgb, to_labels, SEDImageProcessor()):
+            with pytest.raises(TooManyPixelsError, match=MAX_PIXELS_VARIABLE):
+                read(str(path))
+        monkeypatch.setenv(MAX_PIXELS_VARIABLE, "1200")
+        assert read_rgb(path).size == (40, 30)
+
+    def test_may_be_lower_for_one_file(self, tmp_path: Path) -> None:
+        Image.new("L", (40, 30)).save(tmp_path / "image.png")
+        with pytest.raises(TooManyPixelsError, match=r"image\.png: 40 × 30 pixels are more than the 1,000"):
+            read_rgb(tmp_path / "image.png", max_pixels=1000)
+
+    @pytest.mark.parametrize("stated", ["", "many", "-1", "0", "1e9"])
+    def test_that_is_not_a_number_is_refused(self, stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(MAX_PIXELS_VARIABLE, stated)
+        with pytest.raises(ValueError, match=r"SED_HF_MAX_IMAGE_PIXELS=.*expected a whole number of pixels"):
+            max_image_pixels()
+
+
+class TestBatches:
+    def test_no_image_at_all_is_refused(self, image_processor: SEDImageProcessor) -> None:
+        with pytest.raises(ValueError, match="images: expected at least one image"):
+            image_processor(images=[])
+
+    def test_of_mixed_sizes_equal_one_at_a_time(self, image_processor: SEDImageProcessor) -> None:
+        images = [random_array(20, 40), random_array(60, 30), random_array(33, 33)]
+        together = image_processor(images=images, return_tensors="pt")["pixel_values"]
+        assert torch.equal(
+            together, torch.cat([image_processor(image, return_tensors="pt")["pixel_values"] for image in images])
+        )
+
+    def test_may_mix_forms(self, image_processor: SEDImageProcessor) -> None:
+        color = random_array(24, 40)
+        images = [
+            color[..., 0],
+            torch.tensor(color[..., 0]),
+            color,
+            Image.fromarray(color),
+            color[..., ::-1][..., ::-1],
+        ]
+        together = image_processor(images=images, return_tensors="pt")["pixel_values"]
         assert torch.equal(together[0], together[1])
         assert torch.equal(together[2], together[3])
 
-    def test_mixed_sizes_without_the_last_step_are_refused(self, image_processor: SEDImageProcessor) -> None:
+    def test_of_mixed_sizes_without_the_last_step_are_refused(self, image_processor: SEDImageProcessor) -> None:
         with pytest.raises(ValueError, match="different sizes without do_input_resize"):
             image_processor(
                 images=[random_array(20, 40), random_array(60, 30)], do_input_resize=False, return_tensors="pt"
@@ -217,7 +440,7 @@ class TestPictures:
 
 
 class TestSegmentationMaps:
-    def test_labels_follow_the_picture_and_keep_their_values(self, image_processor: SEDImageProcessor) -> None:
+    def test_labels_follow_the_image_and_keep_their_values(self, image_processor: SEDImageProcessor) -> None:
         labels = np.full((60, 80), 255)
         labels[:30], labels[30:, :40] = 7, 3
         inputs = image_processor(images=random_array(60, 80), segmentation_maps=labels, return_tensors="pt")
@@ -227,17 +450,43 @@ class TestSegmentationMaps:
         assert (inputs["labels"][0, 64:, :64] == 3).all()
         assert (inputs["labels"][0, 64:, 64:] == 255).all()
 
-    def test_maps_may_be_pil_images_with_a_palette_or_16_bits(self, image_processor: SEDImageProcessor) -> None:
-        labels = np.arange(60 * 80).reshape(60, 80)
-        palette = Image.fromarray((labels % 200).astype(np.uint8))
-        palette.putpalette(list(range(256)) * 3)
-        deep = Image.fromarray(labels.astype(np.uint16))
-        off = {"do_resize": False, "do_input_resize": False}
-        for segmentation_map, expected in ((palette, labels % 200), (deep, labels)):
-            inputs = image_processor(
-                images=random_array(60, 80), segmentation_maps=segmentation_map, **off, return_tensors="pt"
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8, "palette of 4", "palette of 8", 16])
+    def test_the_stored_ids_are_read(self, image_processor: SEDImageProcessor, bits: Any, tmp_path: Path) -> None:
+        highest = {"palette of 4": 15, "palette of 8": 199}.get(bits) or 2**bits - 1
+        ids = np.arange(60 * 80).reshape(60, 80) % (highest + 1)
+        path = tmp_path / "labels.png"
+        if str(bits).startswith("palette"):
+            image = Image.fromarray(ids.astype(np.uint8))
+            image.putpalette(list(range(255, -1, -1)) * 3)
+            image.save(path, bits=int(bits[-1]))
+        elif bits == 16:
+            Image.fromarray(ids.astype(np.uint16)).save(path)
+        else:
+            packed = np.packbits(
+                np.unpackbits(ids.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(60, -1), axis=1
             )
-            assert np.array_equal(inputs["labels"][0].numpy(), expected)
+            write_gray_png(path, packed, width=80, bits=bits)
+        off = {"do_resize": False, "do_input_resize": False}
+        for label_map in (Image.open(path), str(path)):
+            inputs = image_processor(
+                images=random_array(60, 80), segmentation_maps=label_map, **off, return_tensors="pt"
+            )
+            assert np.array_equal(inputs["labels"][0].numpy(), ids)
+
+    @pytest.mark.parametrize("form", ["big endian", "negative strides", "tensor", "bool"])
+    def test_maps_may_be_arrays_that_torch_cannot_hold(self, image_processor: SEDImageProcessor, form: str) -> None:
+        labels = np.arange(60 * 80).reshape(60, 80) % 2
+        given = {
+            "big endian": labels.astype(">i4"),
+            "negative strides": np.ascontiguousarray(labels[:, ::-1])[:, ::-1],
+            "tensor": torch.tensor(labels),
+            "bool": labels == 1,
+        }[form]
+        expected, actual = (
+            image_processor(images=random_array(60, 80), segmentation_maps=labels, return_tensors="pt")["labels"]
+            for labels in (labels, given)
+        )
+        assert torch.equal(actual, expected)
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
     def test_maps_may_be_one_pixel_wide_or_high(
@@ -252,7 +501,7 @@ class TestSegmentationMaps:
         ("labels", "message"),
         [
             (np.zeros((80, 60), int), r"segmentation_maps\[0\]: expected integers of its image's size \(60, 80\)"),
-            (np.zeros((60, 80)), "got torch.float64"),
+            (np.zeros((60, 80)), "got float64"),
             ([np.zeros((60, 80), int)] * 2, "segmentation_maps: expected 1, one for each image; got 2"),
         ],
     )
@@ -276,7 +525,7 @@ class TestPostProcessing:
     def test_classes_and_probabilities_equal_the_official_order(
         self, monkeypatch: pytest.MonkeyPatch, image_processor: SEDImageProcessor, chunk_elements: int
     ) -> None:
-        monkeypatch.setattr("sed_hf.image_processing_sed.POST_PROCESS_ELEMENTS_PER_CHUNK", chunk_elements)
+        monkeypatch.setattr("sed_hf.image_processing_sed.ELEMENTS_PER_CHUNK", chunk_elements)
         outputs, sizes = self.outputs(2, 17, 12, 16), [(40, 50), (9, 70)]
         results = image_processor.post_process_semantic_segmentation(outputs, sizes, return_probabilities=True)
         for logits, size, result in zip(outputs.logits, sizes, results, strict=True):
@@ -287,7 +536,7 @@ class TestPostProcessing:
     def test_no_tensor_of_all_classes_at_full_size_is_made(
         self, monkeypatch: pytest.MonkeyPatch, image_processor: SEDImageProcessor
     ) -> None:
-        monkeypatch.setattr("sed_hf.image_processing_sed.POST_PROCESS_ELEMENTS_PER_CHUNK", 4 * 100 * 130)
+        monkeypatch.setattr("sed_hf.image_processing_sed.ELEMENTS_PER_CHUNK", 4 * 100 * 130)
         outputs = self.outputs(1, 50, 12, 16)
         with LargestTensor() as largest:
             image_processor.post_process_semantic_segmentation(outputs, [(100, 130)])
@@ -309,12 +558,6 @@ class TestPostProcessing:
         ("arguments", "message"),
         [
             ({"target_sizes": [(4, 4)] * 2}, "target_sizes: expected 1"),
-            (
-                {"target_sizes": [(0, 4)]},
-                r"target_sizes\[0\]: expected a height and a width of at least 1, got \(0, 4\)",
-            ),
-            ({"target_sizes": [(4, -4)]}, r"target_sizes\[0\]: .* got \(4, -4\)"),
-            ({"target_sizes": [(3, 4, 4)]}, r"target_sizes\[0\]: .* got \(3, 4, 4\)"),
             ({"threshold": 1.5}, "threshold=1.5"),
             ({"threshold": 0.5, "ignore_index": 3}, "ignore_index=3 is also one of the 5 classes"),
         ],

@@ -9,8 +9,8 @@ from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.hub.load import TOY_MODEL
 from sed_hf.data.scenes import SceneDataset, render_scene, scene_vocabulary, unseen_classes
+from sed_hf.hub.load import TOY_MODEL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

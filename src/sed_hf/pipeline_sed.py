@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
+from .image_processing_sed import to_rgb
 from .inference.class_embeddings import ClassEmbeddingCache, encode_classes, load_class_embeddings, text_encoder_sha256
 from .processing_sed import validate_class_names
 from .sliding_window_sed import SlidingWindow, segment_with_sliding_window
@@ -120,8 +121,7 @@ class SEDPipeline(Pipeline):
 
     def preprocess(self, image: Any, sliding_window: SlidingWindow | None = None) -> dict[str, Any]:
         """Prepare one picture and note its size; a large one is prepared tile by tile, later."""
-        image_processor = self.processor.image_processor
-        picture = image_processor.to_rgb(image_processor.fetch_images(image))
+        picture = to_rgb(image)
         if sliding_window is not None:
             return {"picture": [picture.numpy()]}
         pixel_values = self.processor(images=picture, return_tensors="pt")["pixel_values"].to(self.dtype)

@@ -73,7 +73,7 @@ def test_chunks_of_classes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     views = [torch.rand(7, size, size, generator=generator) for size in (4, 6)]
     expected = sum(resized(view[None], (9, 5)) for view in views)[0].argmax(dim=0)
     for elements in (1, 3 * 9 * 5, 2**24):
-        monkeypatch.setattr("sed_hf.image_processing_sed.POST_PROCESS_ELEMENTS_PER_CHUNK", elements)
+        monkeypatch.setattr("sed_hf.image_processing_sed.ELEMENTS_PER_CHUNK", elements)
         assert torch.equal(most_probable_class(views, (9, 5))[1], expected)
 
 

@@ -72,7 +72,7 @@ def assert_most_probable(result: dict[str, Tensor], probabilities: Tensor) -> No
 
 @given(cases(), chunks)
 def test_any_logits_in_any_chunks_equal_the_plain_formula(case: Case, chunk_elements: int) -> None:
-    with mock.patch("sed_hf.image_processing_sed.POST_PROCESS_ELEMENTS_PER_CHUNK", chunk_elements):
+    with mock.patch("sed_hf.image_processing_sed.ELEMENTS_PER_CHUNK", chunk_elements):
         results = process(case.logits, case.sizes)
     for logits, size, result in zip(case.logits, case.sizes, results, strict=True):
         assert result["segmentation"].shape == result["probability"].shape == size
@@ -144,10 +144,3 @@ def test_too_few_or_too_many_sizes_are_refused(case: Case, count: int) -> None:
 def test_what_is_no_probability_is_refused_as_threshold(case: Case, threshold: float) -> None:
     with pytest.raises(ValueError, match=r"threshold=.*: expected a probability from 0 to 1"):
         process(case.logits, case.sizes, threshold=threshold)
-
-
-@given(cases(), st.integers(-3, 0), st.booleans())
-def test_an_empty_target_size_is_refused_by_its_place(case: Case, edge: int, is_height: bool) -> None:
-    sizes = [*case.sizes[:-1], (edge, 4) if is_height else (4, edge)]
-    with pytest.raises(ValueError, match=rf"target_sizes\[{len(sizes) - 1}\]: expected a height and a width"):
-        process(case.logits, sizes)

@@ -59,10 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     class_names = read_class_names(arguments)
     model_source = choose_model(arguments.model)
 
-    from .. import SEDImageProcessor
-    from .segment import read_image
+    from ..image_processing_sed import read_rgb
 
-    image = read_image(arguments.image, SEDImageProcessor())
+    image = read_rgb(arguments.image)
     model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
 
     from ..inference.explain import explain_picture

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..argument_types import positive_integer, probability, whole_number
-from ..utils import printable, progress_bar, require_file, short_error
+from ..utils import printable, progress_bar
 from .arguments import (
     add_class_arguments,
     add_command,
@@ -30,7 +30,6 @@ from .arguments import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .. import SEDImageProcessor
     from ..inference.segmenter import Segmenter
     from ..sliding_window_sed import SlidingWindow
 
@@ -281,7 +280,7 @@ def write_images(jobs: Sequence[Job], segmenter: Segmenter, model_source: str, b
     with progress_bar(total=len(jobs), desc="Segmenting", unit="image", disable=len(jobs) < 2) as progress:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            images = read_images(batch, segmenter)
+            images = read_images(batch)
             results = segmenter(list(images.values()), show_progress=sys.stderr.isatty())
             for (job, image), result in zip(images.items(), results, strict=True):
                 num_written += write_image(job, image, result, segmenter, model_source)
@@ -289,14 +288,16 @@ def write_images(jobs: Sequence[Job], segmenter: Segmenter, model_source: str, b
     return num_written
 
 
-def read_images(jobs: Sequence[Job], segmenter: Segmenter) -> dict[Job, Image.Image]:
+def read_images(jobs: Sequence[Job]) -> dict[Job, Image.Image]:
     """Read the images that can be read, and name the others on standard error with the reason."""
+    from ..image_processing_sed import read_rgb
+
     images = {}
     for job in jobs:
         try:
-            images[job] = read_image(job.source, segmenter.processor.image_processor)
+            images[job] = read_rgb(job.source)
         except (OSError, ValueError) as error:
-            say(f"skipped {job.source}: {error}")
+            say(f"skipped {error}")
     return images
 
 
@@ -315,24 +316,6 @@ def write_image(job: Job, image: Image.Image, result: dict, segmenter: Segmenter
     if note:
         say(f"{job.source}: {note}")
     return note is None
-
-
-def read_image(path: Path, image_processor: SEDImageProcessor) -> Image.Image:
-    """Read an image of any mode completely, as RGB and the right way up.
-
-    Raises:
-        ValueError: The file is missing, not an image, damaged, or has too many pixels.
-    """
-    from PIL import Image
-
-    from ..image_files import open_image
-
-    try:
-        with open_image(require_file(path)) as image:
-            pixels = image_processor.to_rgb(image)
-    except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
-        raise ValueError(short_error(error)) from error
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 # Videos ---------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from typing import Any, BinaryIO
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from datasets.features.features import register_feature
 from numpy.typing import NDArray
 
-from ..image_files import open_image
+from ..image_processing_sed import read_rgb
 from ..utils import require_file, short_error
 from .raw_labels import IGNORE_8_BIT, LABEL_RULES, LabelRule, index_rule
 
@@ -42,10 +41,8 @@ class SegmentationImage(datasets.Image):
         Raises:
             ValueError: The file is no picture, or is damaged.
         """
-        with _naming_file("image", value), open_image(_open(value)) as image:
-            image = PIL.ImageOps.exif_transpose(image)
-            if image.mode != self.mode:
-                image = image.convert(self.mode)
+        with _naming_file("image", value):
+            image = read_rgb(_open(value))
         size = capped_size(image.size, self.longest_side)
         if size == image.size:
             return image

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..image_files import check_pixels, open_image
+from ..image_processing_sed import check_pixels, open_image
 
 # Ignored pixels carry the largest value of the label map's type: 8 bits while the classes leave 255 free, else 16.
 IGNORE_8_BIT = 255

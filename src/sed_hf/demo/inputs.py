@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.vocabularies import load_vocabulary
-from ..image_files import MAX_PIXELS_VARIABLE, TooManyPixelsError, max_image_pixels, open_image
+from ..image_processing_sed import MAX_PIXELS_VARIABLE, TooManyPixelsError, max_image_pixels, read_rgb
 from ..processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text
 from ..utils import require_file
 
@@ -32,12 +32,10 @@ def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
         InputError: It has more than [`max_upload_pixels`], is no picture, is damaged, or is gone.
     """
     try:
-        with open_image(require_file(path), PICTURE_FORMATS, max_upload_pixels()) as image:
-            pixels = processor.image_processor.to_rgb(image)
+        return read_rgb(require_file(path), PICTURE_FORMATS, max_upload_pixels())
     except TooManyPixelsError as error:
         raise InputError(
-            f"The picture has {error.width} × {error.height} pixels, which is {error.width * error.height / 1e6:.0f}"
-            f" megapixels. At most {max_upload_pixels() / 1e6:g} are taken here: please make it smaller."
+            f"The picture has more than {max_upload_pixels() / 1e6:g} megapixels. Please make it smaller."
         ) from error
     except FileNotFoundError as error:
         raise InputError(f"{path.name} is no longer kept here. Please drop it again.") from error
@@ -47,7 +45,6 @@ def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
         ) from error
     except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
         raise InputError(f"{path.name} cannot be read completely: the file seems to be damaged.") from error
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def max_upload_pixels() -> int:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from ..image_files import TooManyPixelsError, check_pixels
+from ..image_processing_sed import TooManyPixelsError, check_pixels
 from ..utils import atomic_path, printable, progress_bar
 from ..visualization import (
     NO_CLASS,
