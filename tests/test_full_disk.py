@@ -9,10 +9,9 @@ import logging
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -28,7 +27,6 @@ from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.evaluation.progress import ProgressFile
 from sed_hf.evaluation.report import EvaluationReport
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from sed_hf.inference.video import VideoReader
 from sed_hf.training.checkpoints import find_checkpoints, save_checkpoint
 
 REASON = os.strerror(errno.EFBIG)
@@ -70,23 +68,6 @@ def test_segment_keeps_the_pictures_before(error_of: Callable[..., str], tiny_hu
     error = error_of(200_000, "segment", tmp_path / "in", *arguments)
     assert error == f"sed-hf: error: [Errno {errno.EFBIG}] {REASON}: '{tmp_path}/out/b_overlay.jpg'"
     assert names_in(tmp_path / "out") == ["a.json", "a_labels.png", "a_overlay.jpg"]
-
-
-def test_a_video_keeps_the_frames_before(error_of: Callable[..., str], tiny_hub_folder: Path, tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=2)
-        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
-        for seed in range(6):
-            pixels = np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode(None))
-    arguments = ["--model", tiny_hub_folder, "--output", tmp_path / "out", "--classes", "sky", "grass"]
-    error = error_of(600_000, "segment", tmp_path / "clip.mp4", *arguments)
-    assert REASON in error
-    assert "clip_overlay.partial.mp4" in error
-    assert names_in(tmp_path / "out") == ["clip_overlay.partial.mp4"]
-    with closing(VideoReader(tmp_path / "out" / "clip_overlay.partial.mp4")) as video:
-        assert next(iter(video)).picture.size == video.size
 
 
 def test_convert_keeps_the_model_that_it_was_to_replace(

@@ -64,16 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
     image = read_rgb(arguments.image)
     model, processor, class_names, class_embeddings = load_model_and_classes(arguments, model_source, class_names)
 
-    from ..inference.explain import explain_picture
-    from ..inference.explain_figure import draw_explanation, summarize
+    from ..inference.explain import draw_explanation, explain_image, explanation_summary
 
-    explanation = explain_picture(model, processor, image, class_embeddings, arguments.topk)
+    explanation = explain_image(model, processor, image, class_embeddings, arguments.topk)
     arguments.output.mkdir(parents=True, exist_ok=True)
     figure, summary = (arguments.output / f"{arguments.image.stem}_explain{suffix}" for suffix in (".png", ".json"))
     with atomic_path(figure) as path:
         draw_explanation(image, explanation, class_names, arguments.topk, arguments.rows).save(path, format="PNG")
     with atomic_path(summary) as path:
-        content = summarize(explanation, class_names, arguments.topk)
+        content = explanation_summary(explanation, class_names, arguments.topk)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"sed-hf: {printable(figure)} and {printable(summary.name)} written")
     return 0

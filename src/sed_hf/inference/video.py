@@ -1,16 +1,16 @@
-"""Videos and cameras: decoded, segmented in batches of frames, drawn, and encoded again. Needs the extra `video`."""
+"""Videos: decoded, segmented in batches of frames, drawn, and encoded again with their sound. Needs PyAV."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,20 @@ from ..visualization import (
     display_size,
     draw_regions,
 )
-from .segmenter import Segmenter
-from .writers import summary
+from .writers import summary as summary_of
 
 try:
     import av
-    from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
-    from av.container import InputContainer, OutputContainer
+    from av.container import InputContainer
     from av.stream import Disposition
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 except ImportError as error:
-    raise ImportError("videos and cameras need PyAV: pip install '.[video]' in the clone of sed-hf") from error
+    raise ImportError("videos need PyAV: pip install '.[video]' in the clone of sed-hf") from error
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
 
 # Encoders and their options for a quality at which the text of the legend stays crisp; the first one present is taken.
 VIDEO_ENCODERS = {
@@ -50,10 +51,6 @@ VIDEO_ENCODERS = {
 }
 # Sound that players expect in an MP4 file is copied; other sound is encoded to AAC.
 COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"})
-# While it is written, the file is a row of fragments that each can be played, so that a killed process leaves a video.
-# When it is closed, it becomes an ordinary MP4 file, in which all players can seek. The header waits for the first
-# packets, since without their time stamps it could not say where the sound starts.
-FRAGMENTED = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 MAX_MPEG4_TIME_BASE = 60_000  # ticks a second: MPEG-4 allows no more than 65535, and common frame rates divide this one
 # PyAV 18 reads no file whose title is not UTF-8 unless it is told how; PyAV 19 reads all, and has no such argument.
 METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -62,8 +59,92 @@ MAX_LEGEND_ROWS = 24
 CLEARLY_VISIBLE = 0.005  # share of a frame; a smaller class takes no other's place in the legend
 
 
-class UnreadableVideoError(Exception):
+class UnreadableVideoError(ValueError):
     """A file cannot be read as a video; the message says why."""
+
+
+def segment_video(
+    video: Path, overlay: Path, summary: Path, segmenter: Segmenter, *, model_name: str, batch_size: int = 1
+) -> None:
+    """Write a video with class colours, legend, and the sound of the original, and a summary, with a progress bar.
+
+    If it is interrupted, the frames so far are kept under the overlay's name with ".partial" before its ending, and a
+    message says so.
+
+    Args:
+        video: File to read.
+        overlay: MP4 file to write.
+        summary: JSON file to write, after the overlay.
+        segmenter: Segments the frames of a batch.
+        model_name: For the summary.
+        batch_size: Frames at a time.
+
+    Raises:
+        UnreadableVideoError: The file is not a video, or cannot be read to its end.
+        OSError: The result cannot be written.
+    """
+    totals = ClassTotals(segmenter.class_names, segmenter.ignore_index)
+    with open_video(video) as reader, atomic_path(summary) as summary_path, atomic_path(overlay) as overlay_path:
+        drawing = VideoOverlay(reader.size, segmenter.class_names, segmenter.ignore_index)
+        with overlay_path.open("wb") as file:
+            writer = VideoWriter(file, drawing.size, reader)
+            try:
+                with progress_bar(total=reader.num_frames, desc=printable(video.name), unit="frame") as progress:
+                    for batch in _batches(reader, writer, batch_size):
+                        results = segmenter([frame.image for frame in batch])
+                        for frame, result in zip(batch, results, strict=True):
+                            totals.add(result["segmentation"], result["probability"])
+                            writer.write(frame, drawing.draw(frame.image, result["segmentation"]))
+                            progress.update()
+                writer.close()
+            except BaseException:
+                with suppress(OSError, av.FFmpegError):  # of a full disk, for one, where nothing can be kept
+                    _keep_partial(writer, overlay_path, overlay)
+                raise
+        text = summary_of(
+            video,
+            reader.size,
+            totals.statistics(),
+            totals.ignored_pixels,
+            model_name,
+            frames=writer.num_frames,
+        )
+        summary_path.write_text(text, encoding="utf-8")
+
+
+def check_video(path: Path) -> None:
+    """Refuse a file of which no frame can be decoded.
+
+    Raises:
+        UnreadableVideoError: The message says what it is.
+    """
+    with open_video(path):
+        pass
+
+
+def _batches(reader: VideoReader, writer: VideoWriter, size: int) -> Iterator[list[Frame]]:
+    """The frames in batches; the sound between them is written at once."""
+    batch = []
+    for item in reader:
+        if not isinstance(item, Frame):
+            writer.write_sound(item)
+            continue
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _keep_partial(writer: VideoWriter, written: Path, overlay: Path) -> None:
+    """Finish an interrupted video so that it plays, and keep it under a name that says what it is."""
+    writer.close()
+    if writer.num_frames:
+        partial = overlay.with_name(f"{overlay.stem}.partial{overlay.suffix}")
+        with atomic_path(partial) as path:
+            written.rename(path)
+        tqdm.write(f"sed-hf: the first {writer.num_frames} frames are in {printable(partial)}", file=sys.stderr)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -74,53 +155,61 @@ class Frame:
     """One frame of a video, the right way up and with square pixels.
 
     Attributes:
-        picture: RGB.
+        image: RGB.
         pts: When it is shown, in units of the video stream's time base.
         duration: How long, in the same units; 0: not known.
     """
 
-    picture: Image.Image
+    image: Image.Image
     pts: int
     duration: int
 
 
-class VideoReader:
-    """Decodes the frames of a video file, and hands on the packets of its sound.
-
-    Args:
-        path: A file that FFmpeg can read.
-
-    Attributes:
-        video: The first video stream that is not a cover picture.
-        sounds: The audio streams.
-        size: Width and height of the frames in pixels, as they are shown.
+@contextmanager
+def open_video(path: Path) -> Iterator[VideoReader]:
+    """Open a video to read it.
 
     Raises:
-        UnreadableVideoError: The file is none that FFmpeg can read, or has no video stream, or no frame of it can be
-            decoded.
+        UnreadableVideoError: FFmpeg cannot read it, or it has no video stream, or no frame of it can be decoded.
+    """
+    with path.open("rb") as file:  # by its name alone, FFmpeg would take "12:30.mp4" for an address
+        try:
+            container = av.open(file, **METADATA)
+        except (av.FFmpegError, OSError) as error:
+            raise UnreadableVideoError(f"expected a video, but it cannot be read: {error.strerror}") from error
+        with container:
+            yield VideoReader(container)
+
+
+class VideoReader:
+    """Decodes the frames of a video, and hands on the packets of its sound. Iterate over it once.
+
+    Args:
+        container: See [`open_video`].
+
+    Attributes:
+        video: The first video stream that is not a cover image.
+        sounds: The audio streams.
+        size: Width and height of the frames in pixels, as they are shown.
     """
 
-    def __init__(self, path: Path) -> None:
-        with closing(_open(path)) as container:
-            first_frame, aspect_ratio = _first_frame(container)
-        self._decoded_size = (max(1, round(first_frame.width * aspect_ratio)), first_frame.height)
-        try:
-            check_pixels(*self._decoded_size)
-        except TooManyPixelsError as error:
-            raise UnreadableVideoError(f"its frames are too large: {error}") from error
-        is_turned = _quarter_turns(first_frame) % 2 == 1
-        self.size = self._decoded_size[::-1] if is_turned else self._decoded_size
-        # Opened again, since not all formats can be wound back.
-        self._container = _open(path)
-        self.video = _choose_video_stream(self._container)
+    def __init__(self, container: InputContainer) -> None:
+        self._container = container
+        self.video = _choose_video_stream(container)
         self.video.thread_type = "AUTO"
-        self.sounds = [stream for stream in self._container.streams.audio if stream.codec_context is not None]
+        self.sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
         # AVI holds no time stamps, and FFmpeg guesses them wrong where frames are stored in another order than they are
         # shown. So each frame gets the time of the next packet that was read.
         self._avi_pts: deque[int] = deque()
-
-    def close(self) -> None:
-        self._container.close()
+        self._decoded_size: tuple[int, int] | None = None  # of the first frame; later ones are scaled to it
+        self._items = self._read()
+        self._first_items = []  # the first frame, which tells the size, and the sound before it
+        for item in self._items:
+            self._first_items.append(item)
+            if isinstance(item, Frame):
+                self.size = item.image.size
+                return
+        raise UnreadableVideoError("expected a video, but no frame of it can be decoded")
 
     @property
     def time_base(self) -> Fraction:
@@ -135,13 +224,8 @@ class VideoReader:
     @property
     def num_frames(self) -> int | None:
         """About how many frames there are, if the file says so."""
-        if self.video.frames:
-            return self.video.frames
-        if self.video.duration:
-            return round(self.video.duration * self.time_base * self.frame_rate)
-        if self._container.duration:
-            return round(Fraction(self._container.duration, av.time_base) * self.frame_rate)
-        return None
+        seconds = (self.video.duration or 0) * self.time_base or Fraction(self._container.duration or 0, av.time_base)
+        return self.video.frames or round(seconds * self.frame_rate) or None
 
     def start(self, time_base: Fraction) -> int:
         """The time stamp with which the file starts: 0 in most, but not in recordings of television."""
@@ -151,46 +235,43 @@ class VideoReader:
         """Frames and packets of sound in the order of the file; damaged frames are left out.
 
         Raises:
-            UnreadableVideoError: The file ends in the middle or is damaged so that nothing more can be read.
+            UnreadableVideoError: The file is damaged so that nothing more can be read.
         """
-        packets = self._container.demux(self.video, *self.sounds)
-        last_pts = -1
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                raise UnreadableVideoError(f"the file is damaged: {error.strerror}") from error
-            if packet.stream.index != self.video.index:
-                yield packet
-                continue
-            if self._container.format.name == "avi" and packet.dts is not None and packet.size:
-                self._avi_pts.append(packet.dts)
-            for frame in _decode(packet):
-                pts = self._pts(frame, last_pts)
-                yield Frame(self._picture(frame), pts, frame.duration)
-                last_pts = pts
+        return chain(self._first_items, self._items)
 
-    def _picture(self, frame: VideoFrame) -> Image.Image:
-        # Frames may change their size in the middle of a stream; here all get that of the first.
+    def _read(self) -> Iterator[Frame | av.Packet]:
+        last_pts = -1
+        try:
+            for packet in self._container.demux(self.video, *self.sounds):
+                if packet.stream.index != self.video.index:
+                    yield packet
+                    continue
+                if self._container.format.name == "avi" and packet.dts is not None and packet.size:
+                    self._avi_pts.append(packet.dts)
+                for frame in _decode(packet):
+                    last_pts = self._pts(frame, last_pts)
+                    yield Frame(self._upright_image(frame), last_pts, frame.duration)
+        except (av.FFmpegError, OSError) as error:
+            raise UnreadableVideoError(f"the file is damaged: {error.strerror}") from error
+
+    def _upright_image(self, frame: VideoFrame) -> Image.Image:
+        if self._decoded_size is None:
+            width = max(1, round(frame.width * Fraction(self.video.sample_aspect_ratio or 1)))
+            try:
+                check_pixels(width, frame.height)
+            except TooManyPixelsError as error:
+                raise UnreadableVideoError(f"its frames are too large: {error}") from error
+            self._decoded_size = (width, frame.height)
         pixels = frame.to_ndarray(format="rgb24", width=self._decoded_size[0], height=self._decoded_size[1])
-        return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame)))).resize(self.size)
+        # Phones film upright videos so: a player turns the frame counterclockwise.
+        return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))))
 
     def _pts(self, frame: VideoFrame, last_pts: int) -> int:
         """The time stamp from the start of the file; one that is missing or goes back comes after the last one."""
         pts = self._avi_pts.popleft() if self._avi_pts else frame.pts
         if pts is None:
-            step = max(1, round(1 / (self.frame_rate * self.time_base)))
-            return last_pts + step if last_pts >= 0 else 0
+            return last_pts + max(1, round(1 / (self.frame_rate * self.time_base))) if last_pts >= 0 else 0
         return max(pts - self.start(self.time_base), last_pts + 1)
-
-
-def _open(path: Path) -> InputContainer:
-    try:
-        return av.open(str(path), **METADATA)
-    except av.FFmpegError as error:
-        raise UnreadableVideoError(f"expected a video, but it cannot be read: {error.strerror}") from error
 
 
 def _choose_video_stream(container: InputContainer) -> VideoStream:
@@ -203,26 +284,12 @@ def _choose_video_stream(container: InputContainer) -> VideoStream:
     return streams[0]
 
 
-def _first_frame(container: InputContainer) -> tuple[VideoFrame, Fraction]:
-    """The first frame, and the width of its pixels relative to their height."""
-    stream = _choose_video_stream(container)
-    with suppress(av.FFmpegError):
-        for packet in container.demux(stream):
-            for frame in _decode(packet):
-                return frame, Fraction(stream.sample_aspect_ratio or 1)
-    raise UnreadableVideoError("expected a video, but no frame of it can be decoded")
-
-
-def _decode(packet: av.Packet) -> list[VideoFrame]:
+def _decode(packet: av.Packet) -> list[Any]:
+    """The frames of a packet; without those that are damaged, since the ones after them may be whole."""
     try:
         return packet.decode()
-    except av.error.InvalidDataError:  # the frames after a damaged one may be whole
+    except av.error.InvalidDataError:
         return []
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """By how many quarter turns, counterclockwise, a player turns the frame; phones film upright videos so."""
-    return round(frame.rotation / 90)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -232,7 +299,7 @@ class VideoWriter:
     """Encodes frames to an MP4 file with the time stamps and the sound of a video that was read.
 
     Args:
-        path: File to write.
+        file: Where to write.
         size: Width and height of the frames in pixels, even numbers.
         source: The video.
 
@@ -240,32 +307,45 @@ class VideoWriter:
         num_frames: How many frames were written.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], source: VideoReader) -> None:
+    def __init__(self, file: BinaryIO, size: tuple[int, int], source: VideoReader) -> None:
         self.num_frames = 0
         self._source = source
-        self._container: OutputContainer = av.open(str(path), "w", format="mp4", options=FRAGMENTED)
+        self._container = av.open(file, "w", format="mp4")
         self._stream = self._add_video_stream(size)
         self._sounds = {stream.index: self._add_sound(stream) for stream in source.sounds}
 
-    def write(self, frame: Frame, picture: Image.Image) -> None:
-        """Write the picture that was made of a frame."""
+    def write(self, frame: Frame, image: Image.Image) -> None:
+        """Write the image that was made of a frame."""
         # Players take HD video without a colour space for BT.709, and SD video for BT.601: so it is named.
-        pixels = VideoFrame.from_image(picture).reformat(format="yuv420p", dst_colorspace="ITU709")
+        pixels = VideoFrame.from_image(image).reformat(format="yuv420p", dst_colorspace="ITU709")
         pixels.pts, pixels.time_base, pixels.duration = frame.pts, self._source.time_base, frame.duration
         self._container.mux(self._stream.encode(pixels))
         self.num_frames += 1
 
     def write_sound(self, packet: av.Packet) -> None:
-        """Write a packet of one of the source's audio streams."""
-        self._sounds[packet.stream.index].write(packet)
+        """Write a packet of one of the source's audio streams: as it is, or encoded to AAC."""
+        source = packet.stream
+        stream, start = self._sounds[source.index]
+        if not _is_copied(source):
+            for frame in _decode(packet):
+                if frame.pts is not None:
+                    frame.pts -= start
+                self._container.mux(stream.encode(frame))
+        elif packet.dts is not None:  # without a time, it is the mark of the end
+            packet.dts -= start
+            if packet.pts is not None:
+                packet.pts -= start
+            packet.stream = stream
+            self._container.mux(packet)
 
     def close(self) -> None:
         """Write what the encoders hold back, and finish the file."""
         with closing(self._container):
             if self.num_frames:
                 self._container.mux(self._stream.encode(None))
-            for sound in self._sounds.values():
-                sound.finish()
+            for source in self._source.sounds:
+                if not _is_copied(source):
+                    self._container.mux(self._sounds[source.index][0].encode(None))
 
     def _add_video_stream(self, size: tuple[int, int]) -> VideoStream:
         encoder = next(name for name in VIDEO_ENCODERS if name in av.codecs_available)
@@ -283,58 +363,20 @@ class VideoWriter:
         context.color_range = 1  # MPEG: 16 to 235
         return stream
 
-    def _add_sound(self, stream: AudioStream) -> _CopiedSound | _EncodedSound:
-        start = self._source.start(Fraction(stream.time_base or Fraction(1, stream.rate)))
-        kind = _CopiedSound if stream.codec_context.codec.canonical_name in COPIED_SOUND else _EncodedSound
-        return kind(self._container, stream, start)
-
-
-class _CopiedSound:
-    """Packets of sound handed on as they are."""
-
-    def __init__(self, container: OutputContainer, source: AudioStream, start: int) -> None:
-        self._container = container
-        self._stream = container.add_stream_from_template(source)
-        self._start = start
-
-    def write(self, packet: av.Packet) -> None:
-        if packet.dts is None:  # the mark of the end
-            return
-        packet.dts -= self._start
-        if packet.pts is not None:
-            packet.pts -= self._start
-        packet.stream = self._stream
-        self._container.mux(packet)
-
-    def finish(self) -> None:
-        """Nothing is held back."""
-
-
-class _EncodedSound:
-    """Sound decoded and encoded to AAC."""
-
-    def __init__(self, container: OutputContainer, source: AudioStream, start: int) -> None:
-        self._container = container
+    def _add_sound(self, source: AudioStream) -> tuple[AudioStream, int]:
+        """An audio stream, and the time stamp of the source's that is its 0."""
+        start = self._source.start(Fraction(source.time_base or Fraction(1, source.rate)))
+        if _is_copied(source):
+            return self._container.add_stream_from_template(source), start
         rates = av.Codec("aac", "w").audio_rates or []
-        stream = container.add_stream("aac", rate=source.rate if source.rate in rates else 48_000)
+        stream = self._container.add_stream("aac", rate=source.rate if source.rate in rates else 48_000)
         assert isinstance(stream, AudioStream)
         stream.layout = source.layout
-        self._stream = stream
-        self._start = start
+        return stream, start
 
-    def write(self, packet: av.Packet) -> None:
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:  # damaged sound is left out, as damaged frames are
-            return
-        for frame in frames:
-            assert isinstance(frame, AudioFrame)
-            if frame.pts is not None:
-                frame.pts -= self._start
-            self._container.mux(self._stream.encode(frame))
 
-    def finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
+def _is_copied(sound: AudioStream) -> bool:
+    return sound.codec_context.codec.canonical_name in COPIED_SOUND
 
 
 # Drawing -------------------------------------------------------------------------------------------------------------
@@ -397,89 +439,3 @@ class VideoOverlay:
             occupant = self._places[place]
             if occupant is None or (occupant not in shares and shares[newcomer] >= CLEARLY_VISIBLE):
                 self._places[place] = newcomer
-
-
-# Videos --------------------------------------------------------------------------------------------------------------
-
-
-def check_video(path: Path) -> None:
-    """Refuse a file of which no frame can be decoded.
-
-    Raises:
-        UnreadableVideoError: It is no video; the message says what it is.
-    """
-    VideoReader(path).close()
-
-
-def segment_video(
-    video: Path,
-    overlay_path: Path,
-    summary_path: Path,
-    segmenter: Segmenter,
-    *,
-    model_name: str,
-    batch_size: int = 1,
-) -> None:
-    """Write a video with overlay, legend, and the sound of the original, and a summary, with a progress bar.
-
-    Until it is complete, the name of the video ends in `.partial.mp4`. If something happens, what is written so far
-    stays under this name and can be played, and a message on standard error says so.
-
-    Args:
-        video: File to read.
-        overlay_path: Video to write; its folder exists.
-        summary_path: JSON file to write.
-        segmenter: Segments the frames of a batch.
-        model_name: For the summary.
-        batch_size: Frames at a time.
-
-    Raises:
-        UnreadableVideoError: The file is no video, or cannot be read to its end.
-        OSError: The result cannot be written, or another process is writing it.
-    """
-    partial_path = overlay_path.with_suffix(".partial.mp4")
-    with closing(VideoReader(video)) as reader:
-        overlay = VideoOverlay(reader.size, segmenter.class_names, ignore_index=segmenter.ignore_index)
-        totals = ClassTotals(segmenter.class_names, segmenter.ignore_index)
-        with nullcontext():
-            writer = VideoWriter(partial_path, overlay.size, reader)
-
-            def frames_with_sound_written() -> Iterator[Frame]:
-                for item in reader:
-                    if isinstance(item, Frame):
-                        yield item
-                    else:
-                        writer.write_sound(item)
-
-            progress = progress_bar(total=reader.num_frames, desc=printable(video.name), unit="frame")
-            try:
-                with progress:
-                    frames = frames_with_sound_written()
-                    while batch := list(islice(frames, batch_size)):
-                        results = segmenter([frame.picture for frame in batch])
-                        for frame, result in zip(batch, results, strict=True):
-                            totals.add(result["segmentation"], result["probability"])
-                            writer.write(frame, overlay.draw(frame.picture, result["segmentation"]))
-                            progress.update()
-                writer.close()
-            except BaseException:
-                keep_partial_video(video, partial_path, writer)
-                raise
-            partial_path.replace(overlay_path)
-
-    with atomic_path(summary_path) as path:
-        text = summary(
-            video, reader.size, totals.statistics(), totals.ignored_pixels, model_name, frames=writer.num_frames
-        )
-        path.write_text(text, encoding="utf-8")
-
-
-def keep_partial_video(video: Path, partial_path: Path, writer: VideoWriter) -> None:
-    """Finish the file of an interrupted video so that it plays, and say where it is; without a frame, remove it."""
-    with suppress(av.FFmpegError):  # what stopped the video, a full disk for example, may stop this too
-        writer.close()
-    if writer.num_frames:
-        message = f"the first {writer.num_frames} frames of {video} are in {partial_path}"
-        tqdm.write(f"sed-hf: {printable(message)}", file=sys.stderr)
-    else:
-        partial_path.unlink(missing_ok=True)
