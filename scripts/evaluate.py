@@ -2,7 +2,7 @@
 
     accelerate launch scripts/evaluate.py --model sed-base --benchmarks all --data-dir /data --topk 8
 
-After an interruption, the same command goes on where it stopped.
+After an interruption, the same command continues where it stopped.
 """
 
 import argparse
@@ -10,20 +10,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Python searches a script's own folder first, where this file would hide the library `evaluate` from the metric.
-sys.path.remove(str(Path(__file__).resolve().parent))
-
+import torch
 from accelerate import Accelerator
 
 from sed_hf.argument_types import positive_integer, whole_number
-from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
+from sed_hf.evaluation import MultiScaleFlip, evaluate_suite, load_evaluation_set
+from sed_hf.evaluation.environment import require_launched_processes
 from sed_hf.evaluation.label_space import label_space
-from sed_hf.evaluation.report import EvaluationReport
-from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, load_evaluation_sets
+from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS
 from sed_hf.hub.load import check_model_source, load
+from sed_hf.utils import run_command
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, metavar="M", help="model folder, or OWNER/NAME on the Hub")
     parser.add_argument(
@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/evaluation"), metavar="DIR", help="default: %(default)s"
     )
-    parser.add_argument("--limit", type=positive_integer, metavar="N", help="evaluate on the first N images alone")
+    parser.add_argument("--limit", type=positive_integer, metavar="N", help="only evaluate on the first N images")
 
     model = parser.add_argument_group("model")
     model.add_argument("--topk", type=whole_number, metavar="K", help="early rejection; 0 keeps every class")
@@ -51,51 +51,45 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--vocabulary-size",
         type=positive_integer,
         metavar="T",
-        help="ask for T names: those of the benchmark, then others that no picture shows",
+        help="ask for T names: those of the benchmark, then others that no image shows",
     )
 
     speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="on each process")
+    speed.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="on each process; default: %(default)s")
     speed.add_argument(
-        "--num-workers", type=whole_number, default=0, metavar="N", help="reading pictures, for each process"
+        "--num-workers", type=whole_number, metavar="N", help="reading images, for each process; by default up to 4"
     )
 
     results = parser.add_argument_group("results")
     results.add_argument("--save-predictions", action="store_true", help="write a PNG of class indices for each image")
     results.add_argument("--per-class", action="store_true", help="show the IoU of each class")
-
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.augmentation = augmentation(arguments)
-    except ValueError as error:
-        parser.error(str(error))
-    return arguments
+    return parser.parse_args(argv)
 
 
-def augmentation(arguments: argparse.Namespace) -> MultiScaleFlip | None:
-    if not arguments.flip and arguments.scales is None:
-        return None
-    return MultiScaleFlip(tuple(arguments.scales or (1.0,)), arguments.flip)
-
-
-def evaluate(arguments: argparse.Namespace) -> EvaluationReport:
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate, and print the table."""
+    augmentation = None
+    if arguments.flip or arguments.scales is not None:
+        augmentation = MultiScaleFlip(tuple(arguments.scales or (1.0,)), arguments.flip)
     check_model_source(arguments.model)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator()
+    require_launched_processes()
     names = [name for given in arguments.benchmarks for name in (ZERO_SHOT_BENCHMARKS if given == "all" else [given])]
     with accelerator.main_process_first():  # which writes the caches that the others read
-        sets = load_evaluation_sets(names, arguments.data_dir, arguments.limit)
+        sets = {name: load_evaluation_set(name, arguments.data_dir, arguments.limit) for name in names}
         for dataset in sets.values():
             label_space(dataset, arguments.vocabulary_size)  # refuses sizes that cannot be had
-        model, processor = load(arguments.model, dtype=arguments.dtype)
+        model, processor = load(arguments.model, accelerator.device, arguments.dtype)
+    topk = model.config.early_rejection_topk if arguments.topk is None else arguments.topk
+    torch.backends.cudnn.benchmark = not topk  # sizes are fixed, unless classes are rejected
     report = evaluate_suite(
-        model.to(accelerator.device),
+        model,
         processor,
         sets,
         arguments.output,
         model_name=arguments.model,
         early_rejection_topk=arguments.topk,
-        augmentation=arguments.augmentation,
+        augmentation=augmentation,
         vocabulary_size=arguments.vocabulary_size,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
@@ -104,16 +98,14 @@ def evaluate(arguments: argparse.Namespace) -> EvaluationReport:
     )
     accelerator.print(report.to_markdown(per_class=arguments.per_class))
     accelerator.end_training()
-    return report
+    return 0
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     arguments = parse_arguments(argv)
-    try:
-        evaluate(arguments)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    return run_command("evaluate.py", lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -85,7 +85,10 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        message, status = f"error: {error}", 2
+        text = str(error)
+        if "Original Traceback" in text:  # of a data loader's worker; what it says stands in the last line
+            text = text.strip().splitlines()[-1]
+        message, status = f"error: {text}", 2
         if isinstance(error, MemoryError | RuntimeError):
             from .chunking_sed import is_out_of_memory
 

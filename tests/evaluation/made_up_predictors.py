@@ -55,7 +55,7 @@ class MadeUpPredictor(nn.Module):
 
 
 class HalvesPredictor(MadeUpPredictor):
-    """Sees one class in the left half of every picture, and another in the right half."""
+    """Sees one class in the left half of every image, and another in the right half."""
 
     def __init__(self, left: int, right: int) -> None:
         super().__init__()
@@ -69,9 +69,19 @@ class HalvesPredictor(MadeUpPredictor):
 
 
 class BrightnessPredictor(MadeUpPredictor):
-    """Sees the classes in the order of brightness, so that every picture counts."""
+    """Sees the classes in the order of brightness, so that every image counts.
+
+    Args:
+        num_seen: It raises `KeyboardInterrupt` once it has seen so many images.
+    """
+
+    def __init__(self, num_seen: int | None = None) -> None:
+        super().__init__()
+        self.num_seen = num_seen
 
     def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:
+        if self.num_seen is not None and self.num_images > self.num_seen:
+            raise KeyboardInterrupt
         brightness = pixel_values.mean(dim=1, keepdim=True)
         expected = torch.linspace(-2, 2, num_classes).view(1, -1, 1, 1)
         return -((brightness - expected) ** 2)
@@ -93,8 +103,8 @@ def lower_resolution(processor: SEDProcessor) -> SEDProcessor:
     return SEDProcessor(image_processor, processor.tokenizer, processor.prompt_templates)
 
 
-def write_own_pictures(root: Path, sizes: list[tuple[int, int]]) -> datasets.Dataset:
-    """Own data of `CLASS_NAMES` with random pictures and labels of the given (height, width), some ignored."""
+def write_own_images(root: Path, sizes: list[tuple[int, int]]) -> datasets.Dataset:
+    """Own data of `CLASS_NAMES` with random images and labels of the given (height, width), some ignored."""
     generator = np.random.default_rng(0)
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Test-time augmentation, against its plain formulation with whole tensors at the picture's size."""
+"""Test-time augmentation, against its plain formulation with whole tensors at the image's size."""
 
 from pathlib import Path
 
@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made_up_predictors import CLASS_NAMES, lower_resolution, write_own_pictures
+from made_up_predictors import CLASS_NAMES, lower_resolution, write_own_images
 from PIL import Image
-from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
 from sed_hf.evaluation import MultiScaleFlip, evaluate_benchmark
 from sed_hf.evaluation.augmentation import scaled_sizes
-from sed_hf.image_processing_sed import most_probable_class
 
-PICTURE_SIZE = (20, 30)
+IMAGE_SIZE = (20, 30)
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +21,14 @@ def processor(tiny_processor: SEDProcessor) -> SEDProcessor:
     return lower_resolution(tiny_processor)
 
 
-def resized(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-
-
 def evaluated_prediction(
     model: SEDForSemanticSegmentation, processor: SEDProcessor, folder: Path, views: MultiScaleFlip | None
 ) -> np.ndarray:
-    """The class map that an evaluation writes for one picture."""
-    dataset = write_own_pictures(folder / "data", [PICTURE_SIZE])
-    evaluate_benchmark(model, processor, dataset, augmentation=views, predictions_dir=folder / "predictions")
-    return np.asarray(Image.open(folder / "predictions" / "0.png"))
+    """The class map that an evaluation writes for one image."""
+    dataset = write_own_images(folder / "data", [IMAGE_SIZE])
+    predictions = folder / "predictions"
+    evaluate_benchmark(model, processor, dataset, augmentation=views, predictions_dir=predictions, num_workers=0)
+    return np.asarray(Image.open(predictions / "0.png"))
 
 
 def test_prediction_is_that_of_the_mean_probability_of_all_views(
@@ -54,7 +49,8 @@ def test_prediction_is_that_of_the_mean_probability_of_all_views(
             if is_mirrored:
                 inputs["pixel_values"] = inputs["pixel_values"].flip(-1)
             with torch.no_grad():
-                view = resized(tiny_model(**inputs).logits.sigmoid(), PICTURE_SIZE)
+                view = tiny_model(**inputs).logits.sigmoid()
+            view = F.interpolate(view, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
             probabilities.append(view.flip(-1) if is_mirrored else view)
     expected = torch.stack(probabilities).mean(dim=0)[0].argmax(dim=0)
     np.testing.assert_array_equal(prediction, expected)
@@ -68,37 +64,12 @@ def test_one_view_without_flip_is_the_evaluation_without_augmentation(
     np.testing.assert_array_equal(augmented, plain)
 
 
-def test_chunks_of_classes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    views = [torch.rand(7, size, size, generator=generator) for size in (4, 6)]
-    expected = sum(resized(view[None], (9, 5)) for view in views)[0].argmax(dim=0)
-    for elements in (1, 3 * 9 * 5, 2**24):
-        monkeypatch.setattr("sed_hf.image_processing_sed.ELEMENTS_PER_CHUNK", elements)
-        assert torch.equal(most_probable_class(views, (9, 5))[1], expected)
-
-
-def test_flip_takes_the_mean_of_the_picture_and_its_mirror_image() -> None:
-    picture = torch.tensor([0.2, 0.4, 0.6]).expand(1, 1, 1, 3)
-
-    def segment(pixel_values: Tensor) -> Tensor:
-        return pixel_values * torch.tensor([1.0, 2.0, 3.0])
-
-    mean = MultiScaleFlip(flip=True).mean_over_flips(segment, picture)
-    torch.testing.assert_close(mean.flatten(), torch.tensor([(0.2 + 0.6) / 2, 0.8, (1.8 + 0.6) / 2]))
-
-
 @pytest.mark.parametrize(("scale", "edge"), [(0.75, 576), (1.0, 768), (1.25, 960), (1.01, 768), (0.01, 32)])
-def test_input_size_is_the_multiple_of_32_nearest_to_the_scale(
-    scale: float, edge: int, tiny_processor: SEDProcessor
-) -> None:
-    image_processor = type(tiny_processor.image_processor)()  # the official sizes
-    assert scaled_sizes(image_processor, scale)["input_size"] == {"height": edge, "width": edge}
-
-
-def test_scale_1_leaves_the_sizes_of_the_processor(tiny_processor: SEDProcessor) -> None:
-    image_processor = tiny_processor.image_processor
-    expected = {"size": dict(image_processor.size), "input_size": dict(image_processor.input_size)}
-    assert scaled_sizes(image_processor, 1.0) == expected
+def test_input_size_is_the_multiple_of_32_nearest_to_the_scale(scale: float, edge: int) -> None:
+    image_processor = SEDImageProcessor()  # the official sizes
+    sizes = scaled_sizes(image_processor, scale)
+    assert sizes["input_size"] == {"height": edge, "width": edge}
+    assert sizes["size"] == {"shortest_edge": round(640 * scale), "longest_edge": round(2560 * scale)}
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])

@@ -1,17 +1,24 @@
-"""Evaluation of several data sets into one folder: the report, going on, refusals."""
+"""Evaluation of several data sets into one folder: the report, continuing, refusals; and scripts/evaluate.py."""
 
+import importlib.util
 import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from made_up_predictors import BrightnessPredictor, HalvesPredictor, small_processor, write_own_pictures
+from made_up_predictors import BrightnessPredictor, HalvesPredictor, small_processor, write_own_images
 
 from sed_hf import SEDProcessor
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.evaluation.report import EvaluationReport
 from sed_hf.inference.weights import weights_sha256
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +27,9 @@ def processor(tiny_processor: SEDProcessor) -> SEDProcessor:
 
 
 def run_on_scenes(processor: SEDProcessor, output: Path, num_scenes: int = 2, **options: Any) -> EvaluationReport:
-    scenes = SceneDataset("test", num_scenes, size=64)
-    options = {"model_name": "made-up", **options}
-    return evaluate_suite(BrightnessPredictor(), processor, {"scenes": scenes}, output, **options)
+    sets = {"scenes": SceneDataset("test", num_scenes, size=64)}
+    options = {"model_name": "made-up", "num_workers": 0, **options}
+    return evaluate_suite(BrightnessPredictor(), processor, sets, output, **options)
 
 
 # --- report
@@ -44,25 +51,23 @@ def test_json_has_model_options_figures_versions_and_hardware(processor: SEDProc
         "vocabulary_size": None,
         "save_predictions": False,
     }
-    scenes = content["benchmarks"]["scenes"]
-    assert scenes["num_images"] == 2
-    assert {"mIoU", "mIoU-seen", "IoU-grass, lawn"} <= scenes["figures"].keys()
-    assert {"python", "torch", "transformers", "sed-hf"} <= scenes["environment"]["versions"].keys()
-    assert scenes["environment"]["hardware"]
+    result = content["benchmarks"]["scenes"]
+    assert result["num_images"] == 2
+    assert {"mIoU", "mIoU-seen", "IoU-grass, lawn"} <= result["figures"].keys()
+    assert {"python", "torch", "transformers", "sed-hf"} <= result["environment"]["versions"].keys()
+    assert result["environment"]["hardware"]
 
 
 def test_table_has_a_line_for_each_benchmark_and_group(processor: SEDProcessor, tmp_path: Path) -> None:
-    dataset = write_own_pictures(tmp_path / "data", [(2, 2)])
-    sets = {"custom": dataset, "scenes": SceneDataset("test", 1, size=64)}
+    sets = {"custom": write_own_images(tmp_path / "data", [(2, 2)]), "scenes": SceneDataset("test", 1, size=64)}
     report = evaluate_suite(BrightnessPredictor(), processor, sets, tmp_path / "out", model_name="made-up")
     first_cells = [line.split("|")[1].strip() for line in report.to_markdown().splitlines() if line.startswith("| ")]
-    expected = ["benchmark", "custom", "scenes", "scenes: backgrounds", "scenes: seen", "scenes: unseen"]
-    assert first_cells == expected
+    assert first_cells == ["benchmark", "custom", "scenes", "scenes: backgrounds", "scenes: seen", "scenes: unseen"]
     assert (tmp_path / "out" / "results.md").read_text() == report.to_markdown()
 
 
 def test_table_reads_as_markdown() -> None:
-    figures = {"mIoU": 31.8, "fwIoU": 60.0, "mACC": 50.0, "pACC": None, "IoU-wall": 71.234, "IoU-sky": None}
+    figures = {"mIoU": 31.8, "fwIoU": 60.0, "mACC": 50.0, "pACC": None, "IoU-sky|heaven": 71.234, "IoU-wall": None}
     report = EvaluationReport(Path(), {"model": "sed-base"}, {"ade20k_150": {"num_images": 2000, "figures": figures}})
     assert report.to_markdown(per_class=True).splitlines() == [
         "| benchmark | images |  mIoU | fwIoU |  mACC | pACC |",
@@ -73,71 +78,50 @@ def test_table_reads_as_markdown() -> None:
         "",
         "## A-150",
         "",
-        "| class |   IoU |",
-        "|-------|------:|",
-        "| wall  | 71.23 |",
-        "| sky   |     – |",
+        "| class       |   IoU |",
+        "|-------------|------:|",
+        r"| sky\|heaven | 71.23 |",
+        "| wall        |     – |",
     ]
 
 
-def test_iou_of_each_class_comes_on_request(processor: SEDProcessor, tmp_path: Path) -> None:
-    run_on_scenes(processor, tmp_path)
-    assert "grass, lawn" not in (tmp_path / "results.md").read_text()
-    run_on_scenes(processor, tmp_path, per_class=True)
-    assert "grass, lawn" in (tmp_path / "results.md").read_text()
-
-
-def test_predictions_come_on_request_in_a_folder_for_each_set(processor: SEDProcessor, tmp_path: Path) -> None:
+def test_iou_of_each_class_and_predictions_come_on_request(processor: SEDProcessor, tmp_path: Path) -> None:
     run_on_scenes(processor, tmp_path, save_predictions=True)
+    assert "grass, lawn" not in (tmp_path / "results.md").read_text()
+    run_on_scenes(processor, tmp_path, save_predictions=True, per_class=True)
+    assert "grass, lawn" in (tmp_path / "results.md").read_text()
     assert len(list((tmp_path / "predictions" / "scenes").glob("*.png"))) == 2
 
 
-# --- going on
-
-
-class InterruptedPredictor(BrightnessPredictor):
-    """Is interrupted at the third picture."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.num_images == 2:
-            raise KeyboardInterrupt
-        return super().forward(*args, **kwargs)
+# --- continuing
 
 
 def test_finished_sets_are_kept_and_not_evaluated_again(processor: SEDProcessor, tmp_path: Path) -> None:
-    sets = {"scenes": SceneDataset("test", 2, size=64), "custom": write_own_pictures(tmp_path / "data", [(2, 2)] * 2)}
+    sets = {"scenes": SceneDataset("test", 2, size=64), "custom": write_own_images(tmp_path / "data", [(2, 2)] * 2)}
     with pytest.raises(KeyboardInterrupt):
-        evaluate_suite(InterruptedPredictor(), processor, sets, tmp_path / "out", model_name="made-up")
+        evaluate_suite(BrightnessPredictor(2), processor, sets, tmp_path / "out", model_name="made-up", num_workers=0)
     finished = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]
     assert list(finished) == ["scenes"]
 
     predictor = BrightnessPredictor()
-    report = evaluate_suite(predictor, processor, sets, tmp_path / "out", model_name="made-up")
+    report = evaluate_suite(predictor, processor, sets, tmp_path / "out", model_name="made-up", num_workers=0)
     assert predictor.num_images == 2
     assert report.benchmarks["scenes"] == finished["scenes"]
     assert list(report.benchmarks) == ["scenes", "custom"]
 
 
-def test_nothing_but_results_is_left_in_the_folder(processor: SEDProcessor, tmp_path: Path) -> None:
-    run_on_scenes(processor, tmp_path)
+def test_only_results_are_left_in_the_folder(processor: SEDProcessor, tmp_path: Path) -> None:
+    sets = {"scenes": SceneDataset("test", 101, size=32)}  # the progress is saved after 100
+    options = {"model_name": "made-up", "num_workers": 0}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_suite(BrightnessPredictor(100), processor, sets, tmp_path, **options)
+    progress = (tmp_path / "scenes.progress.safetensors").read_bytes()
+    evaluate_suite(BrightnessPredictor(), processor, sets, tmp_path, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
-
-
-def test_the_state_of_a_run_that_was_killed_when_it_had_finished_is_removed(
-    processor: SEDProcessor, tmp_path: Path
-) -> None:
-    run_on_scenes(processor, tmp_path)
-    (tmp_path / "scenes.progress.safetensors").touch()
-    (tmp_path / ".scenes.progress.safetensors.1.part").mkdir()
-    run_on_scenes(processor, tmp_path)
+    # Neither is what a run leaves that is killed when it has finished the set.
+    (tmp_path / "scenes.progress.safetensors").write_bytes(progress)
+    evaluate_suite(BrightnessPredictor(), processor, sets, tmp_path, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
-
-
-def test_further_sets_join_the_report(processor: SEDProcessor, tmp_path: Path) -> None:
-    run_on_scenes(processor, tmp_path / "out")
-    sets = {"custom": write_own_pictures(tmp_path / "data", [(2, 2)])}
-    report = evaluate_suite(BrightnessPredictor(), processor, sets, tmp_path / "out", model_name="made-up")
-    assert list(report.benchmarks) == ["scenes", "custom"]
 
 
 @pytest.mark.parametrize(
@@ -158,8 +142,7 @@ def test_folder_of_other_options_is_refused_by_name(
 
 
 def test_folder_of_other_weights_is_refused(processor: SEDProcessor, tmp_path: Path) -> None:
-    sets = {"scenes": SceneDataset("test", 1, size=64)}
-    predictor = HalvesPredictor(0, 1)
+    sets, predictor = {"scenes": SceneDataset("test", 1, size=64)}, HalvesPredictor(0, 1)
     evaluate_suite(predictor, processor, sets, tmp_path, model_name="made-up")
     predictor.weight.data += 1
     with pytest.raises(ValueError, match="weights_sha256 was"):
@@ -171,20 +154,118 @@ def test_batch_size_may_change(processor: SEDProcessor, tmp_path: Path) -> None:
     assert run_on_scenes(processor, tmp_path, batch_size=2).benchmarks == first.benchmarks
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}', '{"settings": 3, "benchmarks": {}}'])
+def test_file_that_is_not_a_report_is_refused_and_left(content: str, processor: SEDProcessor, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json is not a report of an evaluation"):
+        run_on_scenes(processor, tmp_path)
+    assert (tmp_path / "results.json").read_text() == content
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "FIFO", "folder"])
 @pytest.mark.parametrize(
-    "content",
+    "name",
     [
-        "",
-        "[]",
-        '{"settings": {}}',
-        "[" * 100_000,
-        '{"settings": [], "benchmarks": {}}',
-        '{"settings": {}, "benchmarks": []}',
-        '{"settings": {}, "benchmarks": {"scenes": {}}}',
-        '{"settings": {}, "benchmarks": {"scenes": {"num_images": 2, "figures": {"mIoU": "high"}}}}',
+        "results.json",
+        "results.md",
+        "scenes.progress.safetensors",
+        "predictions",
+        "predictions/scenes",
+        "predictions/scenes/scene-test-00000000.png",
     ],
 )
-def test_file_that_is_no_report_is_refused(content: str, processor: SEDProcessor, tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(content)
-    with pytest.raises(ValueError, match=r"results\.json is no report of an evaluation"):
-        run_on_scenes(processor, tmp_path)
+def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
+    name: str, kind: str, processor: SEDProcessor, tmp_path: Path
+) -> None:
+    outside, planted = tmp_path / "outside", tmp_path / "out" / name
+    planted.parent.mkdir(parents=True)
+    (outside / "folder").mkdir(parents=True)
+    (outside / "folder" / "mine").write_text("mine")
+    if kind == "link to a file":
+        planted.symlink_to(outside / "folder" / "mine")
+    elif kind == "link to a folder":
+        planted.symlink_to(outside / "folder")
+    elif kind == "FIFO":
+        os.mkfifo(planted)
+    else:
+        (outside / "folder").rename(planted)
+        outside = planted.parent / planted.name
+    with suppress(OSError, ValueError):
+        run_on_scenes(processor, tmp_path / "out", save_predictions=True)
+    assert [path.read_text() for path in outside.rglob("mine")] == ["mine"]
+
+
+# --- scripts/evaluate.py
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script: ModuleType, tiny_hub_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Runs the script on the tiny model, and returns its output folder."""
+
+    def run(*arguments: str, status: int = 0) -> Path:
+        common = ["--model", str(tiny_hub_folder), "--output", str(tmp_path / "out"), "--num-workers", "0"]
+        assert script.main([*common, *arguments]) == status
+        return tmp_path / "out"
+
+    return run
+
+
+def test_script_prints_the_table_and_writes_the_report(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_own_images(tmp_path / "data", [(8, 8)] * 3)
+    arguments = ["--benchmarks", "custom", "--data-dir", str(tmp_path / "data"), "--limit", "2", "--topk", "1"]
+    output = run(*arguments, "--batch-size", "2", "--flip", "--dtype", "bfloat16")
+    assert (output / "results.md").read_text() in capsys.readouterr().out
+    content = json.loads((output / "results.json").read_text())
+    assert content["benchmarks"]["custom"]["num_images"] == 2
+    settings = content["settings"]
+    assert (settings["early_rejection_topk"], settings["flip"], settings["dtype"]) == (1, True, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmarks", "all"], "ade20k_847: expected the folder of its data"),
+        (["--benchmarks", "scenes", "ade20k_150", "--data-dir", "."], "ade20k_150: expected"),
+        (["--benchmarks", "scenes", "--vocabulary-size", "9"], "vocabulary size 9: expected at least 104"),
+        (["--benchmarks", "scenes", "--limit", "0"], "limit=0: expected at least one image"),
+        (["--benchmarks", "scenes", "--scales", "0"], "scales: expected positive numbers"),
+        (["--benchmarks", "scenes", "--model", "nowhere"], "--model nowhere: expected a model folder"),
+        (["--benchmarks", "scenes", "--limit", "1", "--topk", "-1"], "early_rejection_topk=-1"),
+    ],
+)
+def test_script_refuses_what_cannot_be_had_in_one_line(
+    arguments: list[str], message: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*arguments, status=2)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"evaluate.py: error: {message}")
+
+
+def test_damaged_image_ends_the_script_in_one_line_from_a_worker_too(
+    run: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_own_images(tmp_path / "data", [(8, 8)] * 2)
+    (tmp_path / "data" / "images" / "1.png").write_bytes(b"damaged")
+    arguments = ["--benchmarks", "custom", "--data-dir", str(tmp_path / "data")]
+    run(*arguments, "--num-workers", "1", status=2)
+    last_line = capfd.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("evaluate.py: error: ")
+    assert "1.png" in last_line
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_script_refuses_processes_that_accelerate_does_not_know(
+    variable: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    run("--benchmarks", "scenes", status=2)
+    assert f"{variable}=2, but accelerate found 1 process" in capsys.readouterr().err

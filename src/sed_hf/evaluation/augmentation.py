@@ -1,25 +1,28 @@
-"""Test-time augmentation: the mean of the probabilities at several scales, of the picture and its mirror image.
+"""Test-time augmentation: the mean of the probabilities at several scales, of the image and its mirror image.
 
 The official code does so through Detectron2's `SemanticSegmentorWithTTA`, which sums (T, H, W) probabilities at the
-picture's size over all views. Here views stay at the resolution of the logits until the argmax, which takes classes in
+image's size over all views. Here views stay at the resolution of the logits until the argmax, which takes classes in
 chunks: bilinear interpolation is linear, so the mean is the same.
 
-Detectron2 scales the shortest edge alone. SED then resizes every view to the same square, so that its scales hardly
+Detectron2 only scales the shortest edge. SED then resizes every view to the same square, so that its scales hardly
 differ; here that square is scaled too.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from PIL import Image
 from torch import Tensor
 
-from ..image_processing_sed import SEDImageProcessor
-from ..modeling_sed import ENCODER_STRIDE
+from ..image_processing_sed import SEDImageProcessor, most_probable_class
+from ..modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
+from ..processing_sed import SEDProcessor
 
 
 @dataclass(frozen=True)
 class MultiScaleFlip:
-    """Which views of a picture are segmented.
+    """Which views of an image are segmented.
 
     Attributes:
         scales: Factors of the network's input size; 1 is the size the model was made for. The size is rounded to a
@@ -37,12 +40,40 @@ class MultiScaleFlip:
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise ValueError(f"scales: expected positive numbers, got {self.scales}")
 
-    def mean_over_flips(self, segment: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-        """Probabilities (B, T, h, w) of pictures (B, 3, H, W), of which `segment` gives those of one view."""
-        probabilities = segment(pixel_values)
-        if not self.flip:
-            return probabilities
-        return probabilities.add_(segment(pixel_values.flip(-1)).flip(-1)).div_(2)
+
+def segment_augmented(
+    model: SEDForSemanticSegmentation,
+    processor: SEDProcessor,
+    images: Sequence[Image.Image],
+    class_embeddings: Tensor,
+    augmentation: MultiScaleFlip,
+    early_rejection_topk: int | None = None,
+) -> list[Tensor]:
+    """Class indices (height, width) of RGB images, by the mean probability over all views.
+
+    Each view rejects classes for itself; a rejected one has probability 0.
+    """
+
+    def probabilities(pixel_values: Tensor) -> Tensor:
+        outputs = model(
+            pixel_values=pixel_values.to(model.device, model.dtype),
+            class_embeddings=class_embeddings,
+            early_rejection_topk=early_rejection_topk,
+        )
+        return outputs.all_logits().float().sigmoid()
+
+    views: list[Tensor] = []  # (B, T, h, w) for each scale
+    for scale in augmentation.scales:
+        sizes = scaled_sizes(processor.image_processor, scale)
+        pixel_values = processor.image_processor(images=list(images), return_tensors="pt", **sizes)["pixel_values"]
+        view = probabilities(pixel_values)
+        if augmentation.flip:
+            view = torch.add(view, probabilities(pixel_values.flip(-1)).flip(-1)).div_(2)
+        views.append(view)
+    return [
+        most_probable_class([view[index] for view in views], (image.height, image.width))[1]
+        for index, image in enumerate(images)
+    ]
 
 
 def scaled_sizes(image_processor: SEDImageProcessor, scale: float) -> dict[str, dict[str, int]]:

@@ -32,7 +32,7 @@ class LabelSpace:
     groups: dict[str, list[str]] = field(default_factory=dict)
 
     def padded(self, vocabulary_size: int) -> "LabelSpace":
-        """The same labels, where the model is asked for further names that no picture is labelled with.
+        """The same labels, where the model is asked for further names that no image is labelled with.
 
         Raises:
             ValueError: The size is less than the vocabulary's, or there are not so many further names.

@@ -1,6 +1,5 @@
-"""The sets of pictures that a model can be evaluated on, by name."""
+"""The sets of images that a model can be evaluated on, by name."""
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import TypeAlias
 
@@ -32,12 +31,12 @@ EVALUATION_SETS = (*BENCHMARKS, OWN_DATA, SCENES)
 def load_evaluation_set(
     name: str, data_dir: str | PathLike[str] | None = None, limit: int | None = None
 ) -> EvaluationSet:
-    """Load the validation split of a benchmark, the pictures of a user's own data, or the 500 test scenes.
+    """Load the validation split of a benchmark, the images of a user's own data, or the 500 test scenes.
 
     Args:
         name: One of `EVALUATION_SETS`.
         data_dir: Where the data are, as for `load_benchmark`; scenes need none.
-        limit: Keep the first images alone.
+        limit: Only take the first images, so many.
 
     Raises:
         ValueError: The name is unknown, or there is no `data_dir` for a set that needs one.
@@ -50,26 +49,6 @@ def load_evaluation_set(
     dataset = load_benchmark(name, data_dir)
     assert isinstance(dataset, datasets.Dataset)  # since it is not streamed
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
-
-
-def load_evaluation_sets(
-    names: Sequence[str], data_dir: str | PathLike[str] | None = None, limit: int | None = None
-) -> dict[str, EvaluationSet]:
-    """Load several sets; arguments as for `load_evaluation_set`.
-
-    Raises:
-        ValueError: As `load_evaluation_set`.
-        FileNotFoundError: Data are missing; the message has a line for each of the sets concerned.
-    """
-    sets, missing = {}, []
-    for name in names:
-        try:
-            sets[name] = load_evaluation_set(name, data_dir, limit)
-        except FileNotFoundError as error:
-            missing.append(str(error))
-    if missing:
-        raise FileNotFoundError("\n".join(missing))
-    return sets
 
 
 def set_title(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Evaluation of a model on several data sets, into a folder that a later run goes on from."""
+"""Evaluation of a model on several data sets, into a folder that a later run continues from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def evaluate_suite(
     augmentation: MultiScaleFlip | None = None,
     vocabulary_size: int | None = None,
     batch_size: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     save_predictions: bool = False,
     per_class: bool = False,
 ) -> EvaluationReport:
@@ -37,13 +37,13 @@ def evaluate_suite(
 
     The folder gets `results.json` and `results.md` after each set, `predictions/<set>/` on request, and
     `<set>.progress.safetensors` meanwhile. Sets that its `results.json` has are not evaluated again, and an interrupted
-    one goes on where it stopped, on any number of processes and with any batch size.
+    one continues where it stopped, on any number of processes and with any batch size.
 
     Args:
         model, processor, early_rejection_topk, augmentation, vocabulary_size, batch_size, num_workers: As for
             [`evaluate_benchmark`].
         sets: By name, as `load_evaluation_sets` gives them.
-        output: The folder.
+        output: The folder, which is made if there is none.
         model_name: What the report calls the model.
         save_predictions: Write predictions as PNG.
         per_class: Give the IoU of each class in `results.md`, too.
@@ -68,39 +68,34 @@ def evaluate_suite(
         "vocabulary_size": vocabulary_size,
         "save_predictions": save_predictions,
     }
+    output.mkdir(parents=True, exist_ok=True)
     report = EvaluationReport.open(output, settings)
     is_main_process = PartialState().is_main_process
     for name, dataset in sets.items():
         num_images = {f"number of images of {name}": len(dataset)}
         progress_file = ProgressFile(output / f"{name}.progress.safetensors", {**settings, **num_images})
-        if report.is_finished(name, len(dataset)):
+        if not report.is_finished(name, len(dataset)):
+            vocabulary = label_space(dataset, vocabulary_size).vocabulary
+            figures = evaluate_benchmark(
+                model,
+                processor,
+                dataset,
+                class_embeddings=encode_classes(model, processor, vocabulary, ClassEmbeddingCache(), is_main_process),
+                early_rejection_topk=early_rejection_topk,
+                augmentation=augmentation,
+                vocabulary_size=vocabulary_size,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                predictions_dir=output / "predictions" / name if save_predictions else None,
+                progress_file=progress_file,
+                progress_bar=set_title(name),
+            )
+            environment = describe_environment(model.device)
+            report.benchmarks[name] = {"num_images": len(dataset), "figures": figures, "environment": environment}
             if is_main_process:
-                progress_file.remove()  # of a run that ended before it could
-            continue
-        vocabulary = label_space(dataset, vocabulary_size).vocabulary
-        class_embeddings = encode_classes(model, processor, vocabulary, ClassEmbeddingCache(), is_main_process)
-        figures = evaluate_benchmark(
-            model,
-            processor,
-            dataset,
-            class_embeddings=class_embeddings,
-            early_rejection_topk=early_rejection_topk,
-            augmentation=augmentation,
-            vocabulary_size=vocabulary_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            predictions_dir=output / "predictions" / name if save_predictions else None,
-            progress_file=progress_file,
-            progress_bar=set_title(name),
-        )
-        report.benchmarks[name] = {
-            "num_images": len(dataset),
-            "figures": figures,
-            "environment": describe_environment(model.device),
-        }
-        if is_main_process:
-            report.save(per_class=per_class)
-            progress_file.remove()
+                report.save(per_class=per_class)
+        if is_main_process and progress_file.load() is not None:
+            progress_file.path.unlink()
     if is_main_process:
         report.save(per_class=per_class)  # with the classes' IoU, where an earlier run left them out
     return report

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules."""
+"""Mean IoU: the metric, and a module of the library `evaluate` around it."""
 
 from .mean_iou import MeanIoU
 
