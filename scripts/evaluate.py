@@ -55,7 +55,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
 
     speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="on each process; default: %(default)s")
+    speed.add_argument(
+        "--batch-size", type=positive_integer, default=1, metavar="N", help="on each process; default: 1"
+    )
     speed.add_argument(
         "--num-workers", type=whole_number, metavar="N", help="reading images, for each process; by default up to 4"
     )

@@ -11,13 +11,14 @@ differ; here that square is scaled too.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..image_processing_sed import SEDImageProcessor, most_probable_class
-from ..modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
-from ..processing_sed import SEDProcessor
+from ..inference.segmenter import Segmenter
+from ..modeling_sed import ENCODER_STRIDE
 
 
 @dataclass(frozen=True)
@@ -41,39 +42,46 @@ class MultiScaleFlip:
             raise ValueError(f"scales: expected positive numbers, got {self.scales}")
 
 
-def segment_augmented(
-    model: SEDForSemanticSegmentation,
-    processor: SEDProcessor,
-    images: Sequence[Image.Image],
-    class_embeddings: Tensor,
-    augmentation: MultiScaleFlip,
-    early_rejection_topk: int | None = None,
-) -> list[Tensor]:
-    """Class indices (height, width) of RGB images, by the mean probability over all views.
+class AugmentedSegmenter:
+    """Segments RGB images by the mean probability over all views.
 
     Each view rejects classes for itself; a rejected one has probability 0.
+
+    Args:
+        segmenter: Its model, processor, class embeddings and early rejection are used.
+        augmentation: The views.
     """
 
-    def probabilities(pixel_values: Tensor) -> Tensor:
-        outputs = model(
-            pixel_values=pixel_values.to(model.device, model.dtype),
-            class_embeddings=class_embeddings,
-            early_rejection_topk=early_rejection_topk,
+    def __init__(self, segmenter: Segmenter, augmentation: MultiScaleFlip) -> None:
+        self.segmenter = segmenter
+        self.augmentation = augmentation
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, npt.NDArray]]:
+        """For each image `segmentation`, int64 (height, width)."""
+        views: list[Tensor] = []  # (B, T, h, w) for each scale
+        image_processor = self.segmenter.processor.image_processor
+        for scale in self.augmentation.scales:
+            sizes = scaled_sizes(image_processor, scale)
+            pixel_values = image_processor(images=list(images), return_tensors="pt", **sizes)["pixel_values"]
+            view = self._probabilities(pixel_values)
+            if self.augmentation.flip:
+                view = view.add_(self._probabilities(pixel_values.flip(-1)).flip(-1)).div_(2)
+            views.append(view)
+        results = []
+        for index, image in enumerate(images):
+            _, classes = most_probable_class([view[index] for view in views], (image.height, image.width))
+            results.append({"segmentation": classes.cpu().numpy()})
+        return results
+
+    @torch.no_grad()
+    def _probabilities(self, pixel_values: Tensor) -> Tensor:
+        """Float32 (B, T, h, w) of one view, at the resolution of the logits."""
+        outputs = self.segmenter.model(
+            pixel_values=pixel_values.to(self.segmenter.model.device, self.segmenter.model.dtype),
+            class_embeddings=self.segmenter.class_embeddings,
+            early_rejection_topk=self.segmenter.topk,
         )
         return outputs.all_logits().float().sigmoid()
-
-    views: list[Tensor] = []  # (B, T, h, w) for each scale
-    for scale in augmentation.scales:
-        sizes = scaled_sizes(processor.image_processor, scale)
-        pixel_values = processor.image_processor(images=list(images), return_tensors="pt", **sizes)["pixel_values"]
-        view = probabilities(pixel_values)
-        if augmentation.flip:
-            view = torch.add(view, probabilities(pixel_values.flip(-1)).flip(-1)).div_(2)
-        views.append(view)
-    return [
-        most_probable_class([view[index] for view in views], (image.height, image.width))[1]
-        for index, image in enumerate(images)
-    ]
 
 
 def scaled_sizes(image_processor: SEDImageProcessor, scale: float) -> dict[str, dict[str, int]]:

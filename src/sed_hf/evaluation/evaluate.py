@@ -1,11 +1,13 @@
 """Zero-shot evaluation of a model on one data set, on one process or many."""
 
-import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +23,8 @@ from .label_space import LabelSpace, label_space
 from .progress import ProgressFile
 from .reading import Example, build_loader
 from .sets import EvaluationSet
+
+Segment: TypeAlias = Callable[[list[Image.Image]], list[dict[str, npt.NDArray]]]
 
 
 def evaluate_benchmark(
@@ -68,54 +72,58 @@ def evaluate_benchmark(
             values that are not numbers; the message names the file. `vocabulary_size` cannot be had, or `progress_file`
             is of other settings.
     """
-    processes = PartialState()
     labels = label_space(dataset, vocabulary_size)
-    metric = MeanIoU(labels.class_names, labels.ignore_index, labels.last_class_is_background)
-    num_counted = 0
-    if progress_file is not None and (saved := progress_file.load()) is not None:
-        num_counted, matrix = saved
-        if processes.is_main_process:
-            metric.confusion_matrix = matrix
-    images_per_step = batch_size * processes.num_processes
-    steps_per_save = math.ceil(progress_file.images_per_save / images_per_step) if progress_file is not None else 0
-    is_silent = progress_bar is None or not processes.is_main_process
-
+    if not PartialState().is_main_process:
+        progress_bar = None
     was_training = model.training
     model.eval()
     with torch.no_grad():  # not inference_mode, whose tensors FSDP cannot use
         if class_embeddings is None:
-            class_embeddings = encode_classes(model, processor, labels.vocabulary, show_progress=not is_silent)
-        names = labels.vocabulary
-        if augmentation is None:
-            segmenter = Segmenter(model, processor, names, class_embeddings, topk=early_rejection_topk)
-        else:
-            segmenter = AugmentedSegmenter(model, processor, names, class_embeddings, early_rejection_topk, augmentation)
-        bar = tqdm(total=len(dataset), initial=num_counted, desc=progress_bar, unit="image", disable=is_silent)
-        for step, examples in enumerate(build_loader(dataset, num_counted, batch_size, num_workers), 1):
-            for example, result in zip(examples, _segment(segmenter, examples), strict=True):
-                if not example["is_repeated"]:
-                    _count(metric, example, result["segmentation"], labels, predictions_dir)
-            num_counted = min(num_counted + images_per_step, len(dataset))
-            if steps_per_save and step % steps_per_save == 0:
-                matrix = metric.total()  # in which all processes take part
-                if processes.is_main_process:
-                    progress_file.save(num_counted, matrix)
-            bar.update(num_counted - bar.n)
-        bar.close()
+            is_shown = progress_bar is not None
+            class_embeddings = encode_classes(model, processor, labels.vocabulary, show_progress=is_shown)
+        segmenter = Segmenter(model, processor, labels.vocabulary, class_embeddings, topk=early_rejection_topk)
+        segment = segmenter if augmentation is None else AugmentedSegmenter(segmenter, augmentation)
+        metric = _count_images(
+            segment, dataset, labels, batch_size, num_workers, predictions_dir, progress_file, progress_bar
+        )
     model.train(was_training)
     return _with_groups(metric.compute(), labels)
 
 
-def _segment(segmenter: Segmenter, examples: Sequence[Example]) -> list[dict[str, npt.NDArray]]:
-    """The results of a batch.
-
-    Raises:
-        ValueError: The model gives values that are not numbers; the message names the image.
-    """
-    try:
-        return segmenter([example["image"] for example in examples])
-    except NonFiniteLogitsError as error:
-        raise ValueError(f"{examples[error.index]['file_name']}: {error}") from error
+def _count_images(
+    segment: Segment,
+    dataset: EvaluationSet,
+    labels: LabelSpace,
+    batch_size: int,
+    num_workers: int | None,
+    predictions_dir: Path | None,
+    progress_file: ProgressFile | None,
+    progress_bar: str | None,
+) -> MeanIoU:
+    """The counts of this process's share; arguments as for [`evaluate_benchmark`]."""
+    metric = MeanIoU(labels.class_names, labels.ignore_index, labels.last_class_is_background)
+    processes, num_counted = PartialState(), 0
+    if progress_file is not None and (saved := progress_file.load()) is not None:
+        num_counted, matrix = saved
+        if processes.is_main_process:
+            metric.confusion_matrix = matrix
+    num_saved, images_per_step = num_counted, batch_size * processes.num_processes
+    loader = build_loader(dataset, num_counted, batch_size, num_workers)
+    bar = tqdm(total=len(dataset), initial=num_counted, desc=progress_bar, unit="image", disable=progress_bar is None)
+    with bar:
+        for examples in loader:
+            results = segment([example["image"] for example in examples])
+            for example, result in zip(examples, results, strict=True):
+                if not example["is_repeated"]:
+                    _count(metric, example, result["segmentation"], labels, predictions_dir)
+            num_counted = min(num_counted + images_per_step, len(dataset))
+            if progress_file is not None and num_counted - num_saved >= progress_file.images_per_save:
+                matrix = metric.total()  # in which all processes take part
+                if processes.is_main_process:
+                    progress_file.save(num_counted, matrix)
+                num_saved = num_counted
+            bar.update(num_counted - bar.n)
+    return metric
 
 
 def _count(

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +63,7 @@ class ProcessShare(Dataset[Example]):
         return {"image": image, "label": label, "file_name": file_name, "is_repeated": is_repeated}
 
 
-def build_loader(
-    dataset: EvaluationSet, first: int, batch_size: int, num_workers: int | None
-) -> DataLoader[list[Example]]:
+def build_loader(dataset: EvaluationSet, first: int, batch_size: int, num_workers: int | None) -> DataLoader[Any]:
     """Batches of this process's share, equally many on all processes; arguments as for `evaluate_benchmark`."""
     if num_workers is None:
         num_workers = min(MAX_WORKERS, os.cpu_count() or 1)
