@@ -287,6 +287,29 @@ def test_two_processes_report_and_write_what_one_does(processor: SEDProcessor, t
 # --- errors
 
 
+class OverflowingPredictor(BrightnessPredictor):
+    """Gives values that are not finite for the second image of a batch."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def logits(self, pixel_values: torch.Tensor, num_classes: int) -> torch.Tensor:
+        logits = super().logits(pixel_values, num_classes)
+        logits[1, 2] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("augmentation", [None, MultiScaleFlip(flip=True)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_scored_but_named_by_their_image(
+    value: float, augmentation: MultiScaleFlip | None, processor: SEDProcessor, tmp_path: Path
+) -> None:
+    dataset, predictor = write_own_images(tmp_path, [(4, 4)] * 2), OverflowingPredictor(value)
+    with pytest.raises(ValueError, match=r"1\.png: the logits are not finite; use float32 or bfloat16"):
+        evaluate(predictor, processor, dataset, batch_size=2, augmentation=augmentation)
+
+
 def test_label_of_another_size_than_its_image_is_named(processor: SEDProcessor, tmp_path: Path) -> None:
     dataset = write_own_images(tmp_path, [(2, 4)])
     Image.new("RGB", (5, 2)).save(tmp_path / "images" / "0.png")

@@ -121,6 +121,11 @@ def test_images_of_one_batch_may_differ_in_size() -> None:
     assert figures_of(class_maps, class_maps)["mIoU"] == 100.0
 
 
+def test_masks_of_one_bit_have_two_classes() -> None:
+    mask = Image.fromarray(np.array([[False, True]]))
+    assert figures_of([mask], [torch.tensor([[0, 1]])], class_names=["sky", "ground"])["mIoU"] == 100.0
+
+
 # --- streaming
 
 
@@ -190,7 +195,6 @@ def test_several_processes_report_the_figures_of_one(tmp_path: Path) -> None:
         ([[0, 0]], [[0]], ValueError, r"a\.png: the prediction is \(1, 2\), the label \(1, 1\)"),
         (torch.rand(1, 1), [[0]], TypeError, r"a\.png: the prediction: expected integers .* got torch\.float32"),
         ([[0]], Image.new("RGB", (1, 1)), TypeError, r"a\.png: the label: expected integers .* of \(1, 1, 3\)"),
-        ([[0]], Image.new("1", (1, 1)), TypeError, r"a\.png: the label: expected integers .* got bool"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_by_file(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..image_processing_sed import SEDImageProcessor, most_probable_class
+from ..image_processing_sed import SEDImageProcessor, check_finite, most_probable_class
 from ..inference.segmenter import Segmenter
 from ..modeling_sed import ENCODER_STRIDE
 
@@ -75,12 +75,17 @@ class AugmentedSegmenter:
 
     @torch.no_grad()
     def _probabilities(self, pixel_values: Tensor) -> Tensor:
-        """Float32 (B, T, h, w) of one view, at the resolution of the logits."""
+        """Float32 (B, T, h, w) of one view, at the resolution of the logits.
+
+        Raises:
+            NonFiniteLogitsError: The model gives values that are not numbers.
+        """
         outputs = self.segmenter.model(
             pixel_values=pixel_values.to(self.segmenter.model.device, self.segmenter.model.dtype),
             class_embeddings=self.segmenter.class_embeddings,
             early_rejection_topk=self.segmenter.topk,
         )
+        check_finite(outputs.logits)
         return outputs.all_logits().float().sigmoid()
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..image_processing_sed import NonFiniteLogitsError
 from ..inference.class_embeddings import encode_classes
 from ..inference.segmenter import Segmenter
 from ..inference.writers import label_map
@@ -112,7 +113,10 @@ def _count_images(
     bar = tqdm(total=len(dataset), initial=num_counted, desc=progress_bar, unit="image", disable=progress_bar is None)
     with bar:
         for examples in loader:
-            results = segment([example["image"] for example in examples])
+            try:
+                results = segment([example["image"] for example in examples])
+            except NonFiniteLogitsError as error:
+                raise NonFiniteLogitsError(error.index, examples[error.index]["file_name"]) from error
             for example, result in zip(examples, results, strict=True):
                 if not example["is_repeated"]:
                     _count(metric, example, result["segmentation"], labels, predictions_dir)

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..image_processing_sed import to_labels
 from .sets import EvaluationSet
 
 MAX_WORKERS = 4
@@ -21,13 +22,13 @@ class Example(TypedDict):
 
     Attributes:
         image: In RGB.
-        label: int32 (height, width), in the size of the image.
+        label: (height, width) integers, in the size of the image.
         file_name: The name to tell it by.
         is_repeated: Whether it only fills up the share of this process, and must not be scored.
     """
 
     image: Image.Image
-    label: npt.NDArray[np.int32]
+    label: npt.NDArray[np.integer]
     file_name: str
     is_repeated: bool
 
@@ -53,7 +54,7 @@ class ProcessShare(Dataset[Example]):
     def __getitem__(self, position: int) -> Example:
         index = self.first + position * self.num_processes + self.rank
         example = self.dataset[min(index, len(self.dataset) - 1)]
-        image, label, file_name = example["image"], np.array(example["label"]).astype(np.int32), example["file_name"]
+        image, label, file_name = example["image"], to_labels(example["label"]), example["file_name"]
         if label.shape != (image.height, image.width):
             raise ValueError(
                 f"{file_name}: the image has {image.width}×{image.height} pixels,"

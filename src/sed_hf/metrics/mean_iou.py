@@ -145,10 +145,10 @@ class MeanIoU:
 def _class_indices(class_map: ClassMap, what: str) -> Tensor:
     """A class map as an int64 tensor (height, width)."""
     if isinstance(class_map, Tensor):
-        is_integer = not (class_map.is_floating_point() or class_map.is_complex() or class_map.dtype == torch.bool)
+        is_integer = not (class_map.is_floating_point() or class_map.is_complex())
     else:
         class_map = np.asarray(class_map)
-        is_integer = class_map.dtype.kind in "iu"
+        is_integer = class_map.dtype.kind in "biu"
     if not is_integer or class_map.ndim != 2:
         raise TypeError(f"{what}: expected integers (height, width), got {class_map.dtype} of {tuple(class_map.shape)}")
     # torch knows neither negative strides nor foreign byte orders.
