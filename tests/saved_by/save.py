@@ -1,7 +1,7 @@
 """Save a model folder as this release does: `python tests/saved_by/save.py tests/saved_by/VERSION`, once a release.
 
-The folder is tiny, and random but for its seed. `expected.safetensors` in it holds a picture and what the release made
-of it, which every later release must make of it too.
+The folder is tiny, and random but for its seed. `expected.safetensors` in it holds an image and what the release made
+of it, which every later release must make of it too. Keep no code of the release.
 """
 
 import sys
@@ -11,11 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
+from sed_hf.data.scenes.model import MAX_PROMPT_LENGTH, PROMPT_TEMPLATES, build_tokenizer
 from sed_hf.hub.save import save_hub_folder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from init_scene_model import MAX_PROMPT_LENGTH, PROMPT_TEMPLATES, build_tokenizer
 
 NAMES = ["sky", "water", "red triangle"]
 

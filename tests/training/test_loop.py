@@ -421,9 +421,9 @@ def test_pushing_uploads_a_folder_that_loads(
 ) -> None:
     uploaded = tmp_path / "uploaded"
     calls = []
-    monkeypatch.setattr("sed_hf.hub.save.HfApi.create_repo", lambda self, repo_id, **_: calls.append(repo_id))
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **_: calls.append(repo_id))
     monkeypatch.setattr(
-        "sed_hf.hub.save.HfApi.upload_folder",
+        "huggingface_hub.HfApi.upload_folder",
         lambda self, repo_id, folder_path, commit_message: shutil.copytree(folder_path, uploaded),
     )
     train(make_recipe(steps=1, push_to_hub="someone/sed-scenes"))

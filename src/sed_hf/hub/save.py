@@ -1,17 +1,20 @@
 """Complete Hub folders: weights, configuration, processor, tokenizer, and the code that `trust_remote_code` runs."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi, ModelCardData
-from safetensors import SafetensorError
-from torch import Tensor
-
-from .. import SEDForSemanticSegmentation, SEDProcessor
 from ..utils import atomic_path
 
-WIDGET_PICTURE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cats.jpg"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .. import SEDForSemanticSegmentation, SEDProcessor
+
+WIDGET_IMAGE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cats.jpg"
 MODEL_CARD = """---
 {metadata}
 ---
@@ -39,6 +42,8 @@ def model_card(description: str = "", datasets: Sequence[str] = ()) -> str:
         description: Data, recipe, results.
         datasets: Names of the data sets that the model was trained on.
     """
+    from huggingface_hub import ModelCardData
+
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
@@ -46,15 +51,31 @@ def model_card(description: str = "", datasets: Sequence[str] = ()) -> str:
         tags=["open-vocabulary", "semantic-segmentation", "sed"],
         datasets=list(datasets) or None,
         metrics=["mean_iou"],
-        widget=[{"src": WIDGET_PICTURE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
+        widget=[{"src": WIDGET_IMAGE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
     )
     return MODEL_CARD.format(metadata=metadata.to_yaml(), description=description)
+
+
+def check_new_folder(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse to write where something is, unless it is a model folder that may be replaced.
+
+    Raises:
+        FileExistsError: There is something else.
+    """
+    path = Path(directory)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path}: expected a new or empty folder")
+    # It will be removed with all that it holds, so a slip of the keyboard must not name any folder.
+    if not (path / "config.json").is_file():
+        raise FileExistsError(f"{path}: expected a model folder to replace, but it has no config.json")
 
 
 def save_hub_folder(
     model: SEDForSemanticSegmentation,
     processor: SEDProcessor,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     description: str = "",
     datasets: Sequence[str] = (),
     max_shard_size: str = "5GB",
@@ -63,7 +84,7 @@ def save_hub_folder(
 ) -> None:
     """Write everything that others need to load the model with `trust_remote_code=True`, and a model card.
 
-    The folder appears at once when it is complete; one that it replaces is there until then.
+    The folder appears when it is complete; one that it replaces is there until then. A link is replaced, not followed.
 
     Args:
         model: The model.
@@ -73,29 +94,30 @@ def save_hub_folder(
         datasets: Names of the data sets that the model was trained on, for the model card.
         max_shard_size: Largest size of one weights file.
         state_dict: Weights to write; by default those of the model, which distributed training may have sharded.
-        overwrite: Replace a folder with all that it holds.
+        overwrite: Replace a model folder, with all that it holds.
 
     Raises:
-        FileExistsError: `directory` exists and is a file, or without `overwrite` a folder that is not empty.
+        FileExistsError: `directory` exists and is not empty, or with `overwrite` is not a model folder.
         OSError: The folder cannot be written.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or (any(directory.iterdir()) and not overwrite)):
-        raise FileExistsError(f"directory: expected a new or empty folder, got {directory}")
+    from safetensors import SafetensorError
+
+    check_new_folder(directory, overwrite)
+    directory = Path(os.path.abspath(directory))  # which, unlike `resolve`, follows no link
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(directory.resolve()) as folder:
+    with atomic_path(directory) as folder:
         try:
             model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
         except SafetensorError as error:  # its word for a full disk
-            raise OSError(error) from error
+            raise OSError(f"{directory}: {error}") from error
         processor.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(description, datasets))
-        readable = (folder / "README.md").stat().st_mode
+        card = folder / "README.md"
+        card.write_text(model_card(description, datasets), encoding="utf-8")
         for file in folder.glob("*.safetensors"):
-            file.chmod(readable)  # safetensors lets only the owner read what it writes
+            file.chmod(card.stat().st_mode)  # safetensors lets only the owner read what it writes
 
 
-def push_hub_folder(directory: str | os.PathLike, repo_id: str, private: bool | None = None) -> str:
+def push_hub_folder(directory: str | os.PathLike[str], repo_id: str, private: bool | None = None) -> str:
     """Upload a folder of [`save_hub_folder`] to a model repository, and return its address.
 
     Args:
@@ -104,10 +126,12 @@ def push_hub_folder(directory: str | os.PathLike, repo_id: str, private: bool | 
         private: Whether a new repository is private; by default as your account is configured.
 
     Raises:
-        ValueError: The folder is no model folder.
+        ValueError: It is not a model folder.
     """
+    from huggingface_hub import HfApi
+
     if not Path(directory, "config.json").is_file():
-        raise ValueError(f"{directory}: expected a model folder, and there is no config.json in it")
+        raise ValueError(f"{directory}: expected a model folder, but it has no config.json")
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=str(directory), commit_message="Upload SED with sed-hf"))

@@ -1,19 +1,28 @@
-"""Write the small untrained SED that learns generated scenes: `python scripts/init_scene_model.py OUT`."""
+"""The small SED that learns generated scenes, before training: what `sed-hf init scenes` writes."""
 
-import argparse
 import json
 
 import torch
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from sed_hf.data.scenes import scene_vocabulary
-from sed_hf.hub.save import save_hub_folder
+from ... import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
+from .vocabulary import scene_vocabulary
 
 PROMPT_TEMPLATES = ["{}", "a {}.", "a photo of a {}.", "the {} in the scene."]
 MAX_PROMPT_LENGTH = 32
 SIZE = 192
+
+
+def build_scene_model() -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
+    """The model, of 2.6 million parameters with the same random weights each time, and its processor."""
+    tokenizer = build_tokenizer()
+    size = {"height": SIZE, "width": SIZE}
+    image_processor = SEDImageProcessor(do_resize=False, input_size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SEDForSemanticSegmentation(build_config(tokenizer))
+    return model, SEDProcessor(image_processor, tokenizer, prompt_templates=PROMPT_TEMPLATES)
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -30,7 +39,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_config(tokenizer: CLIPTokenizer) -> SEDConfig:
-    """A SED of a few million parameters for pictures of 192 pixels."""
+    """A SED of a few million parameters for images of 192 pixels."""
     return SEDConfig(
         projection_dim=128,
         prompt_templates=PROMPT_TEMPLATES,
@@ -54,21 +63,3 @@ def build_config(tokenizer: CLIPTokenizer) -> SEDConfig:
         cost_guidance_sizes=[16, 8, 8],
         decoder_kernel_size=7,
     )
-
-
-def main() -> None:
-    """Write the model."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", metavar="OUT", help="folder to write; must be new or empty")
-    out = parser.parse_args().out
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    config = build_config(tokenizer)
-    size = {"height": SIZE, "width": SIZE}
-    image_processor = SEDImageProcessor(do_resize=False, input_size=size)
-    processor = SEDProcessor(image_processor, tokenizer, prompt_templates=PROMPT_TEMPLATES)
-    save_hub_folder(SEDForSemanticSegmentation(config), processor, out)
-
-
-if __name__ == "__main__":
-    main()
