@@ -483,7 +483,7 @@ class TestConvert:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "thesis.txt").touch()
         assert convert("--overwrite") == 2
-        assert "replaces only model folders" in capsys.readouterr().err
+        assert "expected a model folder to replace" in capsys.readouterr().err
         assert names_in(tmp_path / "model") == {"thesis.txt"}
 
     def test_names_a_checkpoint_that_is_not_there(self, convert: Run, capsys: pytest.CaptureFixture[str]) -> None:

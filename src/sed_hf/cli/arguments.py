@@ -107,22 +107,6 @@ def check_folder(argument: str, folder: Path) -> None:
             return
 
 
-def check_model_out(out: Path, overwrite: bool) -> None:
-    """Refuse to write a model where something else lies; a model folder may be replaced.
-
-    Raises:
-        FileExistsError: There is something else.
-    """
-    check_folder("OUT", out)
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise FileExistsError(f"OUT {out}: expected a new or empty folder; --overwrite replaces a model folder")
-    # The old folder will be removed with all it holds, so a slip of the keyboard must not name any folder.
-    if not (out / "config.json").is_file():
-        raise FileExistsError(f"OUT {out}: --overwrite replaces only model folders, and there is no config.json in it")
-
-
 # Class names ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..hub.save import check_new_folder, save_hub_folder
 from ..utils import printable, short_error
-from .arguments import add_command, add_model_folder_arguments, check_model_out
+from .arguments import add_command, add_model_folder_arguments
 
 if TYPE_CHECKING:
     from .. import SEDConfig
@@ -46,14 +47,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert an official checkpoint."""
-    check_model_out(arguments.out, arguments.overwrite)
+    check_new_folder(arguments.out, arguments.overwrite)
 
     from ..conversion import build_processor, convert_official_checkpoint
-    from ..hub.save import save_hub_folder
 
     config = read_config(arguments.config) if arguments.config else None
     model = convert_official_checkpoint(arguments.checkpoint, config, arguments.ignore_extra)
-    save_hub_folder(model, build_processor(model.config), arguments.out, overwrite=True)
+    save_hub_folder(model, build_processor(model.config), arguments.out, overwrite=arguments.overwrite)
     print(f"sed-hf: model written to {printable(arguments.out)}")
     return 0
 

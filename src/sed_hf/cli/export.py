@@ -4,12 +4,12 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..hub.save import check_new_folder
 from ..utils import printable
 from .arguments import (
     add_class_arguments,
     add_command,
     add_model_argument,
-    check_folder,
     choose_model,
     class_argument,
     load_model,
@@ -59,9 +59,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export a model."""
     out = arguments.out
-    check_folder("OUT", out)
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"OUT {out}: expected a new or empty folder")
+    check_new_folder(out)
     if arguments.int8 and arguments.format != "onnx":
         raise ValueError(f"--int8: expected with --format onnx, got {arguments.format}")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
