@@ -1,9 +1,10 @@
 """Hub folders: self-contained, loaded by every Auto class where neither sed_hf nor open_clip can be imported."""
 
-import ast
+import json
+import os
 import subprocess
 import sys
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,16 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
+import sed_hf
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.hub.save import save_hub_folder
 
-REMOTE_MODULES = [
-    "class_embeddings",
-    "configuration_sed",
-    "decoder_sed",
-    "files",
-    "image_files",
-    "image_processing_sed",
-    "modeling_sed",
-    "out_of_memory",
-    "pipeline_sed",
-    "processing_sed",
-    "prompt_packing",
-    "sliding_window",
-    "weights",
-]
+CARRIED = {path.name for path in Path(sed_hf.__file__).parent.glob("*_sed.py")}
 
 REMOTE_CODE = """
 import sys
-sys.modules["sed_hf"] = sys.modules["open_clip"] = None
+sys.modules["sed_hf"] = sys.modules["open_clip"] = None  # importing either fails
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -54,10 +42,10 @@ with torch.no_grad():
 assert type(load(AutoConfig)).__name__ == "SEDConfig"
 segmenter = pipeline("open-vocabulary-segmentation", model=folder, trust_remote_code=True)
 labels = ["cat", "dog, puppy"]
-alone = segmenter(image, candidate_labels=labels)
-assert {result["label"] for result in alone} <= set(labels)
+single = segmenter(image, candidate_labels=labels)
+assert {result["label"] for result in single} <= set(labels)
 for segments in segmenter((image for _ in range(6)), candidate_labels=labels, batch_size=4, sliding_window=None):
-    assert (segments.label_map == alone.label_map).all()
+    assert (segments.label_map == single.label_map).all()
 segmenter(image, candidate_labels=labels, sliding_window=48)
 load(AutoModel).save_pretrained(outputs + ".again")
 processor.save_pretrained(outputs + ".again")
@@ -67,6 +55,7 @@ save_file(results, outputs)
 """
 
 
+@pytest.mark.slow
 def test_every_auto_class_loads_it_as_remote_code(
     tiny_hub_folder: Path, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
 ) -> None:
@@ -88,48 +77,14 @@ def test_every_auto_class_loads_it_as_remote_code(
 
 
 def test_the_folder_is_complete(tiny_hub_folder: Path) -> None:
-    expected = {f"{module}.py" for module in REMOTE_MODULES}
-    expected |= {"README.md", "config.json", "model.safetensors", "processor_config.json"}
-    expected |= {"tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in tiny_hub_folder.iterdir()} == expected
+    others = {"README.md", "config.json", "model.safetensors", "processor_config.json"}
+    others |= {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tiny_hub_folder.iterdir()} == CARRIED | others
 
 
-@pytest.mark.parametrize("module", REMOTE_MODULES)
-def test_remote_code_imports_only_what_its_users_have(module: str) -> None:
-    tree = ast.parse(files("sed_hf").joinpath(f"{module}.py").read_text())
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            imported.add(str(node.module).partition(".")[0])
-    # The last four come with transformers and torchvision.
-    allowed = {"torch", "torchvision", "transformers", "timm", "numpy", "huggingface_hub", "safetensors", "tqdm", "PIL"}
-    assert imported <= allowed | set(sys.stdlib_module_names)
-
-
-def test_a_folder_that_holds_something_is_refused(
-    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
-) -> None:
-    (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="directory: expected a new or empty folder"):
-        save_hub_folder(tiny_model, tiny_processor, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
-
-
-def test_an_interrupted_save_leaves_nothing(
-    tiny_model: SEDForSemanticSegmentation,
-    tiny_processor: SEDProcessor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(folder: Path) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(tiny_processor, "save_pretrained", fail)
-    with pytest.raises(OSError, match="No space left"):
-        save_hub_folder(tiny_model, tiny_processor, tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
+def test_save_pretrained_carries_the_code_too(tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} >= {"modeling_sed.py", "pipeline_sed.py"}
 
 
 def test_the_model_card_has_the_metadata_that_the_hub_reads(
@@ -149,6 +104,113 @@ def test_the_model_card_has_the_metadata_that_the_hub_reads(
 def test_whoever_can_read_the_card_can_read_the_weights(tiny_hub_folder: Path) -> None:
     modes = {path.stat().st_mode for path in tiny_hub_folder.iterdir() if path.suffix in (".md", ".safetensors")}
     assert len(modes) == 1
+
+
+# Names at which something may lie: OUT itself, and what temporary files beside it might be called.
+BESIDE = (".{}.1.part", ".{}.part", "{}.part", "{}.tmp", ".{}")
+PLANTS: dict[str, Callable[[Path, Path], Any]] = {
+    "link to a folder": lambda path, precious: path.symlink_to(precious),
+    "link to a file": lambda path, precious: path.symlink_to(precious / "thesis.txt"),
+    "link to nothing": lambda path, precious: path.symlink_to(precious / "nothing"),
+    "FIFO": lambda path, precious: os.mkfifo(path),
+    "file": lambda path, precious: path.write_text("mine"),
+    "folder": lambda path, precious: path.mkdir() or (path / "thesis.txt").write_text("mine"),
+}
+
+
+def listing(folder: Path) -> dict[str, str | bytes]:
+    """The kind and the content of everything in a folder, links not followed."""
+    content: dict[str, str | bytes] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            content[name] = f"link to {os.readlink(path)}"
+        else:
+            content[name] = path.read_bytes() if path.is_file() else "FIFO" if path.is_fifo() else "folder"
+    return content
+
+
+class TestWhereSomethingLies:
+    @pytest.fixture
+    def precious(self, tmp_path: Path) -> Path:
+        """A folder of the user's, with a model in it."""
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "thesis.txt").write_text("mine")
+        return tmp_path / "precious"
+
+    @pytest.fixture
+    def run(self, tiny_weights: dict[str, torch.Tensor], tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> Any:
+        """Runs a command that writes the folder work/out."""
+        (tmp_path / "work").mkdir()
+
+        def run(command: str, *options: str) -> int:
+            arguments = [command, str(tmp_path / "work" / "out"), *options]
+            if command == "init":
+                arguments.insert(1, "scenes")
+            elif command == "convert":
+                save_file(tiny_weights, tmp_path / "official.safetensors")
+                tiny_model.config.to_json_file(tmp_path / "config.json")
+                arguments[1:1] = [str(tmp_path / "official.safetensors"), "--config", str(tmp_path / "config.json")]
+            return main(arguments)
+
+        return run
+
+    @pytest.mark.parametrize("command", ["init", "convert", pytest.param("export", marks=pytest.mark.slow)])
+    def test_nothing_beside_it_is_touched(self, run: Any, command: str, precious: Path, tmp_path: Path) -> None:
+        for template in BESIDE:
+            for index, plant in enumerate(PLANTS.values()):
+                plant(tmp_path / "work" / template.format("out" if index == 0 else f"out{index}"), precious)
+        (tmp_path / "work" / "out").symlink_to(precious / "nothing")
+        before = listing(tmp_path / "work") | listing(precious)
+        assert run(command) == 0
+        after = listing(precious) | {
+            name: content for name, content in listing(tmp_path / "work").items() if not name.startswith("out/")
+        }
+        assert after == before | {"out": "folder"}
+
+    @pytest.mark.parametrize("kind", [kind for kind in PLANTS if kind != "link to nothing"])
+    @pytest.mark.parametrize("command", ["init", "convert", "export"])
+    def test_what_is_not_a_model_is_refused(
+        self, run: Any, command: str, kind: str, precious: Path, tmp_path: Path
+    ) -> None:
+        PLANTS[kind](tmp_path / "work" / "out", precious)
+        before = listing(tmp_path / "work") | listing(precious)
+        assert run(command) == 2
+        if command != "export":
+            assert run(command, "--overwrite") == 2
+        assert listing(tmp_path / "work") | listing(precious) == before
+
+    def test_a_model_folder_is_replaced_on_request(self, run: Any, precious: Path, tmp_path: Path) -> None:
+        out = tmp_path / "work" / "out"
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        (out / "model.safetensors").symlink_to(precious / "thesis.txt")
+        (out / "images").symlink_to(precious)
+        assert run("init") == 2
+        assert run("init", "--overwrite") == 0
+        assert json.loads((out / "config.json").read_text())["model_type"] == "sed"
+        assert not (out / "model.safetensors").is_symlink()
+        assert listing(precious) == {"thesis.txt": b"mine"}
+        assert [path.name for path in (tmp_path / "work").iterdir()] == ["out"]
+
+    def test_a_link_to_a_model_folder_is_replaced_itself(self, run: Any, precious: Path, tmp_path: Path) -> None:
+        (precious / "config.json").write_text("{}")
+        (tmp_path / "work" / "out").symlink_to(precious)
+        assert run("init", "--overwrite") == 0
+        assert not (tmp_path / "work" / "out").is_symlink()
+        assert listing(precious) == {"thesis.txt": b"mine", "config.json": b"{}"}
+
+    def test_a_failed_save_leaves_the_old_model(
+        self, run: Any, precious: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        precious.rename(tmp_path / "work" / "out")
+        (tmp_path / "work" / "out" / "config.json").write_text("{}")
+        monkeypatch.setattr(SEDProcessor, "save_pretrained", fail)
+        assert run("init", "--overwrite") == 2
+        assert listing(tmp_path / "work") == {"out": "folder", "out/thesis.txt": b"mine", "out/config.json": b"{}"}
 
 
 class TestPush:
@@ -190,9 +252,3 @@ class TestPush:
         assert main(["push", str(tiny_hub_folder), repo_id]) == 2
         assert "expected a repository as OWNER/NAME" in capsys.readouterr().err
         assert not calls
-
-
-def test_plain_save_pretrained_carries_the_code_too(tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path)
-    written = {path.name for path in tmp_path.iterdir()}
-    assert {"modeling_sed.py", "decoder_sed.py", "configuration_sed.py", "pipeline_sed.py"} <= written

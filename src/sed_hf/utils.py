@@ -30,7 +30,7 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=path.parent))
         new = folder / path.name
         yield new
-        if path.is_dir() and (new.is_dir() or path.is_symlink()):  # a folder is not replaced in one step
+        if new.is_dir() and (path.is_dir() or path.is_symlink()):  # which is not replaced in one step
             replace_folder(path, new, Path(tempfile.mkdtemp(dir=folder)) / "replaced")
         else:
             new.replace(path)
@@ -49,7 +49,7 @@ def replace_folder(path: Path, new: Path, old: Path) -> None:
         path.rename(old)
         new.replace(path)
     except BaseException:
-        if old.exists():
+        if old.is_symlink() or old.exists():
             old.rename(path)
         raise
 
