@@ -1,4 +1,4 @@
-"""Atomic writes, progress bars, text for a terminal, and how a command ends."""
+"""Atomic writes, errors in one line, and how a command ends."""
 
 import shutil
 import signal
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+
+from .terminal import printable
 
 MAX_ERROR_CHARACTERS = 200
-LOGGED_PROGRESS_SECONDS = 30  # between two updates of a progress bar that goes to a file
 
 
 @contextmanager
@@ -54,25 +54,10 @@ def replace_folder(path: Path, new: Path, old: Path) -> None:
         raise
 
 
-def progress_bar(iterable: Any = None, **kwargs: Any) -> Any:
-    """A tqdm bar on standard error with these arguments; where that is a file, it is updated only now and then."""
-    from tqdm import tqdm
-
-    if not sys.stderr.isatty():
-        kwargs |= {"mininterval": LOGGED_PROGRESS_SECONDS, "maxinterval": 2 * LOGGED_PROGRESS_SECONDS}
-    return tqdm(iterable, **kwargs)
-
-
-def printable(text: object) -> str:
-    """A text in one line without control characters, which a terminal would obey; they are escaped."""
-    line = " ".join(str(text).split())
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
-
-
 def short_error(error: BaseException) -> str:
     """An error of a library in one short line, for a message of our own."""
     text = " ".join(str(error).split())
-    if not isinstance(error, OSError | ValueError | RuntimeError):
+    if not text or not isinstance(error, OSError | ValueError | RuntimeError):
         text = f"{type(error).__name__}: {text}"  # of a KeyError, for one
     return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
 
@@ -84,17 +69,17 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         return command()
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         text = str(error)
         if "Original Traceback" in text:  # of a data loader's worker; what it says stands in the last line
             text = text.strip().splitlines()[-1]
         message, status = f"error: {text}", 2
-        if isinstance(error, MemoryError | RuntimeError):
-            from .chunking_sed import is_out_of_memory
+    except (MemoryError, RuntimeError) as error:
+        from .chunking_sed import is_out_of_memory
 
-            if not is_out_of_memory(error):
-                raise
-            message = f"error: {str(error).partition('.')[0] or 'out of memory'}"
+        if not is_out_of_memory(error):
+            raise
+        message, status = f"error: {short_error(error)}", 2
     print(f"{program}: {printable(message)}", file=sys.stderr)
     return status
 

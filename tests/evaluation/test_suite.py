@@ -16,7 +16,7 @@ from sed_hf import SEDProcessor
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.evaluation.report import EvaluationReport
-from sed_hf.inference.weights import weights_sha256
+from sed_hf.inference.class_embeddings import weights_sha256
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 

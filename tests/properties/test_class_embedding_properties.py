@@ -16,7 +16,6 @@ from sed_hf.inference.class_embeddings import (
     encode_classes,
     load_class_embeddings,
     save_class_embeddings,
-    text_encoder_sha256,
 )
 from sed_hf.processing_sed import synonyms_of
 
@@ -72,29 +71,6 @@ class TestCache:
             assert torch.equal(encode([names[index] for index in order], cache), first[order])
             assert cache.size()[0] == len({synonyms_of(name) for name in names})
 
-    @given(class_names, embeddings(), st.data())
-    def test_one_changed_byte_of_a_file_counts_as_missing(
-        self, name: str, embedding: Tensor, data: st.DataObject
-    ) -> None:
-        with TemporaryDirectory() as folder:
-            cache = ClassEmbeddingCache(folder)
-            cache.save("encoder", name, embedding)
-            (path,) = Path(folder).rglob("*.safetensors")
-            content = bytearray(path.read_bytes())
-            content[-1 - data.draw(st.integers(0, embedding.nbytes - 1))] ^= data.draw(st.integers(1, 255))
-            path.write_bytes(content)
-            assert cache.load("encoder", name) is None
-
-    @given(class_names, embeddings(), st.integers(0, 2000))
-    def test_so_does_a_file_cut_short_anywhere(self, name: str, embedding: Tensor, length: int) -> None:
-        with TemporaryDirectory() as folder:
-            cache = ClassEmbeddingCache(folder)
-            cache.save("encoder", name, embedding)
-            (path,) = Path(folder).rglob("*.safetensors")
-            content = path.read_bytes()
-            path.write_bytes(content[: min(length, len(content) - 1)])
-            assert cache.load("encoder", name) is None
-
 
 class TestFiles:
     @given(vocabularies(), st.data())
@@ -107,11 +83,9 @@ class TestFiles:
             assert loaded_names == [name.strip() for name in names]
             assert loaded.dtype == class_embeddings.dtype
             assert torch.equal(loaded, class_embeddings)
-            with pytest.raises(ValueError, match="of another model"):
-                load_class_embeddings(path, "another")
 
     @given(vocabularies(), st.integers(0, 4000))
-    def test_a_file_cut_short_anywhere_is_refused_by_its_path(self, names: list[str], length: int) -> None:
+    def test_one_cut_short_anywhere_is_refused_by_its_path(self, names: list[str], length: int) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder, "names.safetensors")
             save_class_embeddings(path, names, torch.ones(len(names), 2, 3), "encoder")
@@ -119,13 +93,3 @@ class TestFiles:
             path.write_bytes(content[: min(length, len(content) - 1)])
             with pytest.raises(ValueError, match=r"names\.safetensors: expected an encoded vocabulary"):
                 load_class_embeddings(path)
-
-
-@given(
-    st.lists(st.text(), min_size=3, max_size=3).map(lambda texts: [f"{text.replace('{}', '')}{{}}" for text in texts])
-)
-def test_any_other_templates_make_another_encoder(templates: list[str]) -> None:
-    processor = type(small_processor())(small_processor().image_processor, small_processor().tokenizer, templates)
-    is_same = templates == small_processor().prompt_templates
-    encoders = [text_encoder_sha256(small_model(), each) for each in (processor, small_processor())]
-    assert (encoders[0] == encoders[1]) == is_same

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.vocabularies import load_vocabulary, vocabulary_names
 from ..hub.load import check_model_source
-from ..utils import printable
+from ..terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,13 +83,6 @@ def add_model_folder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `OUT`, the folder of a model to write, and `--overwrite`."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
-
-
-def say(text: str) -> None:
-    """Print a message of the command on standard error, beside progress bars."""
-    from tqdm import tqdm
-
-    tqdm.write(f"sed-hf: {printable(text)}", file=sys.stderr)
 
 
 def check_folder(argument: str, folder: Path) -> None:

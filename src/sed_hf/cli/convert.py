@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hub.save import check_new_folder, save_hub_folder
-from ..utils import printable, short_error
+from ..terminal import printable
+from ..utils import short_error
 from .arguments import add_command, add_model_folder_arguments
 
 if TYPE_CHECKING:

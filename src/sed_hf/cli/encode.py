@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..utils import printable
+from ..terminal import printable
 from .arguments import (
     add_class_arguments,
     add_command,

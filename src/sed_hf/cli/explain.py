@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from ..argument_types import positive_integer
-from ..utils import atomic_path, printable
+from ..terminal import printable
+from ..utils import atomic_path
 from .arguments import (
     add_class_arguments,
     add_command,

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..hub.save import check_new_folder
-from ..utils import printable
+from ..terminal import printable, say
 from .arguments import (
     add_class_arguments,
     add_command,
@@ -14,7 +14,6 @@ from .arguments import (
     class_argument,
     load_model,
     read_class_names,
-    say,
 )
 
 EPILOG = """\

@@ -3,7 +3,7 @@
 import argparse
 
 from ..hub.save import check_new_folder, save_hub_folder
-from ..utils import printable
+from ..terminal import printable
 from .arguments import add_command, add_model_folder_arguments
 
 SCENES = "scenes"

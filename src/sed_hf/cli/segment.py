@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..argument_types import positive_integer, probability, whole_number
-from ..utils import printable, progress_bar
+from ..terminal import printable, progress_bar, say
 from .arguments import (
     add_class_arguments,
     add_command,
@@ -24,7 +24,6 @@ from .arguments import (
     choose_model,
     load_model_and_classes,
     read_class_names,
-    say,
 )
 
 if TYPE_CHECKING:

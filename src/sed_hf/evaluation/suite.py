@@ -5,8 +5,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from ..inference.weights import weights_sha256
+from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes, weights_sha256
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
 from .augmentation import MultiScaleFlip

@@ -1,12 +1,14 @@
-"""Class embeddings that outlive the process: a cache on disk, and vocabularies as files.
+"""Class embeddings on disk: a cache that all processes of a user share, and vocabularies as files.
 
-Text is encoded once: [`encode_classes`] looks each class up in a cache that processes share, and encodes the others.
-An encoded vocabulary can also be saved to a file, names included, and be loaded where the text encoder is not wanted.
+Each class name is encoded once: [`encode_classes`] looks it up in the cache before it encodes it. An encoded vocabulary
+can also be saved to a file, names included, for machines and programs without the text encoder.
 """
 
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,22 +17,19 @@ import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor, synonyms_of, validate_class_names
-from ..utils import atomic_path, require_file, short_error
-from .weights import tensor_bytes, weights_sha256
+from ..terminal import progress_bar
+from ..utils import atomic_path, short_error
 
 logger = logging.get_logger(__name__)
 
-CLASSES_PER_CHUNK = 16  # classes encoded between two steps of the progress bar, and saved together
+CLASSES_PER_CHUNK = 16  # classes encoded between two steps of the progress bar
 ENCODING_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 DEFAULT_MAX_BYTES = 5 * 2**30
-SUFFIX = ".safetensors"
-EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def encode_classes(
@@ -40,7 +39,7 @@ def encode_classes(
     cache: "ClassEmbeddingCache | None" = None,
     show_progress: bool = True,
 ) -> Tensor:
-    """Encode class names, each once in a cache's life.
+    """Return the embeddings of class names, from the cache where they are in it.
 
     Args:
         model: On the device where it is to run.
@@ -50,7 +49,7 @@ def encode_classes(
         show_progress: Show a bar while there is something to encode.
 
     Returns:
-        (T, P, D) of length 1, in the model's dtype and on its device.
+        (T, P, D) of length 1, for P prompt templates, in the model's dtype and on its device.
 
     Raises:
         TypeError, ValueError: As [`SEDProcessor`] for `text`.
@@ -68,37 +67,21 @@ def encode_classes(
             embeddings[index] = known
     chunks = [missing[start : start + CLASSES_PER_CHUNK] for start in range(0, len(missing), CLASSES_PER_CHUNK)]
     description = f"Encoding {len(missing)} classes"
-    for chunk in tqdm(chunks, desc=description, bar_format=ENCODING_BAR, disable=not (show_progress and chunks)):
-        embeddings[chunk] = encode_chunk(model, processor, [class_names[index] for index in chunk])
+    is_silent = not (show_progress and missing)
+    for chunk in progress_bar(chunks, desc=description, bar_format=ENCODING_BAR, disable=is_silent):
+        inputs = processor(text=[class_names[index] for index in chunk], return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            embeddings[chunk] = model.get_class_embeddings(**inputs).cpu()
         if cache is not None:
-            keep_together(cache, encoder, [(class_names[index], embeddings[index]) for index in chunk])
+            for index in chunk:
+                cache.save(encoder, class_names[index], embeddings[index])
     if cache is not None and missing:
         cache.trim()
     return embeddings.to(model.device)
 
 
-def keep_together(cache: "ClassEmbeddingCache", encoder: str, encoded: Sequence[tuple[str, Tensor]]) -> None:
-    """Keep names and embeddings (P, D) that were encoded together: all of them, even if Ctrl-C comes meanwhile.
-
-    Encoded without the others, the rest would differ in its last bits, and the next run from an undisturbed one.
-    """
-    try:
-        for class_name, embedding in encoded:
-            cache.save(encoder, class_name, embedding)
-    except KeyboardInterrupt:
-        for class_name, embedding in encoded:
-            cache.save(encoder, class_name, embedding)
-        raise
-
-
-@torch.no_grad()
-def encode_chunk(model: SEDForSemanticSegmentation, processor: SEDProcessor, class_names: list[str]) -> Tensor:
-    """Embeddings (t, P, D) of a few classes, on the CPU."""
-    return model.get_class_embeddings(**processor(text=class_names, return_tensors="pt").to(model.device)).cpu()
-
-
 def text_encoder_sha256(model: SEDForSemanticSegmentation, processor: SEDProcessor) -> str:
-    """A hash of all that a class embedding depends on beside the name: weights, templates and tokenizer."""
+    """Hash of all that a class embedding depends on beside the name: weights, templates and tokenizer."""
     text_config = model.text_encoder.config
     settings = {
         "weights": weights_sha256(model.text_encoder),
@@ -111,12 +94,20 @@ def text_encoder_sha256(model: SEDForSemanticSegmentation, processor: SEDProcess
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
 class ClassEmbeddingCache:
     """Class embeddings on disk, one file for each class, for all processes of a user.
 
-    A file is written under a temporary name and then renamed, so that no process reads half of one; two that encode the
-    same class write the same. A file holds a hash of what is in it: one that is damaged counts as missing and is
-    written anew. Problems of the disk cost the cache, not the result: they are a warning.
+    Two processes that encode the same class write the same file. It holds a hash of its content: one that is damaged
+    counts as missing and is written again. A disk that refuses costs the cache, not the result: that is a warning.
 
     Args:
         directory: Defaults to `sed_hf/class_embeddings` in the cache directory of Hugging Face (`HF_HOME`).
@@ -126,18 +117,23 @@ class ClassEmbeddingCache:
     def __init__(self, directory: str | os.PathLike | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self.directory = Path(constants.HF_HOME, "sed_hf", "class_embeddings") if directory is None else Path(directory)
         self.max_bytes = max_bytes
-        self.has_warned = False
 
     def load(self, encoder: str, class_name: str) -> Tensor | None:
-        """The embedding (P, D) of a class by a text encoder, known by its hash; `None` if it is not there."""
+        """Return the embedding (P, D) of a class, or `None` if it is not there.
+
+        Args:
+            encoder: Hash of [`text_encoder_sha256`].
+            class_name: With its synonyms.
+        """
         path = self._path(encoder, class_name)
+        if _regular_file(path) is None:
+            return None
         try:
-            with safe_open(require_file(path), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 embedding, metadata = file.get_tensor("class_embedding"), file.metadata() or {}
-            digest = hashlib.sha256(tensor_bytes(embedding)).hexdigest()
-            if metadata.get("sha256") != digest or not embedding.is_floating_point():
-                return None
         except (OSError, SafetensorError):
+            return None
+        if metadata.get("sha256") != hashlib.sha256(_bytes_of(embedding)).hexdigest():
             return None
         with suppress(OSError):  # a cache that cannot be written can be read
             os.utime(path)  # the time of the last use
@@ -146,60 +142,48 @@ class ClassEmbeddingCache:
     def save(self, encoder: str, class_name: str, embedding: Tensor) -> None:
         """Keep the embedding (P, D) of a class."""
         path = self._path(encoder, class_name)
-        metadata = {"class_name": class_name, "sha256": hashlib.sha256(tensor_bytes(embedding)).hexdigest()}
-        content = save({"class_embedding": embedding.contiguous()}, metadata)
+        metadata = {"class_name": class_name, "sha256": hashlib.sha256(_bytes_of(embedding)).hexdigest()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
+                temporary.write_bytes(save({"class_embedding": embedding.contiguous()}, metadata))
         except OSError as error:
-            self._warn(f"class embeddings are not cached in {self.directory}: {error}")
+            logger.warning_once(f"class embeddings are not cached in {self.directory}: {error.strerror}")
 
     def trim(self) -> None:
         """Remove what was used longest ago, until at most `max_bytes` are left."""
-        files = sorted(self._files(), key=lambda entry: entry[1])
-        total = sum(size for _, _, size in files)
-        for path, _, size in files:
+        files = sorted(self._files(), key=lambda entry: entry[1].st_mtime)
+        total = sum(status.st_size for _, status in files)
+        for path, status in files:
             if total <= self.max_bytes:
                 return
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                self._warn(f"class embeddings are not removed from {self.directory}: {error}")
+                logger.warning_once(f"class embeddings are not removed from {self.directory}: {error.strerror}")
                 return
-            total -= size
+            total -= status.st_size
 
-    def clear(self) -> int:
-        """Remove everything, and return how many bytes that was."""
-        total = 0
-        for path, _, size in list(self._files()):
+    def clear(self) -> None:
+        """Remove everything."""
+        for path, _ in list(self._files()):
             path.unlink(missing_ok=True)
-            total += size
-        return total
 
     def size(self) -> tuple[int, int]:
-        """The number of classes, and of bytes."""
-        sizes = [size for _, _, size in self._files()]
+        """Return the number of classes, and of bytes."""
+        sizes = [status.st_size for _, status in self._files()]
         return len(sizes), sum(sizes)
 
-    def _warn(self, text: str) -> None:
-        """Warn once of a disk that refuses."""
-        if not self.has_warned:
-            logger.warning(text)
-            self.has_warned = True
-
     def _path(self, encoder: str, class_name: str) -> Path:
-        synonyms = "\n".join(synonyms_of(class_name))  # what no synonym holds, unlike a comma and a blank
-        return self.directory / encoder[:32] / f"{hashlib.sha256(synonyms.encode()).hexdigest()[:32]}{SUFFIX}"
+        synonyms = "\n".join(synonyms_of(class_name))  # what no synonym holds, unlike a comma and a space
+        return self.directory / encoder[:32] / f"{hashlib.sha256(synonyms.encode()).hexdigest()[:32]}.safetensors"
 
-    def _files(self) -> Iterator[tuple[Path, float, int]]:
-        """Each file with the time of its last use and its size in bytes."""
-        for path in self.directory.glob(f"*/*{SUFFIX}"):
-            try:
-                status = path.stat()
-            except OSError:  # another process has removed it
-                continue
-            yield path, status.st_mtime, status.st_size
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Each file of the cache with its status; what links bring from elsewhere, and other files, are not its own."""
+        for folder in self.directory.glob("*/"):
+            for path in () if folder.is_symlink() else folder.iterdir():
+                if re.fullmatch(r"[0-9a-f]{32}\.safetensors", path.name) and (status := _regular_file(path)):
+                    yield path, status
 
 
 def save_class_embeddings(
@@ -211,10 +195,10 @@ def save_class_embeddings(
         path: File to write; `.safetensors`.
         class_names: T names.
         class_embeddings: (T, P, D).
-        encoder: Of [`text_encoder_sha256`].
+        encoder: Hash of [`text_encoder_sha256`].
     """
     metadata = {"class_names": json.dumps(list(class_names)), "text_encoder_sha256": encoder}
-    with atomic_path(Path(path)) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(save({"class_embeddings": class_embeddings.cpu().contiguous()}, metadata))
 
 
@@ -227,25 +211,34 @@ def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -
 
     Raises:
         OSError: There is no such file.
-        ValueError: The file is no encoded vocabulary, is damaged, or is of another text encoder.
+        ValueError: The file is not an encoded vocabulary, is damaged, or is of another text encoder.
     """
     try:
-        with safe_open(require_file(path), framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             class_names = validate_class_names(json.loads(metadata["class_names"]))
             found = metadata["text_encoder_sha256"]
             class_embeddings = file.get_tensor("class_embeddings")
         if class_embeddings.ndim != 3 or len(class_names) != len(class_embeddings):
             raise ValueError(f"{len(class_names)} names for embeddings of {tuple(class_embeddings.shape)}")
-        if class_embeddings.dtype not in EMBEDDING_DTYPES or not class_embeddings.isfinite().all():
-            raise ValueError(f"expected finite numbers as embeddings, got {class_embeddings.dtype}")
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected an encoded vocabulary of sed-hf, which it is not: {short_error(error)}"
-        ) from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected an encoded vocabulary of sed-hf: {short_error(error)}") from error
     if encoder is not None and found != encoder:
         raise ValueError(
             f"{path}: these class embeddings are of another model, tokenizer or list of prompt templates; encode the"
             " vocabulary again with this one"
         )
     return class_names, class_embeddings
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's elements; of one on the CPU, no copy."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _regular_file(path: Path) -> os.stat_result | None:
+    """The status of a file; `None` if there is none, or a link, a folder or a pipe."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status if stat.S_ISREG(status.st_mode) else None
+    return None

@@ -81,7 +81,7 @@ class Segmenter:
             For each image `segmentation`, int64 (height, width), and `probability`, float32 (height, width).
 
         Raises:
-            MemoryError: Memory ran out; the message says what needs less.
+            torch.OutOfMemoryError: Memory ran out; the message says what needs less.
             NonFiniteLogitsError: The model gives values that are not numbers for an image.
         """
         try:
@@ -99,7 +99,7 @@ class Segmenter:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise MemoryError(
+            raise torch.OutOfMemoryError(
                 f"Out of memory with {len(self.class_embeddings)} classes: try early rejection (topk 8), a smaller"
                 " batch or bfloat16"
             ) from error

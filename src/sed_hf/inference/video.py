@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from ..image_processing_sed import TooManyPixelsError, check_pixels
-from ..utils import atomic_path, printable, progress_bar
+from ..terminal import progress_bar, say
+from ..utils import atomic_path
 from ..visualization import (
     NO_CLASS,
     ClassTotals,
@@ -89,7 +88,7 @@ def segment_video(
         with overlay_path.open("wb") as file:
             writer = VideoWriter(file, drawing.size, reader)
             try:
-                with progress_bar(total=reader.num_frames, desc=printable(video.name), unit="frame") as progress:
+                with progress_bar(total=reader.num_frames, desc=video.name, unit="frame") as progress:
                     for batch in _batches(reader, writer, batch_size):
                         results = segmenter([frame.image for frame in batch])
                         for frame, result in zip(batch, results, strict=True):
@@ -144,7 +143,7 @@ def _keep_partial(writer: VideoWriter, written: Path, overlay: Path) -> None:
         partial = overlay.with_name(f"{overlay.stem}.partial{overlay.suffix}")
         with atomic_path(partial) as path:
             written.rename(path)
-        tqdm.write(f"sed-hf: the first {writer.num_frames} frames are in {printable(partial)}", file=sys.stderr)
+        say(f"the first {writer.num_frames} frames are in {partial}")
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
