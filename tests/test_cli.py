@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor, conversion
+from sed_hf import SEDForSemanticSegmentation, conversion
 from sed_hf.cli import arguments, main
 from sed_hf.cli.segment import find_files, plan_jobs
 from sed_hf.hub.load import TOY_MODEL
+from sed_hf.inference.class_embeddings import save_class_embeddings, text_encoder_sha256
 from sed_hf.inference.writers import unused_label, write_results
 
 CLASSES = ["sky", "dog, puppy", "grass"]
@@ -293,13 +294,15 @@ class TestSkipped:
         folder = tmp_path / "in"
         good = save_image(folder / "good.png")
         (folder / "cut.png").write_bytes(good.read_bytes()[:-500])
+        (folder / "\x1bwhole.jpg").write_bytes(save_image(tmp_path / "whole.jpg").read_bytes()[:-2])
         (folder / "text.jpg").write_text("not an image")
         assert segment(folder, "--batch-size", "2") == 1
         output = capsys.readouterr()
         assert f"skipped {folder / 'cut.png'}: " in output.err
         assert f"skipped {folder / 'text.jpg'}: " in output.err
-        assert "1 of 3 images written" in output.out
-        assert {path.name for path in out.glob("*.json")} == {"good.json"}
+        assert r"\x1bwhole.jpg: the JPEG file lacks its last bytes" in output.err
+        assert "2 of 4 images written" in output.out
+        assert {path.name for path in out.glob("*.json")} == {"good.json", "\x1bwhole.json"}
 
     def test_what_fits_into_no_jpeg_gets_a_smaller_overlay(
         self, segment: Run, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
@@ -433,16 +436,16 @@ def test_device_that_is_not_there_is_refused(
     assert "device cuda: " in capsys.readouterr().err
 
 
-def test_values_that_are_no_numbers_stop_the_command_with_the_name_of_the_image(
-    make_tiny_model: Callable[..., SEDForSemanticSegmentation],
-    tiny_processor: SEDProcessor,
-    segment: Run,
-    tmp_path: Path,
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_logits_that_are_not_finite_stop_it_with_the_name_of_the_image_and_the_remedy(
+    segment: Run, photo: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.skip("until post-processing refuses them")
+    encoder = text_encoder_sha256(*load_model_once(str(TOY_MODEL), "cpu", "float32"))
+    embeddings = torch.full((3, 4, 128), torch.nan)
+    save_class_embeddings(tmp_path / "nan.safetensors", CLASSES, embeddings, encoder)
+    assert segment(photo, "--vocabulary", tmp_path / "nan.safetensors") == 2
+    message = f"{photo}: the logits are not finite; use float32 or bfloat16"
+    assert capsys.readouterr().err.splitlines()[-1] == f"sed-hf: error: {message}"
+    assert names_in(out) == set()
 
 
 # Models ---------------------------------------------------------------------------------------------------------------

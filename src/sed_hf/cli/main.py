@@ -5,13 +5,23 @@ and refused arguments are immediate.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from ..terminal import say
 from ..utils import run_command
 from . import cache, convert, demo, encode, explain, export, init, push, segment
 
 COMMANDS = (segment, explain, encode, cache, convert, init, export, push, demo)
+
+
+class MessageHandler(logging.Handler):
+    """Shows the package's warnings as messages of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        say(record.getMessage())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: Arguments are wrong, or help was asked for.
     """
+    logger = logging.getLogger(__package__.partition(".")[0])
+    if not logger.handlers:
+        logger.addHandler(MessageHandler())
     arguments = build_parser().parse_args(argv)
     return run_command("sed-hf", lambda: arguments.run(arguments))
 

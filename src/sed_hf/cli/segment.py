@@ -273,13 +273,22 @@ def load_segmenter(
 
 
 def write_images(jobs: Sequence[Job], segmenter: Segmenter, model_source: str, batch_size: int) -> int:
-    """Segment images in batches, and return how many are written as they should be."""
+    """Segment images in batches, and return how many are written as they should be.
+
+    Raises:
+        NonFiniteLogitsError: The model gives values that are not numbers for an image.
+    """
+    from ..image_processing_sed import NonFiniteLogitsError
+
     num_written = 0
     with progress_bar(total=len(jobs), desc="Segmenting", unit="image", disable=len(jobs) < 2) as progress:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             images = read_images(batch)
-            results = segmenter(list(images.values()), show_progress=sys.stderr.isatty())
+            try:
+                results = segmenter(list(images.values()), show_progress=sys.stderr.isatty())
+            except NonFiniteLogitsError as error:
+                raise NonFiniteLogitsError(error.index, str(list(images)[error.index].source)) from error
             for (job, image), result in zip(images.items(), results, strict=True):
                 num_written += write_image(job, image, result, segmenter, model_source)
             progress.update(len(batch))
