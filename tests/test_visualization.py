@@ -99,23 +99,6 @@ def test_ignored_pixels_count_in_the_image_but_in_no_class() -> None:
     assert (entry.name, entry.share, entry.mean_probability) == ("dog, puppy", 0.25, None)
 
 
-@pytest.mark.parametrize("label", [-1, 3, 255])
-def test_label_that_is_not_a_class_is_refused(label: int) -> None:
-    with pytest.raises(ValueError, match=f"label {label}: expected indices of 3 classes"):
-        class_statistics([[0, label]], NAMES)
-
-
-@pytest.mark.parametrize("segmentation", [[0, 1], [[0.5]]])
-def test_segmentation_that_is_not_an_integer_map_is_refused(segmentation: list) -> None:
-    with pytest.raises(ValueError, match=r"expected integers \(height, width\)"):
-        class_statistics(segmentation, NAMES)
-
-
-def test_probabilities_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"probability has shape \(1, 1\), segmentation \(1, 2\)"):
-        class_statistics([[0, 1]], NAMES, probability=[[1.0]])
-
-
 # Regions
 
 

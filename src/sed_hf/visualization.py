@@ -78,21 +78,14 @@ class ClassTotals:
         self._has_probabilities = False
 
     def add(self, segmentation: npt.ArrayLike, probability: npt.ArrayLike | None = None) -> None:
-        """Add a frame: class indices, integers, and the probability of each pixel's class, (height, width).
-
-        Raises:
-            ValueError: A label is neither a class index nor `ignore_index`, or the shapes differ.
-        """
-        num_classes = len(self._class_names)
-        labels = _checked_labels(segmentation, num_classes, self._ignore_index)
+        """Add a frame: class indices, integers, and the probability of each pixel's class, (height, width)."""
+        labels = np.asarray(segmentation)
         has_class = _has_class(labels, self._ignore_index)
-        self.ignored_pixels += labels.size - int(np.count_nonzero(has_class))
-        self._areas += np.bincount(labels[has_class], minlength=num_classes)
+        labels = labels[has_class]
+        self.ignored_pixels += has_class.size - labels.size
+        self._areas += np.bincount(labels, minlength=len(self._areas))
         if probability is not None:
-            probabilities = np.asarray(probability)
-            if probabilities.shape != labels.shape:
-                raise ValueError(f"probability has shape {probabilities.shape}, segmentation {labels.shape}")
-            self._probabilities += np.bincount(labels[has_class], probabilities[has_class], minlength=num_classes)
+            self._probabilities += np.bincount(labels, np.asarray(probability)[has_class], len(self._areas))
             self._has_probabilities = True
 
     def statistics(self) -> list[ClassStatistics]:
@@ -117,25 +110,10 @@ def class_statistics(
     probability: npt.ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> list[ClassStatistics]:
-    """The classes of one segmentation, the largest first; arguments and errors as of [`ClassTotals`]."""
+    """The classes of one segmentation, the largest first; arguments as of [`ClassTotals`]."""
     totals = ClassTotals(class_names, ignore_index)
     totals.add(segmentation, probability)
     return totals.statistics()
-
-
-def _checked_labels(segmentation: npt.ArrayLike, num_classes: int, ignore_index: int | None) -> Labels:
-    labels = np.asarray(segmentation)
-    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"segmentation has shape {labels.shape} and type {labels.dtype}: expected integers (height, width)"
-        )
-    unknown = labels[((labels < 0) | (labels >= num_classes)) & _has_class(labels, ignore_index)]
-    if unknown.size:
-        raise ValueError(
-            f"segmentation holds the label {unknown[0]}: expected indices of {num_classes} classes"
-            f" or ignore_index={ignore_index}"
-        )
-    return labels
 
 
 def _has_class(labels: Labels, ignore_index: int | None) -> npt.NDArray[np.bool_]:
@@ -215,7 +193,7 @@ def draw_overlay(
 
     The legend lists the classes that occur, the largest first, 100 at most: number and colour, first synonym, share of
     the image. It stands below a landscape image and beside a portrait one, never on it. The rest is as
-    [`draw_regions`] draws it, whose arguments and errors are the same.
+    [`draw_regions`] draws it, whose arguments are the same.
 
     Returns:
         An RGB image, larger than the input by the legend.
@@ -259,14 +237,14 @@ def draw_regions(
         ignore_index: Label of pixels that have no class.
 
     Raises:
-        ValueError: The sizes differ, or a label is neither a class index nor `ignore_index`.
+        ValueError: The sizes differ.
     """
-    labels = _checked_labels(segmentation, len(class_names), ignore_index)
+    labels = np.asarray(segmentation)
     if labels.shape != (image.height, image.width):
         raise ValueError(f"segmentation has shape {labels.shape}: expected the image's {(image.height, image.width)}")
-    width, height = display_size(image.size)
-    labels = labels[np.ix_(np.arange(height) * image.height // height, np.arange(width) * image.width // width)]
-    original = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    size = display_size(image.size)
+    labels = resize_labels(labels, size)
+    original = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     has_class = _has_class(labels, ignore_index)
     colors = Image.fromarray(class_colors(class_names)[np.where(has_class, labels, 0)])
     colored = Image.blend(original.convert("L").convert("RGB"), colors, _OPACITY)
@@ -281,6 +259,15 @@ def display_size(size: tuple[int, int]) -> tuple[int, int]:
     zoom = max(1, round(_DISPLAY_SIZE / max(size)))
     scale = min(zoom, _MAX_SIZE / max(size))
     return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+
+
+def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
+    """Labels (height, width) at another width and height: the nearest label of each pixel."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(reversed(size), labels.shape, strict=True)
+    )
+    return labels[np.ix_(rows, columns)]
 
 
 def _contours(labels: Labels) -> npt.NDArray[np.bool_]:

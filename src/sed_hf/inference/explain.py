@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..visualization import class_statistics, default_font, draw_overlay, first_synonym, shortened
+from ..visualization import class_statistics, default_font, draw_overlay, first_synonym, resize_labels, shortened
 
 _HEAT_ALPHA = 0.8  # of the heat over the grey image, which shows where it is
 _CELL_AREA = 200 * 150  # pixels
@@ -114,7 +114,7 @@ def draw_explanation(
 
     scale = (_CELL_AREA / (image.width * image.height)) ** 0.5
     cell = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    top = _draw_top(image, draw_overlay(image, explanation.segmentation, class_names), 2 * cell[1])
+    top = _draw_top(image.resize((3 * cell[0], 3 * cell[1])), explanation.segmentation, class_names)
     row_height = max(cell[1], 4 * _LINE) + _GAP
     first_row = top.height + 2 * _GAP + 2 * _LINE + _GAP
     width = max(_GAP + _LABEL_WIDTH + len(columns) * (cell[0] + _GAP), top.width + 2 * _GAP)
@@ -152,12 +152,13 @@ def heat_map(values: npt.NDArray[np.float32], low: float, high: float) -> Image.
     return ImageOps.colorize(grey, black=(0, 0, 4), mid=(188, 55, 84), white=(252, 255, 164))
 
 
-def _draw_top(image: Image.Image, overlay: Image.Image, height: int) -> Image.Image:
-    """The image beside its overlay, both of one height."""
-    parts = [part.resize((max(1, round(part.width * height / part.height)), height)) for part in (image, overlay)]
-    top = Image.new("RGB", (sum(part.width for part in parts) + _GAP, height), "white")
-    top.paste(parts[0])
-    top.paste(parts[1], (parts[0].width + _GAP, 0))
+def _draw_top(image: Image.Image, segmentation: npt.NDArray[np.int64], class_names: Sequence[str]) -> Image.Image:
+    """The image beside its overlay."""
+    overlay = draw_overlay(image, resize_labels(segmentation, image.size), class_names)
+    size = (image.width + _GAP + overlay.width, max(image.height, overlay.height))
+    top = Image.new("RGB", size, "white")
+    top.paste(image)
+    top.paste(overlay, (image.width + _GAP, 0))
     return top
 
 
