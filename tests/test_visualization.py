@@ -69,7 +69,7 @@ def test_name_keeps_its_color_when_names_are_added() -> None:
     )
 
 
-def test_name_alone_decides_over_its_color_in_any_position() -> None:
+def test_color_of_a_name_does_not_depend_on_its_position() -> None:
     assert np.array_equal(class_colors(["sky", "tree"]), class_colors(["tree", "sky"])[::-1])
 
 
