@@ -1,16 +1,15 @@
 """Hub folders: self-contained, loaded by every Auto class where neither sed_hf nor open_clip can be imported."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from planted import BESIDE, PLANTS, listing
 from safetensors.torch import load_file, save_file
 
 import sed_hf
@@ -104,30 +103,6 @@ def test_the_model_card_has_the_metadata_that_the_hub_reads(
 def test_whoever_can_read_the_card_can_read_the_weights(tiny_hub_folder: Path) -> None:
     modes = {path.stat().st_mode for path in tiny_hub_folder.iterdir() if path.suffix in (".md", ".safetensors")}
     assert len(modes) == 1
-
-
-# Names at which something may lie: OUT itself, and what temporary files beside it might be called.
-BESIDE = (".{}.1.part", ".{}.part", "{}.part", "{}.tmp", ".{}")
-PLANTS: dict[str, Callable[[Path, Path], Any]] = {
-    "link to a folder": lambda path, precious: path.symlink_to(precious),
-    "link to a file": lambda path, precious: path.symlink_to(precious / "thesis.txt"),
-    "link to nothing": lambda path, precious: path.symlink_to(precious / "nothing"),
-    "FIFO": lambda path, precious: os.mkfifo(path),
-    "file": lambda path, precious: path.write_text("mine"),
-    "folder": lambda path, precious: path.mkdir() or (path / "thesis.txt").write_text("mine"),
-}
-
-
-def listing(folder: Path) -> dict[str, str | bytes]:
-    """The kind and the content of everything in a folder, links not followed."""
-    content: dict[str, str | bytes] = {}
-    for path in folder.rglob("*"):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            content[name] = f"link to {os.readlink(path)}"
-        else:
-            content[name] = path.read_bytes() if path.is_file() else "FIFO" if path.is_fifo() else "folder"
-    return content
 
 
 class TestWhereSomethingLies:

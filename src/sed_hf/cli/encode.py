@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Encode class names to a file."""
     out = arguments.out
-    if out.suffix != ".safetensors" or out.is_dir():
+    if out.suffix != ".safetensors":
         raise ValueError(f"OUT {out}: expected a file whose name ends in .safetensors")
     class_names = read_class_names(arguments)
     model_source = choose_model(arguments.model)

@@ -355,6 +355,7 @@ def write_videos(jobs: Sequence[Job], segmenter: Segmenter, model_source: str, b
     if not jobs:
         return 0
 
+    from ..image_processing_sed import NonFiniteLogitsError
     from ..inference.video import UnreadableVideoError, segment_video
 
     num_written = 0
@@ -365,6 +366,12 @@ def write_videos(jobs: Sequence[Job], segmenter: Segmenter, model_source: str, b
             num_written += 1
         except UnreadableVideoError as error:  # damaged in the middle
             say(f"stopped {job.source}: {error}")
+        except NonFiniteLogitsError as error:
+            raise NonFiniteLogitsError(error.index, str(job.source)) from error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            say(f"skipped {job.source}: {error}")
     return num_written
 
 
