@@ -1,4 +1,4 @@
-"""Write a benchmark's raw download, or data of your own, as Parquet files; see docs/data.md.
+"""Write a benchmark, or data of your own, as Parquet files; see docs/data.md.
 
     python scripts/prepare_dataset.py ade20k_150 --data-dir /data --output /data/ade20k_150 --num-proc 8
 
@@ -6,10 +6,12 @@ After an interruption, the same command goes on where it stopped.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from sed_hf.data.benchmarks import BENCHMARKS, OWN_DATA
 from sed_hf.data.prepare import prepare_benchmark, push_to_hub
+from sed_hf.utils import run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,18 +25,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments()
-    try:
-        prepare_benchmark(
-            arguments.name, arguments.data_dir, arguments.output, arguments.split, num_proc=arguments.num_proc
-        )
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    prepare_benchmark(
+        arguments.name, arguments.data_dir, arguments.output, arguments.split, num_proc=arguments.num_proc
+    )
     print(f"{arguments.output} is complete")
     if arguments.push_to_hub:
         print(f"uploaded: {push_to_hub(arguments.output, arguments.push_to_hub)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("prepare_dataset.py", main))

@@ -1,11 +1,12 @@
-"""Small copies of the raw downloads, in their official folder layouts and file formats.
+"""Small copies of the downloads, and of what Detectron2's scripts make of them, in their layouts and file formats.
 
-Each writer takes the folder that holds all data sets and raw ids for the label of each picture, and writes pictures of
-the same size. Ids are those of the download, before any rule.
+Each writer takes the folder that holds all data sets and ids for the label of each image, and writes images of the same
+size. Ids are those of the download, before any rule; those of `write_detectron2` are class indices.
 """
 
 import json
-import pickle
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from pycocotools import mask as coco_mask
 RawIds = NDArray[np.integer]
 
 
-def write_picture(path: Path, size: tuple[int, int], seed: int = 0) -> None:
-    """Write a smooth random RGB picture of `size` (width, height)."""
+def write_image(path: Path, size: tuple[int, int], seed: int = 0) -> None:
+    """Write a smooth random RGB image of `size` (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize(size).save(path, quality=95)
@@ -38,7 +39,7 @@ def write_coco_stuff(data_dir: Path, labels: Mapping[str, RawIds], split: str = 
     """COCO-Stuff: 8-bit greyscale PNG."""
     root = data_dir / "coco-stuff"
     for name, ids in labels.items():
-        write_picture(root / "images" / f"{split}2017" / f"{name}.jpg", _size(ids))
+        write_image(root / "images" / f"{split}2017" / f"{name}.jpg", _size(ids))
         write_index_image(root / "stuffthingmaps" / f"{split}2017" / f"{name}.png", ids.astype(np.uint8))
 
 
@@ -46,34 +47,33 @@ def write_ade20k_150(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
     """ADEChallengeData2016: 8-bit greyscale PNG."""
     root = data_dir / "ADEChallengeData2016"
     for name, ids in labels.items():
-        write_picture(root / "images" / "validation" / f"{name}.jpg", _size(ids))
+        write_image(root / "images" / "validation" / f"{name}.jpg", _size(ids))
         write_index_image(root / "annotations" / "validation" / f"{name}.png", ids.astype(np.uint8))
 
 
-def write_ade20k_847(data_dir: Path, labels: Mapping[str, RawIds], *, index: bool = False) -> None:
-    """ADE20K_2021_17_01: RGB PNG whose red and green hold the object id, blue the instance; a pickled index or none."""
+def write_ade20k_847(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
+    """ADE20K_2021_17_01: RGB PNG whose red and green hold the object id, blue the instance; with its pickled index."""
     root = data_dir / "ADE20K_2021_17_01"
     folder = Path("images") / "ADE" / "validation" / "home_or_hotel" / "bedroom"
     for name, ids in labels.items():
-        write_picture(root / folder / f"{name}.jpg", _size(ids))
+        write_image(root / folder / f"{name}.jpg", _size(ids))
         instances = np.arange(ids.size).reshape(ids.shape) % 256
         # The red channel's last decimal digit is noise to the reader, so make it vary.
         channels = [ids // 256 * 10 + instances % 10, ids % 256, instances]
         Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(root / folder / f"{name}_seg.png")
-        # Masks of single instances lie in a folder named like the picture.
+        # Masks of single instances lie in a folder named like the image.
         write_index_image(root / folder / name / "instance_000_ADE_val.png", np.zeros((2, 2), np.uint8))
-    if index:
-        listing = {"filename": [f"{name}.jpg" for name in labels], "folder": [str(root.name / folder)] * len(labels)}
-        (root / "index_ade20k.pkl").write_bytes(pickle.dumps(listing))
+    ends_the_process = b"cos\nabort\n(tR."
+    (root / "index_ade20k.pkl").write_bytes(ends_the_process)
 
 
 def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds], *, compressed: bool = True) -> None:
-    """PASCAL-Context: trainval_merged.json, a run-length encoded segment for each id but 0. With a training picture."""
+    """PASCAL-Context: trainval_merged.json, a run-length encoded segment for each id but 0. With a training image."""
     root = data_dir / "VOCdevkit" / "VOC2010"
     training = {"2008_000008": np.full((3, 3), 9)}
     images, annotations = [], []
     for name, ids in {**training, **labels}.items():
-        write_picture(root / "JPEGImages" / f"{name}.jpg", _size(ids))
+        write_image(root / "JPEGImages" / f"{name}.jpg", _size(ids))
         image_id = int(name.replace("_", ""))
         height, width = ids.shape
         phase = "train" if name in training else "val"
@@ -88,22 +88,22 @@ def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds], *, com
 
 
 def write_pascal_context_459(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
-    """PASCAL-Context's trainval/*.mat with 16-bit ids in the variable LabelMap; with a training picture."""
+    """PASCAL-Context's trainval/*.mat with 16-bit ids in the variable LabelMap; with a training image."""
     root = data_dir / "VOCdevkit" / "VOC2010"
     (root / "trainval").mkdir(parents=True)
     training = {"2008_000008": np.full((3, 3), 9)}
     for name, ids in {**training, **labels}.items():
-        write_picture(root / "JPEGImages" / f"{name}.jpg", _size(ids))
+        write_image(root / "JPEGImages" / f"{name}.jpg", _size(ids))
         scipy.io.savemat(root / "trainval" / f"{name}.mat", {"LabelMap": ids.astype(np.uint16)})
 
 
 def write_pascal_voc(data_dir: Path, labels: Mapping[str, RawIds], *, palette: bool = True) -> None:
-    """PASCAL VOC 2012: 8-bit PNG with or without a palette in SegmentationClassAug; with a picture the split lacks."""
+    """PASCAL VOC 2012: 8-bit PNG with or without a palette in SegmentationClassAug; with an image the split lacks."""
     root = data_dir / "VOCdevkit" / "VOC2012"
     for name, ids in labels.items():
-        write_picture(root / "JPEGImages" / f"{name}.jpg", _size(ids))
+        write_image(root / "JPEGImages" / f"{name}.jpg", _size(ids))
         write_index_image(root / "SegmentationClassAug" / f"{name}.png", ids.astype(np.uint8), palette=palette)
-    write_picture(root / "JPEGImages" / "2007_000027.jpg", (8, 8))
+    write_image(root / "JPEGImages" / "2007_000027.jpg", (8, 8))
     listing = root / "ImageSets" / "Segmentation" / "val.txt"
     listing.parent.mkdir(parents=True, exist_ok=True)
     listing.write_text("\n".join(labels) + "\n")
@@ -112,11 +112,48 @@ def write_pascal_voc(data_dir: Path, labels: Mapping[str, RawIds], *, palette: b
 def write_own_data(
     root: Path, labels: Mapping[str, RawIds], class_names: list[str], *, suffix: str = ".png", split: str = ""
 ) -> None:
-    """A user's folder: pictures, index images in the type of `labels`, and a list of classes."""
+    """A user's folder: images, index images in the type of `labels`, and a list of classes."""
     for name, ids in labels.items():
-        write_picture(root / "images" / split / f"{name}.jpg", _size(ids))
+        write_image(root / "images" / split / f"{name}.jpg", _size(ids))
         write_index_image(root / "masks" / split / f"{name}{suffix}", ids)
     (root / "classes.txt").write_text("\n".join(class_names))
+
+
+DETECTRON2_TREES = {
+    "coco_stuff_171": ("coco-stuff", "images/val2017", "annotations_detectron2/val2017", ".png"),
+    "ade20k_150": ("ADEChallengeData2016", "images/validation", "annotations_detectron2/validation", ".png"),
+    "ade20k_847": ("ADE20K_2021_17_01", "images_detectron2/validation", "annotations_detectron2/validation", ".tif"),
+    "pascal_context_59": ("VOCdevkit/VOC2010", "JPEGImages", "annotations_detectron2/pc59_val", ".png"),
+    "pascal_context_459": ("VOCdevkit/VOC2010", "JPEGImages", "annotations_detectron2/pc459_val", ".tif"),
+    "pascal_voc_20": ("VOCdevkit/VOC2012", "JPEGImages", "annotations_detectron2/val", ".png"),
+    "pascal_voc_20b": ("VOCdevkit/VOC2012", "JPEGImages", "annotations_detectron2_bg/val", ".png"),
+}
+
+
+def write_detectron2(name: str, data_dir: Path, labels: Mapping[str, RawIds]) -> None:
+    """A benchmark as the scripts of SED's official repository leave it; where there are further images, with one."""
+    root, images, annotations, suffix = DETECTRON2_TREES[name]
+    for stem, indices in labels.items():
+        write_image(data_dir / root / images / f"{stem}.jpg", _size(indices))
+        indices = indices.astype(np.uint16 if suffix == ".tif" else np.uint8)
+        write_index_image(data_dir / root / annotations / f"{stem}{suffix}", indices)
+    if images == "JPEGImages":
+        write_image(data_dir / root / images / "2007_000027.jpg", (8, 8))
+
+
+def write_packed_png(path: Path, ids: RawIds, bits: int, palette: bool) -> None:
+    """Write ids as a PNG of 1, 2 or 4 bits a pixel, as programs that draw masks do and Pillow does not."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = ids.shape
+    digits = np.unpackbits(ids.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(height, -1)
+    lines = b"".join(b"\0" + line.tobytes() for line in np.packbits(digits, axis=-1))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0))
+    colors = chunk(b"PLTE", bytes(range(3 * 2**bits))) if palette else b""
+    content = header + colors + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
 def _size(ids: RawIds) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Any label map, written in any raw layout, reads back as its rule says; and what is prepared reads back as it was."""
 
 import json
+import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +30,6 @@ from strategies import examples, label_maps
 
 import sed_hf.data
 from sed_hf.data.benchmarks import load_benchmark
-from sed_hf.data.features import capped_size
 from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.data.raw_labels import read_ade20k_objects, read_index_image, read_mat_label_map, read_rle_annotations
 from sed_hf.data.vocabularies import load_vocabulary
@@ -131,7 +131,7 @@ class TestBenchmarks:
                 not name.startswith("pascal_voc") or raw.features["label"].has_labelled_pixel(example["label"])
                 for example in raw
             ]
-            prepare_benchmark(name, Path(folder, "raw"), output=Path(folder, "prepared"), progress=False)
+            prepare_benchmark(name, Path(folder, "raw"), output=Path(folder, "prepared"))
             prepared = load_benchmark(name, Path(folder, "prepared"), streaming=True)
             assert prepared.features["label"].names == load_vocabulary(name)
             expected = [example for example, kept in zip(raw, is_kept, strict=True) if kept]
@@ -205,7 +205,7 @@ class TestFiles:
         np.testing.assert_array_equal(read_mat_label_map(buffer), ids)
 
     @given(label_maps(st.integers(0, 5), 12, np.int32), st.booleans())
-    def testrun_lengths(self, ids: NDArray[np.int32], compressed: bool) -> None:
+    def test_run_lengths(self, ids: NDArray[np.int32], compressed: bool) -> None:
         segments = [
             {"category_id": raw_id, "segmentation": run_lengths(ids == raw_id, compressed)}
             for raw_id in np.unique(ids[ids > 0]).tolist()
@@ -241,20 +241,8 @@ class TestVocabularies:
     )
     def test_any_names_survive_a_line_each(self, names: list[str], line_end: str, encoding: str) -> None:
         assume(not names[0].startswith("\ufeff"))  # which begins a file, and no name
+        assume(not all(re.match(r"\s*\d", name) for name in names))  # which would be a table
         with TemporaryDirectory() as folder:
             path = Path(folder, "names.txt")
             path.write_bytes(line_end.join(names).encode(encoding))
             assert load_vocabulary(path) == [name.strip() for name in names]
-
-
-@given(st.integers(1, 10**5), st.integers(1, 10**5), st.integers(1, 5000))
-def test_a_cap_keeps_the_proportions_of_any_size(width: int, height: int, longest_side: int) -> None:
-    size = capped_size((width, height), longest_side)
-    if max(width, height) <= longest_side:
-        assert size == (width, height)
-        return
-    assert max(size) == longest_side
-    assert min(size) >= 1
-    scale = longest_side / max(width, height)
-    assert abs(size[0] - width * scale) <= 1
-    assert abs(size[1] - height * scale) <= 1

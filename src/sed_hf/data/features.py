@@ -1,16 +1,16 @@
-"""`datasets` features for semantic segmentation: pictures, and label maps that know their classes.
+"""`datasets` features for semantic segmentation: images, and label maps that know their classes.
 
 Both decode when a row is read, and not before, as `datasets.Image` does. They are features rather than a transform of
-the data set, so that `map`, `with_format`, `with_transform`, `filter` and the rest work on prepared labels.
+the data set, so that `map`, `with_format`, `with_transform`, `filter` and the rest work on prepared labels. Importing
+this module, as `from sed_hf.data import load_benchmark` does, lets `datasets.load_from_disk` know them.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any, BinaryIO
 
+import cv2
 import datasets
 import numpy as np
 import PIL.Image
@@ -18,37 +18,35 @@ from datasets.features.features import register_feature
 from numpy.typing import NDArray
 
 from ..image_processing_sed import read_rgb
-from ..utils import require_file, short_error
-from .raw_labels import IGNORE_8_BIT, LABEL_RULES, LabelRule, index_rule
+from ..utils import short_error
+from .raw_labels import IGNORE_8_BIT, LABEL_RULES, index_rule
+from .transforms import resize_nearest
 
 
 @dataclass
 class SegmentationImage(datasets.Image):
-    """A `datasets.Image` in RGB whose errors name the file.
+    """A `datasets.Image` in RGB, read as all images are that a model is given.
 
     Args:
-        longest_side: Larger pictures are scaled down to this many pixels on their longest side, bilinearly and without
-            antialiasing; `None` keeps every size.
+        shortest_side: The official preparation of A-847: images larger than that have their shortest side brought to so
+            many pixels, bilinearly and without antialiasing, and all are compressed as JPEG. `None` does neither.
     """
 
     mode: str | None = "RGB"
-    longest_side: int | None = None
+    shortest_side: int | None = None
     _type: str = field(default="SegmentationImage", init=False, repr=False)
 
     def decode_example(self, value: dict[str, Any], token_per_repo_id: dict[str, Any] | None = None) -> PIL.Image.Image:
-        """Read a picture.
+        """Read an image.
 
         Raises:
-            ValueError: The file is no picture, or is damaged.
+            OSError: The file cannot be opened.
+            ValueError: It is damaged, or not an image.
         """
-        with _naming_file("image", value):
-            image = read_rgb(_open(value))
-        size = capped_size(image.size, self.longest_side)
-        if size == image.size:
+        image = read_rgb(_open(value))
+        if self.shortest_side is None or _is_decoded(value):
             return image
-        # Unlike `Image.resize`, sampling an extent does not average over the source pixels: no antialiasing.
-        extent = (0, 0, *image.size)
-        return image.transform(size, PIL.Image.Transform.EXTENT, extent, PIL.Image.Resampling.BILINEAR)
+        return read_rgb(BytesIO(shrunk_jpeg(image, self.shortest_side)))
 
 
 @dataclass
@@ -62,15 +60,14 @@ class SegmentationMap(datasets.Image):
             classes below it, and a prediction of this index or any larger one means background. `None` elsewhere.
         rule: The name in `raw_labels.LABEL_RULES` of how raw label files become class indices; `None` if they hold
             class indices already.
-        longest_side: Larger maps are scaled down to this many pixels on their longest side, to the nearest pixel;
-            `None` keeps every size.
+        shortest_side: As of [`SegmentationImage`], to the nearest pixel.
     """
 
     names: list[str] = field(default_factory=list)
     ignore_index: int = IGNORE_8_BIT
     background_index: int | None = None
     rule: str | None = None
-    longest_side: int | None = None
+    shortest_side: int | None = None
     _type: str = field(default="SegmentationMap", init=False, repr=False)
 
     @property
@@ -87,13 +84,19 @@ class SegmentationMap(datasets.Image):
         """Read a label map.
 
         Raises:
-            ValueError: The file is no label map, is damaged, or holds values outside the class range.
+            ValueError: The file is missing, damaged or not a label map, or holds values outside the class range.
         """
-        with _naming_file("label", value):
-            indices = self._rule_for(value).apply(_open(value))
-        size = capped_size((indices.shape[1], indices.shape[0]), self.longest_side)
-        dtype = np.uint8 if self.ignore_index == IGNORE_8_BIT else np.uint16
-        return PIL.Image.fromarray(_resize_nearest(indices, size).astype(dtype))
+        is_prepared = self.rule is None or _is_decoded(value)
+        rule = index_rule(self.num_classes, self.ignore_index) if is_prepared else LABEL_RULES[str(self.rule)]
+        try:
+            with _open(value) as file:
+                ids = rule.read(file)
+            if self.shortest_side is not None and not is_prepared:
+                ids = resize_nearest(ids, shrunk_size(ids.shape, self.shortest_side))
+            indices = rule.class_map(ids)
+        except Exception as error:  # what a damaged file raises differs from one format's library to the next
+            raise ValueError(f"cannot read the label {value['path'] or 'map'}: {short_error(error)}") from error
+        return PIL.Image.fromarray(indices.astype(np.uint8 if self.ignore_index == IGNORE_8_BIT else np.uint16))
 
     def has_labelled_pixel(self, label: PIL.Image.Image) -> bool:
         """Whether a decoded label map holds anything but ignored pixels."""
@@ -101,46 +104,43 @@ class SegmentationMap(datasets.Image):
 
     def prepared(self) -> "SegmentationMap":
         """This feature for files that hold class indices already."""
-        return replace(self, rule=None, longest_side=None)
-
-    def _rule_for(self, value: dict[str, Any]) -> LabelRule:
-        # `datasets` encodes decoded images, such as `map` writes back, without a path. Those are prepared.
-        if self.rule is None or value["path"] is None:
-            return index_rule(self.num_classes, self.ignore_index)
-        return LABEL_RULES[self.rule]
+        return replace(self, rule=None, shortest_side=None)
 
 
-def capped_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
-    """The (width, height) that a picture of `size` gets when its longest side may have `longest_side` pixels."""
-    if longest_side is None or max(size) <= longest_side:
-        return size
-    scale = longest_side / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def shrunk_size(shape: tuple[int, ...], shortest_side: int) -> tuple[int, int]:
+    """The (width, height) for an image of `shape` (height, width, ...) with its shortest side at most so long."""
+    height, width = shape[:2]
+    shortest = min(height, width)
+    if shortest <= shortest_side:
+        return width, height
+    new_width, new_height = (
+        shortest_side if edge == shortest else round(edge / shortest * shortest_side) for edge in (width, height)
+    )
+    return new_width, new_height
 
 
-def _resize_nearest(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Resize labels, (height, width), to a `size` of (width, height), rounding source positions down as OpenCV does."""
-    height, width = labels.shape
-    if size == (width, height):
-        return labels
-    rows = np.arange(size[1]) * height // size[1]
-    columns = np.arange(size[0]) * width // size[0]
-    return labels[rows[:, None], columns]
+def shrunk_jpeg(image: PIL.Image.Image, shortest_side: int) -> bytes:
+    """An image as the official preparation of A-847 stores it; see [`SegmentationImage`]."""
+    pixels: NDArray[Any] = np.asarray(image)
+    size = shrunk_size(pixels.shape, shortest_side)
+    if size != image.size:
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    buffer = BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def _is_decoded(value: dict[str, Any]) -> bool:
+    # `datasets` encodes decoded images, such as `map` writes back, without a path. Those are prepared.
+    return value["path"] is None
 
 
 def _open(value: dict[str, Any]) -> BinaryIO:
-    return BytesIO(require_file(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"])
-
-
-@contextmanager
-def _naming_file(kind: str, value: dict[str, Any]) -> Iterator[None]:
-    """Say in errors which file they come from."""
-    try:
-        yield
-    except FileNotFoundError:  # names its file already
-        raise
-    except Exception as error:  # what a damaged file raises differs from one format's library to the next
-        raise ValueError(f"cannot read the {kind} {value['path'] or 'given as bytes'}: {short_error(error)}") from error
+    if value["bytes"] is None:
+        return open(value["path"], "rb")
+    file = BytesIO(value["bytes"])
+    file.name = value["path"]  # for messages
+    return file
 
 
 with warnings.catch_warnings():

@@ -1,33 +1,34 @@
-"""Which picture belongs to which label in the raw downloads: one function for each official folder layout.
+"""Which image belongs to which label: the layouts of the benchmarks' folders.
 
-Every function takes the root folder of the unpacked download and the split, opens no picture and no label map, and
-returns the examples ordered by file name. It raises `FileNotFoundError` naming the files or the folder that it misses.
+A [`Layout`] names the folders, as a download unpacks or as the scripts leave it with which SED's official repository
+prepares the data for Detectron2. Listing opens no image and no label map; examples are ordered by file name.
 """
 
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..utils import require_file, short_error
+from ..utils import short_error
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 LABEL_SUFFIXES = {".png", ".tif", ".tiff"}
-ADE20K_FOLDERS = {"val": "validation"}
+MMSEG_ENDING = "_labelTrainIds"  # of the label maps that mmseg writes beside COCO-Stuff's
 
 
 class RawExample(NamedTuple):
-    """A picture and where its label map lies.
+    """An image and where its label map lies.
 
     Attributes:
-        image: The picture's path.
-        label: The label file's path; where one file holds the labels of many pictures, followed by `#` and a name.
-        label_bytes: This picture's part of such a file; `None` if the label has a file of its own.
+        image: The image's path.
+        label: The label file's path; where one file holds the labels of many images, followed by `#` and a name.
+        label_bytes: This image's part of such a file; `None` if the label has a file of its own.
     """
 
     image: Path
@@ -35,105 +36,118 @@ class RawExample(NamedTuple):
     label_bytes: bytes | None = None
 
 
-def list_coco_stuff(root: Path, split: str) -> list[RawExample]:
-    """`images/` and `stuffthingmaps/`, each with `train2017/` and `val2017/`."""
-    images = _first_existing(root / "images" / f"{split}2017", root / f"{split}2017")
-    labels = _first_existing(
-        root / "stuffthingmaps" / f"{split}2017",
-        root / "stuffthingmaps_trainval2017" / f"{split}2017",
-        root / "annotations" / f"{split}2017",
-    )
-    return _pair_by_stem(images, labels)
-
-
-def list_ade20k_150(root: Path, split: str) -> list[RawExample]:
-    """`images/` and `annotations/`, each with `validation/`."""
-    return _pair_by_stem(root / "images" / ADE20K_FOLDERS[split], root / "annotations" / ADE20K_FOLDERS[split])
-
-
-def list_ade20k_847(root: Path, split: str) -> list[RawExample]:
-    """`images/ADE/validation/`, where scenes nest in folders and each picture lies beside its `*_seg.png`."""
-    # The download's index_ade20k.pkl lists the same files; a pickle can run code, so it stays unread.
-    folder = _existing(root / "images" / "ADE" / ADE20K_FOLDERS[split])
-    images = sorted(folder.rglob(f"ADE_{split}_*.jpg"), key=lambda path: path.name)
-    if not images:
-        raise FileNotFoundError(f"found no ADE_{split}_*.jpg in {folder}")
-    return [RawExample(image, str(_existing(image.with_name(f"{image.stem}_seg.png")))) for image in images]
-
-
-def list_pascal_context_59(root: Path, split: str) -> list[RawExample]:
-    """`JPEGImages/`, and `trainval_merged.json` with the run-length encoded segments of every picture."""
-    path = _existing(root / "trainval_merged.json")
-    merged = _read_json(path)
-    segments = defaultdict(list)
-    try:
-        for annotation in merged["annos_segmentation"]:
-            segment = {"category_id": annotation["category_id"], "segmentation": annotation["segmentation"]}
-            segments[annotation["image_id"]].append(segment)
-        images = {image["file_name"]: image for image in merged["images"] if image["phase"] == split}
-        labels = {
-            name: {"size": [image["height"], image["width"]], "segments": segments[image["image_id"]]}
-            for name, image in images.items()
-        }
-        names = sorted(images)
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("a file_name is no text")
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} has not the form of PASCAL-Context's annotations: {short_error(error)}") from error
-    return [
-        RawExample(image_path, f"{path}#{image_path.stem}", json.dumps(labels[image_path.name]).encode())
-        for image_path in _named_files(root / "JPEGImages", names)
-    ]
-
-
-def list_pascal_context_459(root: Path, split: str) -> list[RawExample]:
-    """`JPEGImages/` and `trainval/*.mat`; this package brings the list of the split's pictures."""
-    listed = (files("sed_hf.data") / "label_maps" / f"pascal_context_{split}_ids.txt").read_text().split()
-    present = {path.stem for path in _existing(root / "trainval").glob("*.mat")}
-    names = [name for name in listed if name in present]
-    if not names:
-        raise FileNotFoundError(f"expected the .mat files of the split {split} in {root / 'trainval'}")
-    if len(names) < len(listed):  # the official preparation leaves these out too, without a word
-        logger.warning("%s has labels of %d of the split's %d images", root / "trainval", len(names), len(listed))
-    return _pair_by_name(names, root / "JPEGImages", root / "trainval", ".mat")
-
-
-def list_pascal_voc(root: Path, split: str) -> list[RawExample]:
-    """`JPEGImages/` and `SegmentationClassAug/`; `ImageSets/Segmentation/` lists the split's pictures."""
-    listing = require_file(_existing(root / "ImageSets" / "Segmentation" / f"{split}.txt"))
-    try:
-        names = listing.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{listing} is no list of file names: {error.reason}") from error
-    return _pair_by_name(names, root / "JPEGImages", root / "SegmentationClassAug", ".png")
-
-
-def list_own_data(root: Path, split: str | None) -> list[RawExample]:
-    """`images/` and `masks/` (or `labels/`), with a folder for each split in them unless `split` is `None`."""
-    folder = split or "."
-    return _pair_by_stem(root / "images" / folder, _first_existing(root / "masks" / folder, root / "labels" / folder))
-
-
-def _pair_by_stem(images: Path, labels: Path) -> list[RawExample]:
-    """Pair all files of two folders that differ in their suffix only."""
-    image_paths = _files_by_stem(images, IMAGE_SUFFIXES)
-    label_paths = _files_by_stem(labels, LABEL_SUFFIXES)
-    _require_none_missing(f"a label in {labels} for each picture in {images}", image_paths.keys() - label_paths.keys())
-    _require_none_missing(f"a picture in {images} for each label in {labels}", label_paths.keys() - image_paths.keys())
+def pair_all(images: Path, labels: Path, split: str) -> list[RawExample]:
+    """All files of two folders, which differ in their suffix only."""
+    image_paths, label_paths = _files_by_stem(images, IMAGE_SUFFIXES), _files_by_stem(labels, LABEL_SUFFIXES)
+    _require_none_missing(f"a label in {labels} for each image in {images}", image_paths.keys() - label_paths.keys())
+    _require_none_missing(f"an image in {images} for each label in {labels}", label_paths.keys() - image_paths.keys())
     return [RawExample(image_paths[stem], str(label_paths[stem])) for stem in sorted(image_paths)]
 
 
-def _pair_by_name(names: list[str], images: Path, labels: Path, label_suffix: str) -> list[RawExample]:
-    """Pair the listed files of two folders that hold other files as well."""
+def pair_labelled(images: Path, labels: Path, split: str) -> list[RawExample]:
+    """The images of a folder with more of them for which there is a label."""
+    label_paths = _files_by_stem(labels, LABEL_SUFFIXES)
+    image_paths = _named_files(images, [f"{stem}.jpg" for stem in sorted(label_paths)])
+    return [RawExample(image, str(label_paths[image.stem])) for image in image_paths]
+
+
+def list_ade20k_847(images: Path, labels: Path, split: str) -> list[RawExample]:
+    """Scenes nest in folders, where each image lies beside its `*_seg.png`."""
+    # The download's index_ade20k.pkl lists the same files; a pickle can run code, so it stays unread.
+    paths = sorted(images.rglob(f"ADE_{split}_*.jpg"), key=lambda path: path.name)
+    label_paths = [path.with_name(f"{path.stem}_seg.png") for path in paths]
+    _require_none_missing("a label beside each image", (str(path) for path in label_paths if not path.exists()))
+    return [RawExample(path, str(label)) for path, label in zip(paths, label_paths, strict=True)]
+
+
+def list_pascal_context_59(images: Path, labels: Path, split: str) -> list[RawExample]:
+    """One JSON file holds the run-length encoded segments of every image."""
+    segments = defaultdict(list)
+    label_bytes = {}
+    try:
+        merged = json.loads(labels.read_bytes())
+        for annotation in merged["annos_segmentation"]:
+            segment = {"category_id": annotation["category_id"], "segmentation": annotation["segmentation"]}
+            segments[annotation["image_id"]].append(segment)
+        for image in merged["images"]:
+            if image["phase"] == split:
+                label = {"size": [image["height"], image["width"]], "segments": segments[image["image_id"]]}
+                label_bytes[image["file_name"]] = json.dumps(label).encode()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{labels} is damaged, or not PASCAL-Context's JSON file: {short_error(error)}") from error
+    paths = _named_files(images, sorted(label_bytes))
+    return [RawExample(path, f"{labels}#{path.stem}", label_bytes[path.name]) for path in paths]
+
+
+def list_pascal_context_459(images: Path, labels: Path, split: str) -> list[RawExample]:
+    """A MATLAB file for each image; this package brings the list of the split's images."""
+    listed = (files("sed_hf.data") / "label_maps" / f"pascal_context_{split}_ids.txt").read_text().split()
+    present = {path.name for path in labels.iterdir()}
+    names = [name for name in listed if f"{name}.mat" in present]
+    if 0 < len(names) < len(listed):  # the official preparation leaves these out too, without a word
+        logger.warning("%s has labels of %d of the split's %d images", labels, len(names), len(listed))
+    paths = _named_files(images, [f"{name}.jpg" for name in names])
+    return [RawExample(path, str(labels / f"{path.stem}.mat")) for path in paths]
+
+
+def list_pascal_voc(images: Path, labels: Path, split: str) -> list[RawExample]:
+    """`ImageSets/Segmentation/` beside the labels lists the split's images."""
+    names = (labels.parent / "ImageSets" / "Segmentation" / f"{split}.txt").read_text(encoding="utf-8").split()
     image_paths = _named_files(images, [f"{name}.jpg" for name in names])
-    label_paths = _named_files(labels, [f"{name}{label_suffix}" for name in names])
+    label_paths = _named_files(labels, [f"{name}.png" for name in names])
     return [RawExample(image, str(label)) for image, label in zip(image_paths, label_paths, strict=True)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images and labels of a data set lie below its root folder; `{split}` stands for the split.
+
+    Attributes:
+        images: A folder.
+        labels: A folder, or a file with all of them.
+        list_examples: Lists the examples of `images`, `labels` and a split.
+        rule: The name in `raw_labels.LABEL_RULES` of how label files become class indices; `None` if they hold them.
+        shortest_side: As of [`SegmentationImage`].
+    """
+
+    images: str
+    labels: str
+    list_examples: Callable[[Path, Path, str], list[RawExample]] = pair_all
+    rule: str | None = None
+    shortest_side: int | None = None
+
+    def paths(self, root: Path, split: str) -> tuple[Path, Path]:
+        """Where the images and the labels of a split are to be found below a root folder."""
+        return root / self.images.format(split=split), root / self.labels.format(split=split)
+
+    def read(self, root: Path, split: str) -> list[RawExample]:
+        """The examples of a split below a root folder.
+
+        Raises:
+            FileNotFoundError: Files or a folder are missing; the message names them.
+            ValueError: A list of files or labels is damaged.
+        """
+        images, labels = self.paths(root, split)
+        if missing := [str(path) for path in (images, labels) if not path.exists()]:
+            raise FileNotFoundError(f"expected {' and '.join(missing)}")
+        if not (examples := self.list_examples(images, labels, split)):
+            raise FileNotFoundError(f"found no image of the split {split} in {images} that has a label in {labels}")
+        return examples
+
+
+def find_layout(layouts: Sequence[Layout], roots: Sequence[Path], split: str) -> tuple[Path, Layout]:
+    """The first root folder and layout of which the images and labels are there, or else the first that was meant."""
+    roots = [root for root in roots if root.is_dir()] or roots
+    pairs = [(root, layout) for root in roots for layout in layouts]
+    found = (pair for pair in pairs if all(path.exists() for path in pair[1].paths(pair[0], split)))
+    return next(found, pairs[0])
 
 
 def _files_by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
-    for path in _existing(folder).iterdir():
-        if path.suffix.lower() not in suffixes:
+    for path in folder.iterdir():
+        is_data = path.suffix.lower() in suffixes and not path.stem.endswith(MMSEG_ENDING)
+        if not is_data or path.name.startswith("."):  # such as ._a.png of macOS
             continue
         if path.stem in paths:
             raise ValueError(f"{path} and {paths[path.stem]} have the same name: which one is meant?")
@@ -145,8 +159,7 @@ def _files_by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
 
 def _named_files(folder: Path, names: list[str]) -> list[Path]:
     # Listing the folder once is much faster than asking a network file system for each file.
-    present = {path.name for path in _existing(folder).iterdir()}
-    _require_none_missing(f"these files in {folder}", set(names) - present)
+    _require_none_missing(f"these files in {folder}", set(names) - {path.name for path in folder.iterdir()})
     return [folder / name for name in names]
 
 
@@ -154,25 +167,4 @@ def _require_none_missing(what: str, missing: Iterable[str]) -> None:
     names = sorted(missing)
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        shown = ", ".join(f"{name:.80}" for name in names[:3])
-        raise FileNotFoundError(f"expected {what}; missing: {shown}{more}")
-
-
-def _first_existing(*folders: Path) -> Path:
-    for folder in folders:
-        if folder.exists():
-            return folder
-    raise FileNotFoundError(f"expected the folder {' or '.join(map(str, folders))}")
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"expected {path}")
-    return path
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(require_file(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON, or was not downloaded completely: {short_error(error)}") from error
+        raise FileNotFoundError(f"expected {what}; missing: {', '.join(names[:3])}{more}")

@@ -28,10 +28,10 @@ def load_vocabulary(name_or_path: str | PathLike[str]) -> list[str]:
     """Class names, stripped of surrounding white space, in the order of their class indices.
 
     Args:
-        name_or_path: A built-in name (see [`vocabulary_names`]), or the path of a UTF-8 file. A name that ends in
-            `.json` holds a list of strings, an object `{"0": "sky", ...}` as `id2label` of a configuration, or a list of
-            COCO's categories `{"id": 1, "name": "person"}`, also under the key `categories`. Any other is text with one
-            class on each line, where empty lines do not count. A built-in name wins over a file of the same name.
+        name_or_path: A built-in name (see [`vocabulary_names`]), or the path of a UTF-8 file. If its name
+            ends in `.json`, it holds a list of strings, an object `{"0": "sky", ...}` as `id2label` of a configuration,
+            or a list of COCO's categories `{"id": 1, "name": "person"}`, also under the key `categories`. Any other is
+            text with one class on each line, where empty lines do not count. A built-in name wins over a file.
 
     Raises:
         FileNotFoundError: There is neither a built-in vocabulary nor a file of that name.
