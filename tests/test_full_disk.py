@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.data import prepare
 from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.evaluation.progress import ProgressFile
 from sed_hf.evaluation.report import EvaluationReport
@@ -91,13 +90,12 @@ def test_encode_names_the_file(error_of: Callable[..., str], tiny_hub_folder: Pa
     assert names_in(tmp_path) == []
 
 
-def test_prepare_keeps_the_complete_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "IMAGES_PER_SHARD", 1)
+def test_prepare_keeps_the_complete_shards(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(1, 151, (400, 400))
     write_ade20k_150(tmp_path / "raw", {"ADE_val_00000001": np.ones((2, 2)), "ADE_val_00000002": noise})
     second = tmp_path / "out" / "data" / "val-00001-of-00002.parquet"
     with disk_takes(50_000), pytest.raises(OSError, match=f"{REASON}.*{second}"):
-        prepare_benchmark("ade20k_150", tmp_path / "raw", tmp_path / "out")
+        prepare_benchmark("ade20k_150", tmp_path / "raw", tmp_path / "out", images_per_shard=1)
     assert names_in(second.parent) == ["val-00000-of-00002.parquet"]
 
 

@@ -15,8 +15,6 @@ import datasets
 import fsspec
 import numpy as np
 import PIL.Image
-import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -27,17 +25,14 @@ from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.data.parquet import METADATA_KEY
 from sed_hf.data.prepare import prepare_benchmark
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_dataset.py"
+
+each_way = pytest.mark.parametrize("streaming", [False, True])
 
 
 @pytest.fixture(autouse=True)
 def _empty_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def two_image_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "IMAGES_PER_SHARD", 2)
 
 
 @pytest.fixture
@@ -64,30 +59,33 @@ def damage(path: Path) -> bytes:
     return content
 
 
+def assert_same_examples(dataset: Any, expected: Any) -> None:
+    for example, other in zip(dataset, expected, strict=True):
+        assert example["file_name"] == other["file_name"]
+        for column in ("image", "label"):
+            np.testing.assert_array_equal(np.asarray(example[column]), np.asarray(other[column]))
+
+
 class TestRoundTrip:
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_gives_the_examples_of_the_raw_data(self, streaming: bool, raw: Path, output: Path) -> None:
+    @each_way
+    def test_gives_the_examples_class_names_and_ignore_index_of_the_raw_data(
+        self, streaming: bool, raw: Path, output: Path
+    ) -> None:
         prepare_benchmark("ade20k_150", raw, output)
-        expected = load_benchmark("ade20k_150", raw)
-        examples = list(load_benchmark("ade20k_150", output, streaming=streaming))
-        assert [example["file_name"] for example in examples] == expected["file_name"]
-        for example, raw_example in zip(examples, expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(example["image"]), np.asarray(raw_example["image"]))
-            np.testing.assert_array_equal(np.asarray(example["label"]), np.asarray(raw_example["label"]))
+        prepared, expected = (
+            load_benchmark("ade20k_150", output, streaming=streaming),
+            load_benchmark("ade20k_150", raw),
+        )
+        assert_same_examples(prepared, expected)
+        assert prepared.features["label"] == expected.features["label"].prepared()
 
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_keeps_class_names_and_ignore_index(self, streaming: bool, raw: Path, output: Path) -> None:
-        prepare_benchmark("ade20k_150", raw, output)
-        label = load_benchmark("ade20k_150", output, streaming=streaming).features["label"]
-        assert label == load_benchmark("ade20k_150", raw).features["label"].prepared()
-
-    def test_keeps_16_bit_labels_and_the_capped_size(self, tmp_path: Path, output: Path) -> None:
-        write_ade20k_847(tmp_path / "raw", {"ADE_val_00000001": np.full((300, 1024), 3148)})
+    def test_keeps_the_size_compression_and_16_bit_labels_of_a_847(self, tmp_path: Path, output: Path) -> None:
+        labels = np.random.default_rng(0).choice([3148, 312], (700, 1024))
+        write_ade20k_847(tmp_path / "raw", {"ADE_val_00000001": labels})
         prepare_benchmark("ade20k_847", tmp_path / "raw", output)
-        example = load_benchmark("ade20k_847", output)[0]
-        np.testing.assert_array_equal(np.asarray(example["label"]), np.full((150, 512), 846, np.uint16))
-        expected = load_benchmark("ade20k_847", tmp_path / "raw")[0]["image"]
-        np.testing.assert_array_equal(np.asarray(example["image"]), np.asarray(expected))
+        prepared = load_benchmark("ade20k_847", output)
+        assert prepared[0]["label"].size == (749, 512)
+        assert_same_examples(prepared, load_benchmark("ade20k_847", tmp_path / "raw"))
 
     def test_keeps_the_background_of_voc_20b(self, tmp_path: Path, output: Path) -> None:
         write_pascal_voc(tmp_path / "raw", {"2007_000033": np.array([[0, 1]])})
@@ -96,21 +94,14 @@ class TestRoundTrip:
         assert dataset.features["label"].background_index == 20
         np.testing.assert_array_equal(labels_of(dataset)[0], [[20, 0]])
 
-    def test_drops_voc_images_without_a_labelled_pixel(self, tmp_path: Path, output: Path) -> None:
-        labels = {"2007_000033": np.array([[0, 255]]), "2007_000042": np.array([[0, 1]])}
-        write_pascal_voc(tmp_path / "raw", labels)
-        prepare_benchmark("pascal_voc_20", tmp_path / "raw", output)
-        assert load_benchmark("pascal_voc_20", output)["file_name"] == ["2007_000042.jpg"]
-
-    def test_may_begin_with_any_number_of_images_without_a_labelled_pixel(
-        self, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    @each_way
+    def test_drops_voc_images_without_a_labelled_pixel_though_they_fill_a_file(
+        self, streaming: bool, tmp_path: Path, output: Path
     ) -> None:
-        monkeypatch.setattr(prepare, "IMAGES_PER_ROW_GROUP", 1)
-        write_pascal_voc(tmp_path, {"2007_000033": np.zeros((2, 2)), "2007_000042": np.ones((2, 2))})
-        prepare_benchmark("pascal_voc_20", tmp_path, output)
-        for streaming in (False, True):
-            (example,) = load_benchmark("pascal_voc_20", output, streaming=streaming)
-            assert example["file_name"] == "2007_000042.jpg"
+        write_pascal_voc(tmp_path / "raw", {"2007_000033": np.array([[0, 255]]), "2007_000042": np.array([[0, 1]])})
+        prepare_benchmark("pascal_voc_20", tmp_path / "raw", output, images_per_shard=1)
+        (example,) = load_benchmark("pascal_voc_20", output, streaming=streaming)
+        assert example["file_name"] == "2007_000042.jpg"
 
     def test_holds_several_splits_in_one_folder(self, tmp_path: Path, output: Path) -> None:
         for split in ("train", "val"):
@@ -126,22 +117,38 @@ class TestRoundTrip:
         assert dataset.features["label"].names == ["cat", "dog"]
         np.testing.assert_array_equal(labels_of(dataset)[0], [[0, 1, 255]])
 
-    def test_embeds_image_files_unchanged(self, raw: Path, output: Path) -> None:
+    def test_embeds_image_files_unchanged_where_all_readers_see_the_same(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
         dataset = load_benchmark("ade20k_150", output).cast_column("image", datasets.Image(decode=False))
         (path,) = raw.rglob("ADE_val_00000001.jpg")
         assert dataset[0]["image"]["bytes"] == path.read_bytes()
 
-    def test_is_found_in_a_folder_of_the_benchmarks_name(self, raw: Path, tmp_path: Path) -> None:
-        prepare_benchmark("ade20k_150", raw, tmp_path / "ade20k_150")
-        assert len(load_benchmark("ade20k_150", tmp_path)) == 5
+    @pytest.mark.parametrize("kind", ["16-bit grey", "RGBA", "turned by EXIF"])
+    def test_stores_what_the_model_is_given(self, kind: str, tmp_path: Path, output: Path) -> None:
+        write_own_data(tmp_path / "raw", {"a": np.zeros((6, 4), np.uint8)}, ["cat"])
+        rng, path = np.random.default_rng(0), tmp_path / "raw" / "images" / "a.jpg"
+        if kind == "16-bit grey":
+            PIL.Image.fromarray(rng.integers(0, 65536, (6, 4), dtype=np.uint16)).save(path, format="PNG")
+        elif kind == "RGBA":
+            PIL.Image.fromarray(rng.integers(0, 256, (6, 4, 4), dtype=np.uint8)).save(path, format="PNG")
+        else:
+            exif = PIL.Image.Exif()
+            exif[0x0112] = 6
+            PIL.Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).save(path, exif=exif)
+        given = np.asarray(load_benchmark("custom", tmp_path / "raw")[0]["image"])
+        prepare_benchmark("custom", tmp_path / "raw", output)
+        of_other_readers = datasets.load_dataset(str(output), split="val")[0]["image"]
+        np.testing.assert_array_equal(np.asarray(of_other_readers), given)
+        np.testing.assert_array_equal(np.asarray(load_benchmark("custom", output)[0]["image"]), given)
 
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_is_found_in_a_folder_whose_name_looks_like_a_pattern(
-        self, streaming: bool, raw: Path, tmp_path: Path
+    @each_way
+    @pytest.mark.parametrize("folder", ["ade20k_150", "run [1]*"])
+    def test_is_found_in_a_folder_of_the_benchmarks_name_or_one_that_looks_like_a_pattern(
+        self, folder: str, streaming: bool, raw: Path, tmp_path: Path
     ) -> None:
-        prepare_benchmark("ade20k_150", raw, tmp_path / "run [1]*")
-        assert len(list(load_benchmark("ade20k_150", tmp_path / "run [1]*", streaming=streaming))) == 5
+        prepare_benchmark("ade20k_150", raw, tmp_path / folder)
+        data_dir = tmp_path if folder == "ade20k_150" else tmp_path / folder
+        assert len(list(load_benchmark("ade20k_150", data_dir, streaming=streaming))) == 5
 
     def test_is_streamed_from_any_file_system_of_fsspec(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
@@ -157,81 +164,57 @@ class TestRoundTrip:
 
 
 class TestInterruption:
-    @pytest.mark.usefixtures("two_image_shards")
-    def test_keeps_complete_shards_and_writes_the_rest(self, raw: Path, output: Path) -> None:
+    def test_keeps_complete_files_and_writes_the_rest(self, raw: Path, output: Path) -> None:
         (label,) = raw.rglob("ADE_val_00000003.png")
         content = damage(label)
         with pytest.raises(ValueError, match=r"ADE_val_00000003\.png"):
-            prepare_benchmark("ade20k_150", raw, output)
-        first = output / "data" / "val-00000-of-00003.parquet"
+            prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
+        (first,) = (output / "data").iterdir()
+        assert first.name == "val-00000-of-00003.parquet"
         written_at = first.stat().st_mtime_ns
 
         label.write_bytes(content)
-        prepare_benchmark("ade20k_150", raw, output)
+        prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
         assert first.stat().st_mtime_ns == written_at
         assert [label[0, 0] for label in labels_of(load_benchmark("ade20k_150", output))] == [0, 1, 2, 3, 4]
 
-    @pytest.mark.usefixtures("two_image_shards")
-    def test_leaves_no_shard_under_its_name_before_it_is_complete(self, raw: Path, output: Path) -> None:
-        damage(next(raw.rglob("ADE_val_00000004.png")))
-        with pytest.raises(ValueError, match=r"ADE_val_00000004\.png"):
-            prepare_benchmark("ade20k_150", raw, output)
-        assert [path.name for path in (output / "data").iterdir()] == ["val-00000-of-00003.parquet"]
-
-    @pytest.mark.usefixtures("two_image_shards")
     def test_leaves_a_folder_that_is_refused_as_incomplete(self, raw: Path, output: Path) -> None:
-        prepare_benchmark("ade20k_150", raw, output)
+        prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
         (output / "data" / "val-00001-of-00003.parquet").unlink()
         with pytest.raises(ValueError, match="2 of the 3 files of the split val: run scripts"):
             load_benchmark("ade20k_150", output)
 
-    @pytest.mark.usefixtures("two_image_shards")
-    def test_does_not_mix_shards_of_other_raw_data(self, raw: Path, output: Path) -> None:
-        prepare_benchmark("ade20k_150", raw, output)
-        write_ade20k_150(raw, {"ADE_val_00000006": np.full((2, 2), 1)})
-        with pytest.raises(ValueError, match="was written from other raw files"):
-            prepare_benchmark("ade20k_150", raw, output)
-
-
-class TestSignals:
-    @pytest.fixture
-    def run(self, tmp_path: Path, output: Path) -> Any:
-        """The script at work in two processes, as the leader of a session of its own."""
-        labels = {f"ADE_val_{index:08d}": np.full((2, 3), index % 150) for index in range(1, 501)}
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_by_a_signal_leaves_whole_files_no_process_and_the_same_result_in_the_end(
+        self, sent: signal.Signals, tmp_path: Path
+    ) -> None:
+        rng = np.random.default_rng(0)
+        labels = {f"ADE_val_{index:08d}": rng.integers(0, 151, (90, 120)) for index in range(1, 1501)}
         write_ade20k_150(tmp_path / "raw", labels)
-        arguments = ["ade20k_150", "--data-dir", tmp_path / "raw", "--output", output, "--num-proc", "2"]
-        process = subprocess.Popen(
-            [sys.executable, SCRIPTS / "prepare_dataset.py", *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while not list(output.glob("data/.*.part")):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        return process
 
-    @staticmethod
-    def wait_for_all_of_session(process: Any) -> None:
-        deadline = time.monotonic() + 20
-        while any(os.getsid(pid) == process.pid for pid in psutil.pids() if psutil.pid_exists(pid)):
-            assert time.monotonic() < deadline, "a process lives on"
-            time.sleep(0.05)
+        def start(output: Path) -> subprocess.Popen[str]:
+            arguments = ["ade20k_150", "--data-dir", tmp_path / "raw", "--output", output, "--num-proc", "2"]
+            command = [sys.executable, SCRIPT, *map(str, arguments)]
+            return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-    def test_ctrl_c_ends_all_processes_with_one_line_and_nothing_half_written(self, run: Any, output: Path) -> None:
-        os.killpg(run.pid, signal.SIGINT)
-        last_line = run.stderr.read().splitlines()[-1]
-        assert last_line == "prepare_dataset.py: interrupted; the same command goes on where it stopped"
-        assert run.wait() == 130
-        self.wait_for_all_of_session(run)
-        assert not list(output.glob("data/.*"))
-
-    def test_the_other_processes_end_with_one_that_is_killed(self, run: Any) -> None:
-        run.kill()
-        run.wait()
-        self.wait_for_all_of_session(run)
+        assert start(tmp_path / "undisturbed").wait() == 0
+        for moment in rng.uniform(0, 0.4, 4):
+            process = start(tmp_path / "disturbed")
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("disturbed/data/.*.part")) and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            time.sleep(moment)
+            process.send_signal(sent)  # not at all if it has ended
+            last_line = process.communicate()[1].splitlines()[-1]  # at the end of all processes, which share it
+            assert process.returncode in (0, 130, -sent)  # the last as Python shuts down, after its handlers
+            assert process.returncode != 130 or last_line == "prepare_dataset.py: interrupted"
+            for shard in tmp_path.glob("disturbed/data/*.parquet"):
+                pq.read_table(shard)
+        assert start(tmp_path / "disturbed").wait() == 0
+        for shard in tmp_path.glob("undisturbed/data/*"):
+            assert (tmp_path / "disturbed" / "data" / shard.name).read_bytes() == shard.read_bytes()
 
 
 class TestErrors:
@@ -240,6 +223,14 @@ class TestErrors:
         write_ade20k_847(raw, {"ADE_val_00000001": np.full((2, 2), 2978)})
         with pytest.raises(ValueError, match="belongs to another benchmark"):
             prepare_benchmark("ade20k_847", raw, output)
+
+    @pytest.mark.parametrize("change", ["other files", "other sizes of files"])
+    def test_files_of_other_runs_are_not_mixed(self, change: str, raw: Path, output: Path) -> None:
+        prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
+        if change == "other files":
+            write_ade20k_150(raw, {"ADE_val_00000006": np.full((2, 2), 1)})
+        with pytest.raises(ValueError, match="was written from other files"):
+            prepare_benchmark("ade20k_150", raw, output, images_per_shard=3 if change == "other sizes of files" else 2)
 
     def test_reading_a_folder_as_another_benchmark_is_refused(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
@@ -252,85 +243,103 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"ADE_val_00000002\.jpg has 3×2 pixels, but its label map 9×9"):
             prepare_benchmark("ade20k_150", raw, output)
 
-
-def rewrite(shard: Path, change: Callable[[list[dict[str, Any]]], Any], metadata: dict[str, Any] | None = None) -> None:
-    """Change the rows of a shard, or what its metadata say."""
-    table = pq.read_table(shard)
-    rows = table.to_pylist()
-    change(rows)
-    schema = table.schema
-    if metadata is not None:
-        stated = {**json.loads(schema.metadata[METADATA_KEY]), **metadata}
-        schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(stated).encode()})
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), shard)
-
-
-class TestForeignFiles:
-    @pytest.fixture
-    def shard(self, raw: Path, output: Path) -> Path:
+    def test_a_folder_of_an_older_version_is_refused(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
-        return next(output.glob("data/*.parquet"))
-
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_a_path_in_place_of_a_picture_is_not_followed(self, shard: Path, output: Path, streaming: bool) -> None:
-        rewrite(shard, lambda rows: rows[0].update(image={"path": "/etc/passwd", "bytes": None}))
-        with pytest.raises(ValueError, match=rf"{shard.name}.* has rows without a picture or a label"):
-            list(load_benchmark("ade20k_150", output, streaming=streaming))
-
-    @pytest.mark.parametrize(
-        "metadata",
-        [{"names": "sky"}, {"names": [1]}, {"ignore_index": 7}, {"ignore_index": "255"}, {"background_index": -1}],
-        ids=str,
-    )
-    def test_metadata_of_another_form_are_refused(self, shard: Path, output: Path, metadata: dict[str, Any]) -> None:
-        rewrite(shard, lambda rows: None, metadata)
-        with pytest.raises(ValueError, match=rf"{shard} was not written by scripts/prepare_dataset\.py: its metadata"):
-            load_benchmark("ade20k_150", output)
-
-    def test_other_columns_are_refused(self, shard: Path, output: Path) -> None:
+        (shard,) = output.glob("data/*.parquet")
         table = pq.read_table(shard)
-        pq.write_table(table.drop_columns("label"), shard)
-        with pytest.raises(ValueError, match=f"{shard} was not written by .*expected the columns image, label"):
-            load_benchmark("ade20k_150", output)
+        metadata = json.loads(table.schema.metadata[METADATA_KEY])
+        del metadata["format"]
+        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), shard)
+        for read in (load_benchmark, lambda name, folder: prepare_benchmark(name, raw, folder)):
+            with pytest.raises(ValueError, match=f"{shard} was written by another version of sed-hf"):
+                read("ade20k_150", output)
 
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_a_damaged_shard_is_named(self, shard: Path, output: Path, streaming: bool) -> None:
-        content = bytearray(shard.read_bytes())
-        content[4:200] = b"\xff" * 196  # pages, while the schema at the end is whole
-        shard.write_bytes(content)
-        with pytest.raises(ValueError, match=shard.name):
-            list(load_benchmark("ade20k_150", output, streaming=streaming))
-
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_a_cut_shard_is_named(self, shard: Path, output: Path, streaming: bool) -> None:
+    @each_way
+    def test_a_damaged_file_is_named(self, raw: Path, output: Path, streaming: bool) -> None:
+        prepare_benchmark("ade20k_150", raw, output)
+        (shard,) = output.glob("data/*.parquet")
         damage(shard)
         with pytest.raises(ValueError, match=f"{shard} was not written by"):
             load_benchmark("ade20k_150", output, streaming=streaming)
 
 
+class TestForeignFiles:
+    """Whatever lies at a name that the run uses, nothing outside the folder and nothing foreign in it is touched."""
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            (name, kind)
+            for name in ("README.md", "data", "data/val-00000-of-00001.parquet")
+            for kind in ("link to a file", "link to a folder", "broken link", "pipe", "file", "folder")
+            if (name, kind) != ("data", "folder")  # which is filled
+        ],
+    )
+    def test_at_a_name_of_the_run_are_refused_and_kept(
+        self, name: str, kind: str, raw: Path, output: Path, tmp_path: Path
+    ) -> None:
+        documents = tmp_path / "documents"
+        documents.mkdir()
+        (documents / "letter").write_text("dear")
+        planted = output / name
+        planted.parent.mkdir(parents=True)
+        targets = {
+            "link to a file": documents / "letter",
+            "link to a folder": documents,
+            "broken link": tmp_path / "no",
+        }
+        if kind in targets:
+            planted.symlink_to(targets[kind])
+        elif kind == "pipe":
+            os.mkfifo(planted)
+        elif kind == "folder":
+            planted.mkdir()
+        else:
+            planted.write_text("of the user")
+        before = [(path, os.lstat(path).st_ino, os.lstat(path).st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
+        with pytest.raises((ValueError, OSError), match=str(planted)):
+            prepare_benchmark("ade20k_150", raw, output)
+        after = [(path, os.lstat(path).st_ino, os.lstat(path).st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
+        assert after == before
+
+    def test_beside_the_files_of_the_run_stay(self, raw: Path, output: Path, tmp_path: Path) -> None:
+        (tmp_path / "documents").mkdir()
+        (output / "data").mkdir(parents=True)
+        (output / "data" / ".val-00000-of-00001.parquet.part").symlink_to(tmp_path / "documents")
+        (output / "data" / ".x.part").mkdir()
+        (output / "data" / ".x.part" / "letter").write_text("dear")
+        prepare_benchmark("ade20k_150", raw, output)
+        assert (output / "data" / ".x.part" / "letter").read_text() == "dear"
+        assert not list((tmp_path / "documents").iterdir())
+        assert len(load_benchmark("ade20k_150", output)) == 5
+
+
 class TestScript:
     @pytest.fixture
-    def run(self, monkeypatch: pytest.MonkeyPatch) -> Any:
-        monkeypatch.syspath_prepend(SCRIPTS)
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+        monkeypatch.syspath_prepend(SCRIPT.parent)
         import prepare_dataset
 
-        def run(*arguments: object) -> None:
+        def run(*arguments: object) -> int:
             monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-            prepare_dataset.main()
+            return prepare_dataset.main()
 
         return run
 
-    @pytest.mark.usefixtures("two_image_shards")
-    def test_writes_the_same_in_several_processes(self, run: Any, raw: Path, output: Path) -> None:
-        run("ade20k_150", "--data-dir", raw, "--output", output, "--num-proc", 2)
-        assert [label[0, 0] for label in labels_of(load_benchmark("ade20k_150", output))] == [0, 1, 2, 3, 4]
+    def test_writes_the_same_in_several_processes(self, run: Callable[..., int], tmp_path: Path) -> None:
+        labels = {f"ADE_val_{index:08d}": np.full((2, 3), index % 150) for index in range(300)}
+        write_ade20k_150(tmp_path / "raw", labels)
+        for folder, options in (("one", ()), ("two", ("--num-proc", 2))):
+            assert run("ade20k_150", "--data-dir", tmp_path / "raw", "--output", tmp_path / folder, *options) == 0
+        for path in (tmp_path / "one").rglob("*.*"):
+            assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
 
-    def test_ends_with_one_line_on_missing_data(self, run: Any, tmp_path: Path, output: Path) -> None:
-        with pytest.raises(SystemExit, match=r"^error: ade20k_150: expected .*sceneparsing"):
+    def test_names_missing_data_and_their_page(self, run: Callable[..., int], tmp_path: Path, output: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"^ade20k_150: expected .*sceneparsing"):
             run("ade20k_150", "--data-dir", tmp_path, "--output", output)
 
-    def test_uploads_the_card_and_the_shards_to_a_private_repository(
-        self, run: Any, raw: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    def test_uploads_the_card_and_the_files_to_a_private_repository(
+        self, run: Callable[..., int], raw: Path, output: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: dict[str, dict[str, Any]] = {}
 

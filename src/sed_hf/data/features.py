@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..image_processing_sed import read_rgb
 from ..utils import short_error
-from .raw_labels import IGNORE_8_BIT, LABEL_RULES, index_rule
+from .raw_labels import IGNORE_8_BIT, LABEL_FORMATS, LABEL_RULES, index_rule
 from .transforms import resize_nearest
 
 
@@ -95,7 +95,9 @@ class SegmentationMap(datasets.Image):
                 ids = resize_nearest(ids, shrunk_size(ids.shape, self.shortest_side))
             indices = rule.class_map(ids)
         except Exception as error:  # what a damaged file raises differs from one format's library to the next
-            raise ValueError(f"cannot read the label {value['path'] or 'map'}: {short_error(error)}") from error
+            is_unknown = isinstance(error, PIL.UnidentifiedImageError)
+            reason = f"expected {' or '.join(LABEL_FORMATS)}" if is_unknown else short_error(error)
+            raise ValueError(f"cannot read the label {value['path'] or 'map'}: {reason}") from error
         return PIL.Image.fromarray(indices.astype(np.uint8 if self.ignore_index == IGNORE_8_BIT else np.uint16))
 
     def has_labelled_pixel(self, label: PIL.Image.Image) -> bool:

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import DatasetCardData, HfApi
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from ..image_processing_sed import read_rgb
 from ..utils import atomic_path
@@ -77,14 +79,14 @@ def prepare_benchmark(
     todo = [
         index for index in range(num_shards) if not (output / shard_name(dataset.split, index, num_shards)).exists()
     ]
-    if todo:
-        datasets.Dataset.from_dict({"index": todo}).map(
-            _write_shard,
-            input_columns="index",
-            fn_kwargs={"dataset": dataset, "num_shards": num_shards, "output": output, "metadata": metadata},
-            num_proc=min(num_proc, len(todo)) if num_proc > 1 else None,
-            desc=f"{name} {dataset.split}, files",
-        )
+    # The pool of processes is PyTorch's: its workers end with this one, however that ends.
+    shards = _Shards(dataset, todo, num_shards, output, metadata)
+    loader = DataLoader(shards, batch_size=None, num_workers=min(num_proc, len(todo)) if num_proc > 1 else 0)
+    for error in tqdm(
+        loader, desc=f"{name} {dataset.split}", unit="file", total=num_shards, initial=num_shards - len(todo)
+    ):
+        if error is not None:
+            raise error
     with atomic_path(output / "README.md") as path:
         path.write_text(_dataset_card(output, metadata), encoding="utf-8")
     return output
@@ -125,17 +127,36 @@ def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
             )
 
 
-def _write_shard(
-    index: int, dataset: datasets.Dataset, num_shards: int, output: Path, metadata: dict[str, Any]
-) -> None:
-    schema = FEATURES.arrow_schema
-    schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
-    examples = dataset.shard(num_shards, index, contiguous=True)
-    table = pa.Table.from_pylist(list(_prepared_rows(examples, metadata["benchmark"])), schema=schema)
-    shard = output / shard_name(metadata["split"], index, num_shards)
-    with atomic_path(shard) as path, pq.ParquetWriter(path, schema) as writer:
-        if len(table):  # `datasets` reads no file that begins with an empty row group
-            writer.write_table(table, row_group_size=IMAGES_PER_ROW_GROUP)
+class _Shards(Dataset[Exception | None]):
+    """Shards to write: reading an item writes one, and gives the error if there was any."""
+
+    def __init__(
+        self, dataset: datasets.Dataset, todo: list[int], num_shards: int, output: Path, metadata: dict[str, Any]
+    ) -> None:
+        self.dataset = dataset
+        self.todo = todo
+        self.num_shards = num_shards
+        self.output = output
+        self.metadata = metadata
+        schema = FEATURES.arrow_schema
+        self.schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __getitem__(self, position: int) -> Exception | None:
+        index = self.todo[position]
+        examples = self.dataset.shard(self.num_shards, index, contiguous=True)
+        shard = self.output / shard_name(self.metadata["split"], index, self.num_shards)
+        try:
+            rows = list(_prepared_rows(examples, self.metadata["benchmark"]))
+            with atomic_path(shard) as path, pq.ParquetWriter(path, self.schema) as writer:
+                if rows:  # `datasets` reads no file that begins with an empty row group
+                    table = pa.Table.from_pylist(rows, schema=self.schema)
+                    writer.write_table(table, row_group_size=IMAGES_PER_ROW_GROUP)
+        except (OSError, ValueError) as error:
+            return error  # a data loader would give it with a traceback in its message
+        return None
 
 
 def _prepared_rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[str, Any]]:
