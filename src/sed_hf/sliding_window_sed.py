@@ -1,14 +1,13 @@
-"""Large pictures in overlapping tiles, each of which the model sees at full detail.
+"""Large images in overlapping tiles, each of which the model sees at full detail.
 
-Memory holds the probabilities of two or three rows of tiles, at the resolution of the logits; the picture's own
+Memory holds the probabilities of two or three rows of tiles, at the resolution of the logits; the image's own
 resolution only ever exists for a block of pixels and a chunk of classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -16,20 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-ELEMENTS_PER_CHUNK = 2**22
+from .image_processing_sed import ELEMENTS_PER_CHUNK, check_finite, highest_of_chunks
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a picture is cut.
+    """How an image is cut.
 
     Args:
-        tile_size: Edge of the square tiles, in pixels of the picture.
+        tile_size: Edge of the square tiles, in pixels of the image.
         overlap: The least share of a tile that its neighbour covers too; there one fades into the other.
-        global_view: Average the tiles with the whole picture seen at once, which shows what tiles are too small for.
+        global_view: Average the tiles with the whole image seen at once, which shows what tiles are too small for.
 
     Raises:
-        ValueError: A value out of range.
+        ValueError: A value is out of range.
     """
 
     tile_size: int
@@ -46,7 +45,7 @@ class SlidingWindow:
 
     @classmethod
     def of(cls, value: Any) -> "SlidingWindow | None":
-        """From a tile size, or a dict of the arguments; `None` stays."""
+        """A window from a tile size or a dict of the arguments; `None` stays."""
         if value is None or isinstance(value, cls):
             return value
         try:
@@ -57,7 +56,7 @@ class SlidingWindow:
             ) from error
 
     def spans(self, length: int) -> list[tuple[int, int]]:
-        """Start and end of the tiles along an edge of so many pixels, evenly spaced."""
+        """Start and end of the tiles along an edge of `length` pixels, evenly spaced."""
         if length <= self.tile_size:
             return [(0, length)]
         stride = max(1, int(self.tile_size * (1 - self.overlap)))
@@ -67,7 +66,7 @@ class SlidingWindow:
 
 
 class View(NamedTuple):
-    """What the model sees in a rectangle of the picture.
+    """What the model sees in a rectangle of the image.
 
     Attributes:
         rows, columns: Start and end of the rectangle.
@@ -85,137 +84,86 @@ class View(NamedTuple):
 def segment_with_sliding_window(
     model: Any,
     processor: Any,
-    picture: Tensor,
+    image: Tensor,
     class_embeddings: Tensor,
     window: SlidingWindow,
-    *,
     early_rejection_topk: int | None = None,
-    threshold: float | None = None,
-    ignore_index: int | None = None,
-    batch_size: int = 1,
     show_progress: bool = False,
-) -> dict[str, Tensor]:
-    """Segment one picture, tile by tile.
+) -> tuple[Tensor, Tensor]:
+    """The probability of each pixel's class, float32 (H, W), and that class, int64 (H, W), of one image in tiles.
 
     Args:
         model: [`SEDForSemanticSegmentation`].
-        processor: [`SEDProcessor`]; it prepares each tile as if it were a picture.
-        picture: (3, height, width), uint8.
+        processor: [`SEDProcessor`]; it prepares each tile as if it were an image.
+        image: (3, H, W), uint8.
         class_embeddings: (T, P, D).
-        window: How to cut it. Of a picture that one tile covers, the result is that without a window.
+        window: How to cut it.
         early_rejection_topk: As in the model's `forward`, for each tile.
-        threshold: Pixels whose best probability is lower get `ignore_index`.
-        ignore_index: Defaults to that of the image processor.
-        batch_size: Tiles at a time.
-        show_progress: Show a bar over the tiles, if there are several.
-
-    Returns:
-        `segmentation`, int64 (height, width), and `probability` of the winning class, float32 (height, width).
-
-    Raises:
-        ValueError: `threshold` is no probability, or `ignore_index` is also the number of a class.
+        show_progress: Show a bar over the tiles.
     """
-    ignore_index = processor.image_processor.ignore_index if ignore_index is None else ignore_index
-    if threshold is not None:
-        check_threshold(threshold, ignore_index, len(class_embeddings))
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     rows, columns = window.spans(height), window.spans(width)
-    if len(rows) == len(columns) == 1:
+
+    def look(rows: tuple[int, int], columns: tuple[int, int]) -> View:
+        tile = image[:, slice(*rows), slice(*columns)]
         outputs = model(
-            processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device),
+            processor(images=tile, return_tensors="pt")["pixel_values"].to(model.device),
             class_embeddings=class_embeddings,
             early_rejection_topk=early_rejection_topk,
         )
-        return processor.post_process_semantic_segmentation(
-            outputs, [(height, width)], threshold, ignore_index, return_probabilities=True
-        )[0]
-    segmentation = torch.empty(height, width, dtype=torch.long, device=model.device)
-    probability = torch.empty(height, width, device=model.device)
-
-    def look(rectangles: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> list[View]:
-        views = []
-        for first in range(0, len(rectangles), batch_size):
-            batch = rectangles[first : first + batch_size]
-            tiles = [picture[:, top:bottom, left:right] for (top, bottom), (left, right) in batch]
-            outputs = model(
-                processor(images=tiles, return_tensors="pt")["pixel_values"].to(model.device),
-                class_embeddings=class_embeddings,
-                early_rejection_topk=early_rejection_topk,
-            )
-            probabilities = outputs.logits.float().sigmoid()
-            views += [
-                View(*place, seen, outputs.logit_classes) for place, seen in zip(batch, probabilities, strict=True)
-            ]
-            progress.update(len(batch))
-        return views
+        check_finite(outputs.logits)
+        progress.update()
+        return View(rows, columns, outputs.logits[0].float().sigmoid(), outputs.logit_classes)
 
     total = len(rows) * len(columns) + window.global_view
     with tqdm(total=total, desc="Tiles", unit="tile", leave=False, disable=not show_progress) as progress:
-        background = look([((0, height), (0, width))])[0] if window.global_view else None
+        whole = look((0, height), (0, width)) if window.global_view else None
+        segmentation = torch.empty(height, width, dtype=torch.long, device=model.device)
+        probability = torch.empty(height, width, device=model.device)
         active: list[View] = []
         waiting = list(rows)
         for band in pairwise(sorted({edge for span in rows for edge in span})):
             while waiting and waiting[0][0] <= band[0]:
                 row = waiting.pop(0)
-                active += look([(row, column) for column in columns])
+                active += [look(row, column) for column in columns]
             active = [view for view in active if view.rows[1] > band[0]]
             for block in pairwise(sorted({edge for span in columns for edge in span})):
                 views = [view for view in active if view.columns[0] <= block[0] and block[1] <= view.columns[1]]
                 place = (slice(*band), slice(*block))
-                probability[place], segmentation[place] = most_probable_class(
-                    views, background, band, block, (height, width), len(class_embeddings)
-                )
-    if threshold is not None:
-        segmentation.masked_fill_(probability < threshold, ignore_index)
-    return {"segmentation": segmentation, "probability": probability}
+                scores = mixed_probabilities(views, whole, band, block, (height, width), len(class_embeddings))
+                probability[place], segmentation[place] = highest_of_chunks(scores)
+    return probability, segmentation
 
 
-def check_threshold(threshold: float, ignore_index: int, num_classes: int) -> None:
-    """Refuse what `post_process_semantic_segmentation` refuses, before any tile is decoded."""
-    if not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
-        raise ValueError(f"threshold={threshold!r}: expected a probability from 0 to 1")
-    if 0 <= ignore_index < num_classes:
-        raise ValueError(f"ignore_index={ignore_index} is also one of the {num_classes} classes; pass e.g. 65535")
-
-
-def most_probable_class(
+def mixed_probabilities(
     views: list[View],
-    background: View | None,
+    whole: View | None,
     band: tuple[int, int],
     block: tuple[int, int],
     size: tuple[int, int],
     num_classes: int,
-) -> tuple[Tensor, Tensor]:
-    """The highest probability at each pixel of a block, and its class.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some classes (t,) and their probabilities in a block of pixels (t, height, width) at a time.
 
     Args:
         views: Those that cover the block; where they overlap, one fades into the other.
-        background: The view of the whole picture, which counts as much as the others together.
+        whole: The view of the whole image, which counts as much as the others together.
         band, block: Start and end of the block's rows and columns.
-        size: Height and width of the picture.
+        size: Height and width of the image.
         num_classes: T.
     """
     weights = [fading(view, band, block, size) for view in views]
     total = torch.stack(weights).sum(0)
     shares = [weight / total for weight in weights]
-    if background is not None:
-        views = [*views, background]
+    if whole is not None:
+        views = [*views, whole]
         shares = [*(share / 2 for share in shares), torch.full_like(total, 0.5)]
-    resampled = [
-        (view, share, resampling(view, 0, band), resampling(view, 1, block))
-        for view, share in zip(views, shares, strict=True)
-    ]
-    best = total.new_full(total.shape, -1.0)
-    best_class = torch.zeros(total.shape, dtype=torch.long, device=total.device)
+    matrices = [(resampling(view, 0, band), resampling(view, 1, block)) for view in views]
     for classes in union(views, num_classes).split(max(1, ELEMENTS_PER_CHUNK // total.numel())):
         mixed = total.new_zeros(len(classes), *total.shape)
-        for view, share, vertical, horizontal in resampled:
+        for view, share, (vertical, horizontal) in zip(views, shares, matrices, strict=True):
             mixed += share * (vertical @ pick(view, classes) @ horizontal.T)
-        value, index = mixed.max(dim=0)
-        is_better = value > best
-        best = torch.where(is_better, value, best)
-        best_class = torch.where(is_better, classes[index], best_class)
-    return best, best_class
+        yield classes, mixed
 
 
 def union(views: list[View], num_classes: int) -> Tensor:
@@ -236,7 +184,7 @@ def pick(view: View, classes: Tensor) -> Tensor:
 
 
 def fading(view: View, band: tuple[int, int], block: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The weight of a tile at each pixel of a block: highest in its middle, falling to its edges within the picture."""
+    """The weight of a tile at each pixel of a block: highest in its middle, falling to its edges within the image."""
     device = view.probabilities.device
     ramps = []
     for (start, end), (first, last), length in zip((view.rows, view.columns), (band, block), size, strict=True):

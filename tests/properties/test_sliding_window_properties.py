@@ -13,8 +13,9 @@ from small_models import small_model, small_processor
 from strategies import examples, normal, seeds
 from torch import Tensor
 
-from sed_hf import SEDSemanticSegmentationOutput
-from sed_hf.sliding_window_sed import SlidingWindow, segment_with_sliding_window
+from sed_hf import SEDSemanticSegmentationOutput, sliding_window_sed
+from sed_hf.pipeline_sed import segment_images
+from sed_hf.sliding_window_sed import SlidingWindow
 
 NUM_CLASSES = 5
 PROBABILITY = 1e-5
@@ -73,7 +74,7 @@ pictures = st.builds(picture_of, st.integers(71, 160), st.integers(1, 160), seed
 
 def paint(picture: Tensor, window: SlidingWindow, painter: Painter | None = None, **options: Any) -> dict[str, Tensor]:
     embeddings = torch.zeros(NUM_CLASSES, 1, 1)
-    return segment_with_sliding_window(painter or Painter(), Passer(), picture, embeddings, window, **options)
+    return segment_images(painter or Painter(), Passer(), [picture], embeddings, sliding_window=window, **options)[0]
 
 
 def plain_probabilities(picture: Tensor, window: SlidingWindow, painter: Painter) -> Tensor:
@@ -119,18 +120,12 @@ def test_any_tiles_equal_the_plain_formula(
     picture: Tensor, window: SlidingWindow, kept: set[int] | None, chunk_elements: int
 ) -> None:
     painter = Painter(None if kept is None else sorted(kept))
-    with mock.patch("sed_hf.sliding_window_sed.ELEMENTS_PER_CHUNK", chunk_elements):
+    with mock.patch.object(sliding_window_sed, "ELEMENTS_PER_CHUNK", chunk_elements):
         result = paint(picture, window, painter)
     probabilities = plain_probabilities(picture, window, painter)
     torch.testing.assert_close(result["probability"], probabilities.amax(0), rtol=0, atol=PROBABILITY)
     of_the_class = probabilities.gather(0, result["segmentation"][None])[0]
     torch.testing.assert_close(of_the_class, probabilities.amax(0), rtol=0, atol=PROBABILITY)
-
-
-@given(pictures, windows, st.integers(1, 9))
-def test_any_batch_size_equals_tile_by_tile(picture: Tensor, window: SlidingWindow, batch_size: int) -> None:
-    expected, actual = paint(picture, window), paint(picture, window, batch_size=batch_size)
-    torch.testing.assert_close(actual["probability"], expected["probability"], rtol=0, atol=PROBABILITY)
 
 
 @given(pictures, windows, st.floats(0, 1), st.sampled_from([None, -1, 65535]))
@@ -164,12 +159,8 @@ def test_one_tile_that_holds_the_picture_changes_nothing(
     model, processor = small_model(), small_processor()
     embeddings = F.normalize(normal(4, 3, 16, seed=0), dim=-1)
     window = SlidingWindow(max(32, *picture.shape[1:]) + more, overlap, global_view)
-    result = segment_with_sliding_window(model, processor, picture, embeddings, window)
-    with torch.inference_mode():
-        outputs = model(processor(images=picture)["pixel_values"], class_embeddings=embeddings)
-    (expected,) = processor.post_process_semantic_segmentation(
-        outputs, [tuple(picture.shape[1:])], return_probabilities=True
-    )
+    (result,) = segment_images(model, processor, [picture], embeddings, sliding_window=window)
+    (expected,) = segment_images(model, processor, [picture], embeddings)
     assert torch.equal(result["segmentation"], expected["segmentation"])
     assert torch.equal(result["probability"], expected["probability"])
 

@@ -1,9 +1,7 @@
 """RGB images to labels, with one model and one vocabulary."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
@@ -11,9 +9,9 @@ from torch import Tensor
 
 from ..chunking_sed import is_out_of_memory
 from ..modeling_sed import SEDForSemanticSegmentation
-from ..pipeline_sed import EVERYTHING_ELSE
+from ..pipeline_sed import EVERYTHING_ELSE, segment_images
 from ..processing_sed import SEDProcessor
-from ..sliding_window_sed import SlidingWindow, segment_with_sliding_window
+from ..sliding_window_sed import SlidingWindow
 from .class_embeddings import ClassEmbeddingCache, encode_classes
 from .writers import unused_label
 
@@ -111,50 +109,3 @@ class Segmenter:
         if self.ignore_index is not None:
             segmentation = segmentation.masked_fill(segmentation == NO_CLASS, self.ignore_index)
         return {"segmentation": segmentation.numpy(), "probability": result["probability"].cpu().numpy()}
-
-
-def segment_images(
-    model: SEDForSemanticSegmentation,
-    processor: SEDProcessor,
-    images: Sequence[Image.Image],
-    class_embeddings: Tensor,
-    *,
-    early_rejection_topk: int | None,
-    threshold: float | None,
-    ignore_index: int,
-    sliding_window: SlidingWindow | None,
-    show_progress: bool,
-) -> list[dict[str, Tensor]]:
-    """Transitional: until the pipeline has this function."""
-    if not images:
-        return []
-    if sliding_window is not None:
-        return [
-            segment_with_sliding_window(
-                model,
-                processor,
-                torch.from_numpy(np.array(image)).permute(2, 0, 1),
-                class_embeddings,
-                sliding_window,
-                early_rejection_topk=early_rejection_topk,
-                threshold=threshold,
-                ignore_index=ignore_index,
-                show_progress=show_progress,
-            )
-            for image in images
-        ]
-    with torch.inference_mode():
-        pixel_values = processor(images=list(images), return_tensors="pt")["pixel_values"]
-        outputs = model(
-            pixel_values=pixel_values.to(model.device, model.dtype),
-            class_embeddings=class_embeddings,
-            early_rejection_topk=early_rejection_topk,
-        )
-        results: Any = processor.post_process_semantic_segmentation(
-            outputs,
-            target_sizes=[(image.height, image.width) for image in images],
-            threshold=threshold,
-            ignore_index=ignore_index,
-            return_probabilities=True,
-        )
-    return results
