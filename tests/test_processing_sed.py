@@ -1,7 +1,6 @@
 """The processor: class names to CLIP's tokens, and errors that a user can act on."""
 
 import json
-import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.processing_sed import validate_class_names
 
 VOCABULARIES = sorted(files("sed_hf").joinpath("data/vocabularies").iterdir(), key=lambda path: path.name)
 THREE_TEMPLATES = ["a photo of a {}.", "itap of my {}.", "{}"]
@@ -32,7 +32,12 @@ UNUSUAL_NAMES = [
     "数字 日本語 한국어",
     "e\u0301clair",
     "!important; {braces}",
-    "a",
+    "ﬁre hydrant",
+    "ｄｏｇ",
+    "\ufeffcat",
+    "cafÃ©",
+    "Ｎｏ．１　ａ\x07b",
+    "voilÃ\xa0 le motif",
 ]
 
 
@@ -76,32 +81,32 @@ def test_prompts_are_padded_to_the_longest_only(tiny_processor: SEDProcessor) ->
     assert (input_ids[..., -1] == 49407).any()
 
 
+@pytest.mark.parametrize("max_length", [None, 20])
 def test_long_names_are_truncated_with_one_warning_that_names_them(
-    tiny_processor: SEDProcessor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny_processor: SEDProcessor, sed_hf_log: pytest.LogCaptureFixture, max_length: int | None
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)
     long = "very " * 80 + "long name"
-    with caplog.at_level("WARNING"):
-        input_ids = tiny_processor(text=["cat", long], return_tensors="pt")["input_ids"]
-    assert input_ids.shape[2] == 77
+    input_ids = tiny_processor(text=["cat", long], max_length=max_length, return_tensors="pt")["input_ids"]
+    assert input_ids.shape[2] == (max_length or 77)
     assert (input_ids[1, :, -1] == 49407).all()
-    assert [long[:20] in record.message and "'cat'" not in record.message for record in caplog.records] == [True]
+    assert [long[:20] in record.message and "'cat'" not in record.message for record in sed_hf_log.records] == [True]
 
 
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("cat", TypeError, "text: expected a list of class names, got str 'cat'"),
+        ("cat", TypeError, r"text: expected a list of class names, got str 'cat'; write \['cat'\]"),
         (None, ValueError, "expected images, text or both"),
+        ([","], ValueError, r"text\[0\]: expected a class name"),
+        (["dog", "ｄｏｇ"], ValueError, r"text\[1\]: 'ｄｏｇ' is the same class name as text\[0\]='dog'"),
+        (["sky", "water", "sky,"], ValueError, r"text\[2\]: 'sky,' is the same class name as text\[0\]"),
         ([], ValueError, "text: expected at least one class name"),
         (["cat", 7], TypeError, r"text\[1\]: expected a string, got int 7"),
         (["cat", " "], ValueError, r"text\[1\]: expected a class name"),
         (["cat, , dog"], ValueError, r"text\[0\]: expected a class name, or several"),
         (["cat", "&nbsp;"], ValueError, r"text\[1\]: expected a class name"),
-        (["cat", "caf\udce9"], ValueError, r"text\[1\]: expected Unicode text, got 'caf\\udce9'"),
         (b"cat", TypeError, "text: expected a list of class names, got bytes"),
         (["cat", "dog", "Cat "], ValueError, r"text\[2\]: 'Cat ' is the same class name as text\[0\]='cat'"),
-        ({"cat": 1}, TypeError, "got dict"),
         (["cat", "\ud800"], ValueError, r"text\[1\]: expected Unicode text"),
     ],
 )
@@ -129,18 +134,64 @@ def test_wrong_prompt_templates_are_refused(
         SEDProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, prompt_templates=templates)
 
 
-def test_a_comma_without_a_blank_is_pointed_out(
-    tiny_processor: SEDProcessor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_comma_without_a_space_is_pointed_out(
+    tiny_processor: SEDProcessor, sed_hf_log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)
-    with caplog.at_level("WARNING"):
-        tiny_processor(text=["cat,dog"])
-    assert "'cat,dog' is one name" in caplog.text
+    tiny_processor(text=["cat,dog"])
+    assert "'cat,dog' is one name" in sed_hf_log.text
 
 
-def test_wrong_padding_is_refused(tiny_processor: SEDProcessor) -> None:
-    with pytest.raises(ValueError, match="padding='shortest'"):
-        tiny_processor(text=["cat"], padding="shortest")
+@pytest.mark.parametrize(("given", "meant"), [("sky,", "sky"), ("sky, heaven,", "sky, heaven"), (" sky ,", "sky")])
+def test_a_trailing_comma_is_dropped(tiny_processor: SEDProcessor, given: str, meant: str) -> None:
+    one, other = (tiny_processor(text=["cat", name], return_tensors="pt") for name in (given, meant))
+    assert torch.equal(one["input_ids"], other["input_ids"])
+    assert torch.equal(one["class_ids"], other["class_ids"])
+    assert validate_class_names([given]) == [meant]
+
+
+class TestArguments:
+    image = np.zeros((8, 8, 3), np.uint8)
+
+    def test_may_be_nested(self, tiny_processor: SEDProcessor) -> None:
+        size = {"height": 64, "width": 32}
+        flat = tiny_processor(self.image, ["cat"], padding="max_length", input_size=size, return_tensors="np")
+        nested = tiny_processor(
+            images=self.image,
+            text=["cat"],
+            text_kwargs={"padding": "max_length"},
+            images_kwargs={"input_size": size},
+            common_kwargs={"return_tensors": "np"},
+        )
+        assert flat["pixel_values"].shape == (1, 3, 64, 32)
+        assert all(isinstance(nested[name], np.ndarray) and (nested[name] == flat[name]).all() for name in flat)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"do_reduce_labels": True}, "unexpected arguments: do_reduce_labels"),
+            ({"images_kwargs": {"do_reduce_labels": True}}, "do_reduce_labels"),
+            ({"text_kwargs": {"add_special_tokens": False}}, "unexpected arguments: add_special_tokens"),
+        ],
+    )
+    def test_that_are_unknown_are_refused(
+        self, tiny_processor: SEDProcessor, arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(TypeError, match=message):
+            tiny_processor(self.image, ["cat"], **arguments)
+
+    @pytest.mark.parametrize(
+        "arguments", [{"do_resize": False}, {"images_kwargs": {"do_resize": False}}, {"segmentation_maps": [image]}]
+    )
+    def test_of_images_without_images_are_refused(
+        self, tiny_processor: SEDProcessor, arguments: dict[str, Any]
+    ) -> None:
+        with pytest.raises(ValueError, match="expected images for"):
+            tiny_processor(text=["cat"], **arguments)
+
+    @pytest.mark.parametrize("padding", ["shortest", False])
+    def test_padding_that_gives_no_batch_is_refused(self, tiny_processor: SEDProcessor, padding: Any) -> None:
+        with pytest.raises(ValueError, match=f"padding={padding!r}"):
+            tiny_processor(text=["cat"], padding=padding)
 
 
 @torch.no_grad()

@@ -112,9 +112,16 @@ class SEDImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """An image processor of saved settings; misspelt switches among `kwargs` are refused, not ignored."""
-        switches = {name: value for name, value in kwargs.items() if name.startswith("do_")}
-        return super().from_dict({**image_processor_dict, **switches}, **kwargs)
+        """An image processor of saved settings; unknown switches (`do_...`) are refused, not kept or ignored."""
+        settings, others = {}, {}
+        for name, value in image_processor_dict.items():
+            is_setting = name in cls.valid_kwargs.__annotations__ or name.startswith("do_")
+            (settings if is_setting else others)[name] = value
+        settings |= {name: value for name, value in kwargs.items() if name.startswith("do_")}
+        loaded = super().from_dict(settings, **kwargs)
+        for name in set(others) - NOT_SETTINGS | {"auto_map"} & set(others):
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, others[name])
+        return loaded
 
     def preprocess(
         self,

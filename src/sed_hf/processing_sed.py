@@ -1,19 +1,25 @@
-"""Pictures and class names to the inputs of [`SEDForSemanticSegmentation`]."""
+"""Images and class names to the inputs of [`SEDForSemanticSegmentation`]."""
 
 import html
 import unicodedata
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
 from .configuration_sed import OPENAI_IMAGENET_TEMPLATES
+from .image_processing_sed import SEDImageProcessorKwargs
+
+try:
+    import ftfy  # open_clip cleans text with it, and brings it
+except ImportError:
+    ftfy = None
 
 logger = logging.get_logger(__name__)
 
@@ -21,14 +27,38 @@ SYNONYM_SEPARATOR = ", "
 STRAIGHT_QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
 
 
+class SEDTextKwargs(TypedDict, total=False):
+    """Arguments for class names.
+
+    padding: `True` or `"longest"` pads prompts to the longest one, `"max_length"` to `max_length`. The model encodes no
+        padding either way.
+    max_length: Longer prompts are truncated, as are those of more than CLIP's 77 tokens, the default.
+    return_tensors: `"pt"`, `"np"`, or `None` for lists.
+    """
+
+    padding: bool | str
+    max_length: int | None
+    return_tensors: str | None
+
+
+class SEDProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Arguments for class names, for images, and for both (`common_kwargs`)."""
+
+    text_kwargs: SEDTextKwargs
+    images_kwargs: SEDImageProcessorKwargs
+    _defaults = {"text_kwargs": {"padding": "longest"}, "common_kwargs": {"return_tensors": "pt"}}
+
+
 class SEDProcessor(ProcessorMixin):
     """Image processor, CLIP tokenizer and prompt templates in one.
 
     Args:
-        image_processor (`SEDImageProcessor`): Prepares the pictures.
+        image_processor (`SEDImageProcessor`): Prepares the images.
         tokenizer (`CLIPTokenizer`): Tokenises the prompts.
         prompt_templates (`list[str]`): The templates of the model's configuration. Defaults to OpenAI's 80.
     """
+
+    valid_processor_kwargs = SEDProcessorKwargs
 
     def __init__(self, image_processor: Any, tokenizer: Any, prompt_templates: Sequence[str] | None = None) -> None:
         super().__init__(image_processor, tokenizer)
@@ -39,43 +69,43 @@ class SEDProcessor(ProcessorMixin):
         images: ImageInput | None = None,
         text: Sequence[str] | None = None,
         segmentation_maps: ImageInput | None = None,
-        padding: Literal["longest", "max_length"] = "longest",
-        return_tensors: str | None = "pt",
-        **kwargs: Any,
+        **kwargs: Unpack[SEDProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare pictures, class names, or both.
+        """Prepare images, class names, or both.
 
         Args:
-            images: Pictures; see [`SEDImageProcessor`].
+            images: Images; see [`SEDImageProcessor`].
             text: One string for each class. Synonyms are separated by ", ".
-            segmentation_maps: A label map for each picture, when training.
-            padding: Pad prompts to the longest one, or to CLIP's 77 tokens. The model encodes no padding either way.
-            return_tensors: `"pt"`, `"np"`, or `None` for lists.
-            **kwargs: Arguments of the image processor.
+            segmentation_maps: A label map for each image, when training.
+            **kwargs: Arguments of the image processor, and those of [`SEDTextKwargs`].
 
         Returns:
-            `pixel_values` (B, 3, H, W) and `labels` for the pictures; for the classes `input_ids` (S, P, L), of S
+            `pixel_values` (B, 3, H, W) and `labels` for the images; for the classes `input_ids` (S, P, L), of S
             synonyms in P templates, and `class_ids` (S,), the class of each synonym.
 
         Raises:
-            TypeError: `text` is not a list of strings.
+            TypeError: `text` is not a list of strings, or an argument is unknown.
             ValueError: Neither images nor text are given, or `text` is empty or has empty or duplicate names.
         """
-        if images is None and text is None:
-            raise ValueError("expected images, text or both")
-        if padding not in ("longest", "max_length"):
-            raise ValueError(f"padding={padding!r}: expected 'longest' or 'max_length'")
+        check_arguments(kwargs, has_images=images is not None)
+        kwargs = self._merge_kwargs(SEDProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        if images is None and (text is None or segmentation_maps is not None):
+            raise ValueError(
+                "expected images, text or both" if text is None else "expected images for segmentation_maps"
+            )
         data: dict[str, Any] = {}
         if text is not None:
-            data.update(self._tokenize_classes(validate_class_names(text), padding))
+            data.update(self._tokenize_classes(validate_class_names(text), **kwargs["text_kwargs"]))
         if images is not None:
-            data.update(self.image_processor(images, segmentation_maps, return_tensors=return_tensors, **kwargs))
-        elif segmentation_maps is not None or kwargs:
-            raise ValueError(f"expected images for {', '.join(['segmentation_maps', *kwargs])}")
-        return BatchFeature(data, tensor_type=return_tensors)
+            data.update(self.image_processor(images, segmentation_maps, **kwargs["images_kwargs"]))
+        return BatchFeature(data, tensor_type=kwargs["text_kwargs"]["return_tensors"])
 
-    def _tokenize_classes(self, class_names: list[str], padding: str) -> dict[str, np.ndarray]:
+    def _tokenize_classes(
+        self, class_names: list[str], padding: bool | str, max_length: int | None = None, **kwargs: Any
+    ) -> dict[str, np.ndarray]:
         """Tokens of every synonym of every class in every template."""
+        if padding not in (True, "longest", "max_length"):
+            raise ValueError(f"padding={padding!r}: expected 'longest' or 'max_length'")
         synonyms, class_ids = [], []
         for class_id, name in enumerate(class_names):
             for synonym in synonyms_of(name):
@@ -84,22 +114,24 @@ class SEDProcessor(ProcessorMixin):
         prompts = [template.replace("{}", synonym) for synonym in synonyms for template in self.prompt_templates]
         tokens = self.tokenizer(prompts, split_special_tokens=True, verbose=False)["input_ids"]
 
-        max_length, num_templates = self.tokenizer.model_max_length, len(self.prompt_templates)
+        num_templates = len(self.prompt_templates)
+        width = max_length or self.tokenizer.model_max_length
+        max_length = min(width, self.tokenizer.model_max_length)
         too_long = {index // num_templates for index, prompt in enumerate(tokens) if len(prompt) > max_length}
         if too_long:
             names = ", ".join(repr(shorten(synonyms[index], 60, placeholder="…")) for index in sorted(too_long))
-            logger.warning(f"Class names truncated to CLIP's {max_length} tokens in at least one template: {names}")
+            logger.warning(f"Class names truncated to {max_length} tokens in at least one template: {names}")
         # The end-of-text token stays last: CLIP reads the embedding there.
         tokens = [prompt if len(prompt) <= max_length else [*prompt[: max_length - 1], prompt[-1]] for prompt in tokens]
 
-        input_ids = np.zeros((len(prompts), max_length if padding == "max_length" else max(map(len, tokens))), np.int64)
+        input_ids = np.zeros((len(prompts), width if padding == "max_length" else max(map(len, tokens))), np.int64)
         for row, prompt in zip(input_ids, tokens, strict=True):
             row[: len(prompt)] = prompt
         return {"input_ids": input_ids.reshape(len(synonyms), num_templates, -1), "class_ids": np.array(class_ids)}
 
     def post_process_semantic_segmentation(
         self, outputs: Any, *args: Any, **kwargs: Any
-    ) -> list[Tensor] | list[dict[str, Tensor]]:
+    ) -> list[Tensor] | list[dict[str, Tensor]] | list[BatchFeature]:
         """See [`SEDImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(outputs, *args, **kwargs)
 
@@ -109,13 +141,20 @@ class SEDProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "class_ids"]
 
 
-def validate_prompt_templates(prompt_templates: Any) -> list[str]:
-    """The prompt templates as a list.
+def check_arguments(arguments: dict[str, Any], has_images: bool) -> None:
+    """Refuse arguments of [`SEDProcessor`] that would be ignored: unknown ones, and those of images without images."""
+    for_text, for_images = set(SEDTextKwargs.__annotations__), set(SEDImageProcessorKwargs.__annotations__)
+    nested = {"text_kwargs", "images_kwargs", "common_kwargs"}
+    unknown = set(arguments) - nested - for_text - for_images | set(arguments.get("text_kwargs") or {}) - for_text
+    if unknown:
+        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+    of_images = set(arguments) - nested - for_text | set(arguments.get("images_kwargs") or {}) - for_text
+    if of_images and not has_images:
+        raise ValueError(f"expected images for {', '.join(sorted(of_images))}")
 
-    Raises:
-        TypeError: They are no list of strings.
-        ValueError: One has not exactly one `{}`.
-    """
+
+def validate_prompt_templates(prompt_templates: Any) -> list[str]:
+    """The prompt templates as a list; each needs exactly one `{}`."""
     if isinstance(prompt_templates, str) or not isinstance(prompt_templates, Sequence):
         raise TypeError(f"prompt_templates: expected a list of strings, got {prompt_templates!r:.80}")
     for index, template in enumerate(prompt_templates):
@@ -132,7 +171,7 @@ def has_half_a_character(text: str) -> bool:
 
 
 def validate_class_names(text: Any, argument: str = "text") -> list[str]:
-    """The class names without surrounding blanks.
+    """The class names, without surrounding spaces and a trailing comma.
 
     Args:
         text: Class names.
@@ -140,10 +179,11 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
 
     Raises:
         TypeError: `text` is not a list of strings.
-        ValueError: It is empty, a name or synonym is empty or no Unicode text, or two classes have the same name.
+        ValueError: It is empty, a name or synonym is empty or not Unicode text, or two classes have the same name.
     """
     if isinstance(text, str | bytes) or not isinstance(text, Sequence):
-        raise TypeError(f"{argument}: expected a list of class names, got {type(text).__name__} {text!r:.80}")
+        advice = f"; write [{text!r:.80}]" if isinstance(text, str) else ""
+        raise TypeError(f"{argument}: expected a list of class names, got {type(text).__name__} {text!r:.80}{advice}")
     if not text:
         raise ValueError(f"{argument}: expected at least one class name, got an empty list")
     first_index: dict[tuple[str, ...], int] = {}
@@ -158,24 +198,41 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
             expected = "expected a class name, or several separated by ', '"
             raise ValueError(f"{argument}[{index}]: {expected}; got {name!r:.80}")
         if SYNONYM_SEPARATOR not in name and "," in name:
-            logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a blank")
+            logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a space")
         same = first_index.setdefault(synonyms, index)
         if same != index:
             other = f"{argument}[{same}]={text[same]!r:.80}"
             raise ValueError(f"{argument}[{index}]: {name!r:.80} is the same class name as {other}")
-        class_names.append(name.strip())
+        class_names.append(without_comma(name))
     return class_names
+
+
+def without_comma(name: str) -> str:
+    """A name without the spaces around it and the comma that a list on a command line has left at its end."""
+    return name.strip().rstrip(",").strip()
 
 
 def synonyms_of(class_name: str) -> tuple[str, ...]:
     """The synonyms of a class, each as it is tokenised."""
-    return tuple(clean_text(synonym) for synonym in class_name.split(SYNONYM_SEPARATOR))
+    return tuple(clean_text(synonym) for synonym in without_comma(class_name).split(SYNONYM_SEPARATOR))
 
 
 def clean_text(text: str) -> str:
-    """Normalise text as open_clip does before it tokenises: entities, quotes, Unicode, blanks and case."""
-    text = html.unescape(html.unescape(text)).translate(STRAIGHT_QUOTES)
-    return " ".join(unicodedata.normalize("NFC", text).split()).lower()
+    """Text as open_clip cleans it before it tokenises: Unicode, entities, spaces and case."""
+    text = html.unescape(html.unescape(fix_unicode(text) if ftfy is None else ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def fix_unicode(text: str) -> str:
+    """What class names need of ftfy, where that is not installed: all but the repair of broken encodings."""
+    text = "".join(unicodedata.normalize("NFKC", character) if is_wide(character) else character for character in text)
+    text = "".join(character for character in text if character.isspace() or unicodedata.category(character) != "Cc")
+    return unicodedata.normalize("NFC", html.unescape(text).replace("\ufeff", "").translate(STRAIGHT_QUOTES))
+
+
+def is_wide(character: str) -> bool:
+    """Whether a character is another width of a letter, or a ligature."""
+    return character == "\u3000" or "\uff01" <= character <= "\uffee" or "\ufb00" <= character <= "\ufb06"
 
 
 __all__ = ["SEDProcessor"]

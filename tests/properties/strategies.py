@@ -148,7 +148,9 @@ pictures = st.one_of(pil_pictures(), array_pictures())
 
 _plain_names = st.text(string.ascii_letters + string.digits + " -'.", min_size=1, max_size=20)
 _any_names = st.text(max_size=12)
-synonyms = st.one_of(_plain_names, _any_names).filter(lambda name: ", " not in name and bool(clean_text(name)))
+synonyms = st.one_of(_plain_names, _any_names).filter(
+    lambda name: ", " not in name and not name.strip().endswith(",") and bool(clean_text(name))
+)
 class_names = (
     st.lists(synonyms, min_size=1, max_size=3)
     .map(", ".join)

@@ -4,7 +4,6 @@ import re
 import unicodedata
 from typing import Any
 
-import ftfy
 import open_clip
 import pytest
 import torch
@@ -93,7 +92,6 @@ class TestTokens:
 
     @given(synonyms)
     def test_any_name_equals_open_clip(self, name: str) -> None:
-        assume(ftfy.fix_text(name) == name)  # the processor does not guess at broken encodings
         # Which characters are letters follows the Unicode version of each tokenizer's library.
         assume(not any(unicodedata.category(character) == "Cn" or character == "\u0345" for character in name))
         expected = open_clip.tokenize([template.replace("{}", name) for template in TEMPLATES])
@@ -102,7 +100,9 @@ class TestTokens:
 
 class TestRefusedNames:
     @given(
-        vocabularies(), st.sampled_from(["", " ", "\t\n", "\u3000", ", ", "cat, ", "&nbsp;", "cat, &#32;"]), st.data()
+        vocabularies(),
+        st.sampled_from(["", " ", "\t\n", "\u3000", ", ", "cat, , dog", "&nbsp;", "cat, &#32;"]),
+        st.data(),
     )
     def test_an_empty_name_among_any_is_named_by_its_place(
         self, names: list[str], empty: str, data: st.DataObject
