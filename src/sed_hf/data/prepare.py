@@ -6,6 +6,7 @@ A shard gets its name only when it is complete, so the shards that are there nee
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -75,16 +76,12 @@ def prepare_benchmark(
     }
     _require_own_files(output, metadata)
     (output / "data").mkdir(parents=True, exist_ok=True)
-    num_shards = math.ceil(len(dataset) / images_per_shard)
-    todo = [
-        index for index in range(num_shards) if not (output / shard_name(dataset.split, index, num_shards)).exists()
-    ]
-    # The pool of processes is PyTorch's: its workers end with this one, however that ends.
-    shards = _Shards(dataset, todo, num_shards, output, metadata)
-    loader = DataLoader(shards, batch_size=None, num_workers=min(num_proc, len(todo)) if num_proc > 1 else 0)
-    for error in tqdm(
-        loader, desc=f"{name} {dataset.split}", unit="file", total=num_shards, initial=num_shards - len(todo)
-    ):
+    shards = _Shards(dataset, output, metadata)
+    todo = [index for index in range(len(shards)) if not shards.path(index).exists()]
+    # The pool of processes is PyTorch's: its workers end with this process, however that ends.
+    num_workers = min(num_proc, len(todo)) if num_proc > 1 else 0
+    results = DataLoader(shards, batch_size=None, sampler=todo, num_workers=num_workers)
+    for error in tqdm(results, name, unit="file", total=len(shards), initial=len(shards) - len(todo)):
         if error is not None:
             raise error
     with atomic_path(output / "README.md") as path:
@@ -111,12 +108,13 @@ def push_to_hub(folder: Path, repo_id: str) -> str:
 def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
     """Refuse to mix the files of this run with others: links, other benchmarks, other images."""
     card = output / "README.md"
-    shards = sorted(output.glob("data/*.parquet"))
+    shards = sorted(output.glob("data/[!.]*.parquet"))
     for path in (output / "data", card, *shards):
-        if path.is_symlink() or (path.exists() and not (path.is_dir() if path.name == "data" else path.is_file())):
+        is_own = path.is_dir() if path.name == "data" else path.is_file()
+        if is_own and path == card:
+            is_own = CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
+        if path.is_symlink() or (path.exists() and not is_own):
             raise ValueError(f"{path} was not written by scripts/prepare_dataset.py: choose another output folder")
-    if card.exists() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"{card} was not written by scripts/prepare_dataset.py: choose another output folder")
     for shard in shards:
         existing = read_shard_metadata(LocalFileSystem(), str(shard))
         of_a_split = set() if existing["split"] == metadata["split"] else {"split", "files_sha256"}
@@ -127,35 +125,31 @@ def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
             )
 
 
+@dataclass(frozen=True)
 class _Shards(Dataset[Exception | None]):
-    """Shards to write: reading an item writes one, and gives the error if there was any."""
+    """The files of a split: reading an item writes one, and gives the error if there was any."""
 
-    def __init__(
-        self, dataset: datasets.Dataset, todo: list[int], num_shards: int, output: Path, metadata: dict[str, Any]
-    ) -> None:
-        self.dataset = dataset
-        self.todo = todo
-        self.num_shards = num_shards
-        self.output = output
-        self.metadata = metadata
-        schema = FEATURES.arrow_schema
-        self.schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
+    dataset: datasets.Dataset
+    output: Path
+    metadata: dict[str, Any]
 
     def __len__(self) -> int:
-        return len(self.todo)
+        return math.ceil(len(self.dataset) / self.metadata["images_per_shard"])
 
-    def __getitem__(self, position: int) -> Exception | None:
-        index = self.todo[position]
-        examples = self.dataset.shard(self.num_shards, index, contiguous=True)
-        shard = self.output / shard_name(self.metadata["split"], index, self.num_shards)
+    def path(self, index: int) -> Path:
+        return self.output / shard_name(self.metadata["split"], index, len(self))
+
+    def __getitem__(self, index: int) -> Exception | None:
+        schema = FEATURES.arrow_schema
+        schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(self.metadata).encode()})
+        examples = self.dataset.shard(len(self), index, contiguous=True)
         try:
             rows = list(_prepared_rows(examples, self.metadata["benchmark"]))
-            with atomic_path(shard) as path, pq.ParquetWriter(path, self.schema) as writer:
+            with atomic_path(self.path(index)) as path, pq.ParquetWriter(path, schema) as writer:
                 if rows:  # `datasets` reads no file that begins with an empty row group
-                    table = pa.Table.from_pylist(rows, schema=self.schema)
-                    writer.write_table(table, row_group_size=IMAGES_PER_ROW_GROUP)
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
         except (OSError, ValueError) as error:
-            return error  # a data loader would give it with a traceback in its message
+            return error  # raised here, it would get a traceback into its message
         return None
 
 
@@ -194,7 +188,7 @@ def _png(image: PIL.Image.Image) -> bytes:
 
 def _dataset_card(output: Path, metadata: dict[str, Any]) -> str:
     """The README.md that makes the folder a data set repository of the Hub."""
-    splits = sorted({path.name.split("-")[0] for path in output.glob("data/*.parquet")})
+    splits = sorted({path.name.split("-")[0] for path in output.glob("data/[!.]*.parquet")})
     card = DatasetCardData(
         task_categories=["image-segmentation"],
         pretty_name=metadata["benchmark"],
@@ -205,19 +199,16 @@ def _dataset_card(output: Path, metadata: dict[str, Any]) -> str:
             }
         ],
     )
-    benchmark = BENCHMARKS.get(metadata["benchmark"])
+    benchmark, background = BENCHMARKS.get(metadata["benchmark"]), metadata["background_index"]
     source = f"[{benchmark.title}]({benchmark.homepage}), whose licence applies" if benchmark else "data of one's own"
-    background = metadata["background_index"]
-    background_line = (
-        "" if background is None else f" In labels {background} is background, as is any larger index in predictions."
-    )
+    of_background = "" if background is None else f" {background} is background, as is any larger index in predictions."
     classes = "\n".join(f"{index}. {name}" for index, name in enumerate(metadata["names"]))
     return f"""---
 {card.to_yaml()}
 ---
 # {metadata["benchmark"]}
 
-{CARD_MARK}{source}. `label` holds class indices; {metadata["ignore_index"]} marks pixels to ignore.{background_line}
+{CARD_MARK}{source}. `label` holds class indices; {metadata["ignore_index"]} marks pixels to ignore.{of_background}
 
 ```python
 from sed_hf.data import load_benchmark
