@@ -1,4 +1,4 @@
-"""Generated scenes: determinism, what training never sees, and labels that match the picture."""
+"""Generated scenes: determinism, what training never sees, and labels that match the image."""
 
 import colorsys
 import hashlib
@@ -34,15 +34,10 @@ def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
     return [render_scene(0, index, "test") for index in range(NUM_SCENES)]
 
 
-@pytest.fixture(scope="module")
-def train_labels() -> list[np.ndarray]:
-    return [render_scene(0, index, "train")[1] for index in range(NUM_SCENES)]
-
-
 # --- determinism
 
 
-def test_scene_depends_on_seed_and_index_alone() -> None:
+def test_scene_depends_on_seed_and_index_only() -> None:
     first_image, first_label = render_scene(5, 17)
     render_scene(5, 18)
     second_image, second_label = render_scene(5, 17)
@@ -50,6 +45,7 @@ def test_scene_depends_on_seed_and_index_alone() -> None:
     assert (first_label == second_label).all()
 
 
+@pytest.mark.slow
 def test_scene_is_the_same_in_another_process() -> None:
     program = (
         "import hashlib; from sed_hf.data.scenes import render_scene;"
@@ -69,33 +65,21 @@ def test_seed_index_and_split_each_change_the_scene(other: tuple[int, int, Split
 # --- vocabulary
 
 
-def test_a_quarter_of_the_compositions_is_unseen() -> None:
+def test_a_quarter_of_the_compositions_is_unseen_evenly_over_colors_and_shapes() -> None:
     assert len(UNSEEN_COMPOSITIONS) * 4 == len(COMPOSITIONS) == len(COLORS) * len(SHAPES)
-
-
-def test_unseen_compositions_are_spread_evenly_over_colors_and_shapes() -> None:
     assert Counter(composition.color for composition in UNSEEN_COMPOSITIONS) == dict.fromkeys(COLORS, 3)
     assert Counter(composition.shape for composition in UNSEEN_COMPOSITIONS) == dict.fromkeys(SHAPES, 2)
 
 
-def test_training_vocabulary_names_no_unseen_composition() -> None:
-    def names(classes: list[str]) -> set[str]:
-        return {name for synonyms in classes for name in synonyms.split(", ")}
-
-    assert not names(SceneDataset("train", 1).class_names) & names(unseen_classes())
+def test_no_name_stands_for_two_classes_so_training_names_no_unseen_composition() -> None:
+    names = [name for synonyms in scene_vocabulary() for name in synonyms.split(", ")]
+    assert len(set(names)) == len(names)
+    assert {"grass, lawn", "red circle, red disc"} <= set(scene_vocabulary())
 
 
 def test_ids_mean_the_same_in_training_and_full_vocabulary() -> None:
-    assert scene_vocabulary()[: len(seen_classes())] == seen_classes()
-
-
-def test_names_are_unambiguous() -> None:
-    names = [name for synonyms in scene_vocabulary() for name in synonyms.split(", ")]
-    assert len(set(names)) == len(names)
-
-
-def test_vocabulary_gives_synonyms() -> None:
-    assert {"grass, lawn", "red circle, red disc"} <= set(scene_vocabulary())
+    assert SceneDataset("train", 1).class_names == seen_classes()
+    assert scene_vocabulary() == seen_classes() + unseen_classes()
 
 
 def test_every_name_can_be_drawn() -> None:
@@ -107,11 +91,11 @@ def test_every_name_can_be_drawn() -> None:
 # --- what occurs
 
 
-def test_training_pictures_show_exactly_the_seen_classes(train_labels: list[np.ndarray]) -> None:
+def test_training_images_show_exactly_the_seen_classes_and_test_images_all(
+    scenes: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    train_labels = [render_scene(0, index, "train")[1] for index in range(NUM_SCENES)]
     assert set(np.unique(train_labels)) == set(range(len(seen_classes())))
-
-
-def test_test_pictures_show_all_classes(scenes: list[tuple[np.ndarray, np.ndarray]]) -> None:
     assert set(np.unique([label for _, label in scenes])) == set(range(len(scene_vocabulary())))
 
 
@@ -125,7 +109,7 @@ def test_scene_holds_one_to_three_backgrounds_and_several_objects(
         assert 3 <= len(classes) - num_backgrounds <= MAX_OBJECTS
 
 
-# --- labels match pictures
+# --- labels match images
 
 
 def color_name(rgb: np.ndarray) -> str:
@@ -155,7 +139,7 @@ def test_label_follows_the_edge_of_the_object() -> None:
     assert np.median(steps[neighbours]) > 2 * np.median(steps[~neighbours])
 
 
-def test_pictures_of_one_background_are_told_from_others_by_their_texture(
+def test_images_of_one_background_are_told_from_others_by_their_texture(
     scenes: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """Mean and deviation of colour suffice for a nearest-centroid classifier."""
@@ -204,7 +188,7 @@ def test_shape_fits_the_unit_disc(shape: str) -> None:
 # --- data set
 
 
-def test_item_is_a_picture_its_label_and_a_name() -> None:
+def test_item_is_a_image_its_label_and_a_name() -> None:
     item = SceneDataset("test", length=3, seed=1, size=96)[2]
     assert isinstance(item["image"], Image.Image)
     assert item["image"].mode == "RGB"

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import scipy.io
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 from raw_copies import (
     RawIds,
     run_lengths,
@@ -31,7 +29,7 @@ from strategies import examples, label_maps
 import sed_hf.data
 from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.data.prepare import prepare_benchmark
-from sed_hf.data.raw_labels import read_ade20k_objects, read_index_image, read_mat_label_map, read_rle_annotations
+from sed_hf.data.raw_labels import read_rle_annotations
 from sed_hf.data.vocabularies import load_vocabulary
 
 PUBLISHED = json.loads((Path(sed_hf.data.__file__).parent / "label_maps" / "raw_label_to_train_id.json").read_text())
@@ -139,19 +137,6 @@ class TestBenchmarks:
             for example, original in zip(prepared, expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(example["image"]), np.asarray(original["image"]))
 
-    @given(st.data())
-    @examples(6)
-    def test_ids_beyond_the_classes_are_named_with_their_file(self, data: st.DataObject) -> None:
-        ids, wrong = data.draw(some_of(st.integers(0, 150))), data.draw(st.integers(151, 255))
-        ids.flat[data.draw(st.integers(0, ids.size - 1))] = wrong
-        with TemporaryDirectory() as folder:
-            write_ade20k_150(Path(folder), {ADE_NAMES[0]: ids})
-            dataset = load_benchmark("ade20k_150", folder)
-            with pytest.raises(
-                ValueError, match=rf"{ADE_NAMES[0]}\.png: label values outside the class range: {wrong}"
-            ):
-                dataset[0]
-
 
 class TestOwnData:
     @given(label_maps(st.integers(0, 4) | st.just(255), 8, np.uint8), st.sampled_from([".png", ".tif"]), st.booleans())
@@ -173,55 +158,15 @@ class TestOwnData:
             assert labels_of(load_benchmark("custom", folder)) == [labels.tolist()]
 
 
-class TestFiles:
-    def png(self, image: Image.Image) -> BytesIO:
-        buffer = BytesIO()
-        image.save(buffer, format="PNG")
-        buffer.seek(0)
-        return buffer
-
-    @given(label_maps(st.integers(0, 255), 12, np.uint8), st.booleans())
-    def test_index_images_of_8_bits(self, ids: NDArray[np.uint8], has_palette: bool) -> None:
-        image = Image.fromarray(ids)
-        if has_palette:
-            image.putpalette(list(range(256)) * 3)
-        np.testing.assert_array_equal(read_index_image(self.png(image)), ids)
-
-    @given(label_maps(st.integers(0, 65535), 12, np.uint16))
-    def test_index_images_of_16_bits(self, ids: NDArray[np.uint16]) -> None:
-        np.testing.assert_array_equal(read_index_image(self.png(Image.fromarray(ids))), ids)
-
-    @given(label_maps(st.integers(0, 25 * 256 + 255), 12, np.int32), st.integers(0, 9), st.integers(0, 255))
-    def test_object_ids_of_ade20k(self, ids: NDArray[np.int32], digit: int, instance: int) -> None:
-        red = np.minimum(ids // 256 * 10 + digit, 255)
-        image = Image.fromarray(np.stack([red, ids % 256, np.full_like(ids, instance)], -1).astype(np.uint8))
-        np.testing.assert_array_equal(read_ade20k_objects(self.png(image)), ids)
-
-    @given(label_maps(st.integers(0, 459), 12, np.uint16))
-    def test_matlab_label_maps(self, ids: NDArray[np.uint16]) -> None:
-        buffer = BytesIO()
-        scipy.io.savemat(buffer, {"LabelMap": ids})
-        buffer.seek(0)
-        np.testing.assert_array_equal(read_mat_label_map(buffer), ids)
-
-    @given(label_maps(st.integers(0, 5), 12, np.int32), st.booleans())
-    def test_run_lengths(self, ids: NDArray[np.int32], compressed: bool) -> None:
-        segments = [
-            {"category_id": raw_id, "segmentation": run_lengths(ids == raw_id, compressed)}
-            for raw_id in np.unique(ids[ids > 0]).tolist()
-        ]
-        label = json.dumps({"size": ids.shape, "segments": segments}).encode()
-        np.testing.assert_array_equal(read_rle_annotations(BytesIO(label)), ids)
-
-    @given(label_maps(st.integers(0, 7), 8, np.int32), st.booleans())
-    def test_of_run_lengths_that_overlap_the_last_wins(self, bits: NDArray[np.int32], compressed: bool) -> None:
-        masks = [bits >> bit & 1 == 1 for bit in range(3)]
-        segments = [
-            {"category_id": bit + 1, "segmentation": run_lengths(mask, compressed)} for bit, mask in enumerate(masks)
-        ]
-        label = json.dumps({"size": bits.shape, "segments": segments}).encode()
-        expected = np.select(masks[::-1], [3, 2, 1], 0)
-        np.testing.assert_array_equal(read_rle_annotations(BytesIO(label)), expected)
+@given(label_maps(st.integers(0, 7), 8, np.int32), st.booleans())
+def test_of_run_lengths_that_overlap_the_last_wins(bits: NDArray[np.int32], compressed: bool) -> None:
+    masks = [bits >> bit & 1 == 1 for bit in range(3)]
+    segments = [
+        {"category_id": bit + 1, "segmentation": run_lengths(mask, compressed)} for bit, mask in enumerate(masks)
+    ]
+    label = json.dumps({"size": bits.shape, "segments": segments}).encode()
+    expected = np.select(masks[::-1], [3, 2, 1], 0)
+    np.testing.assert_array_equal(read_rle_annotations(BytesIO(label)), expected)
 
 
 class TestVocabularies:
@@ -241,7 +186,7 @@ class TestVocabularies:
     )
     def test_any_names_survive_a_line_each(self, names: list[str], line_end: str, encoding: str) -> None:
         assume(not names[0].startswith("\ufeff"))  # which begins a file, and no name
-        assume(not all(re.match(r"\s*\d", name) for name in names))  # which would be a table
+        assume(not any(re.match(r"\s*\d", name) for name in names[1:]))  # which would be a table
         with TemporaryDirectory() as folder:
             path = Path(folder, "names.txt")
             path.write_bytes(line_end.join(names).encode(encoding))

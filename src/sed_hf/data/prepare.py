@@ -49,8 +49,10 @@ def prepare_benchmark(
     several benchmarks may not.
 
     Args:
-        name, data_dir, split: As for [`load_benchmark`], but for Parquet files.
+        name: As for [`load_benchmark`], like `data_dir` and `split`.
+        data_dir: The files as downloaded, as Detectron2's scripts leave them, or of your own.
         output: The folder to write to; [`load_benchmark`] and `datasets.load_dataset` read it.
+        split: `"train"` or `"val"`.
         num_proc: The number of processes, each of which writes a shard at a time.
         images_per_shard: The number of images of a file.
 

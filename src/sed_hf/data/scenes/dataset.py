@@ -12,7 +12,7 @@ from .vocabulary import Split, scene_vocabulary, seen_classes, split_composition
 class SceneDataset(Dataset[dict[str, Any]]):
     """Scenes drawn on demand, the same in every process and at every access.
 
-    Item `i` is a dict of `image`, an RGB picture; `label`, a (size, size) int64 array of class ids, without ignored
+    Item `i` is a dict of `image`, an RGB image; `label`, a (size, size) int64 array of class ids, without ignored
     pixels; and `file_name`, which names the scene in messages.
 
     Args:

@@ -12,11 +12,11 @@ from .shapes import SIGNED_DISTANCES, Plane, Point
 from .textures import TEXTURES
 from .vocabulary import BACKGROUND_IDS, COMPOSITION_IDS, Composition, Split, split_compositions
 
-Picture: TypeAlias = NDArray[np.float32]  # (height, width, 3), RGB in [0, 1]
+Pixels: TypeAlias = NDArray[np.float32]  # (height, width, 3), RGB in [0, 1]
 Labels: TypeAlias = NDArray[np.int64]  # (height, width)
 
 MIN_OBJECTS, MAX_OBJECTS = 6, 12
-MIN_RADIUS, MAX_RADIUS = 0.06, 0.16  # of the picture's size
+MIN_RADIUS, MAX_RADIUS = 0.06, 0.16  # of the image's size
 MIN_CLEARANCE = 0.65  # between the centres of two objects, of the sum of their radii
 SHADOW_LENGTH = 0.15  # of the object's radius
 BACKGROUND_COUNT_PROBABILITIES = (0.25, 0.5, 0.25)  # of one, two and three backgrounds
@@ -49,7 +49,7 @@ def render_scene(seed: int, index: int, split: Split = "test", size: int = 192) 
         size: Height and width in pixels. Objects grow with it, the details of textures do not.
 
     Returns:
-        The picture, (size, size, 3) uint8 RGB, and the class id of each pixel, (size, size) int64, as numbered by
+        The image, (size, size, 3) uint8 RGB, and the class id of each pixel, (size, size) int64, as numbered by
         `scene_vocabulary`.
 
     Raises:
@@ -57,30 +57,30 @@ def render_scene(seed: int, index: int, split: Split = "test", size: int = 192) 
     """
     compositions = split_compositions(split)
     rng = np.random.default_rng([("train", "test").index(split), seed, index])
-    picture, labels = _draw_backgrounds(rng, size)
+    image, labels = _draw_backgrounds(rng, size)
     light_direction = rng.uniform(0, 2 * math.pi)
     light = (math.cos(light_direction), math.sin(light_direction))
     for scene_object in _place_objects(rng, compositions, size):
-        _draw_object(rng, picture, labels, scene_object, light)
-    return _photograph(rng, picture), labels
+        _draw_object(rng, image, labels, scene_object, light)
+    return _photograph(rng, image), labels
 
 
-def _draw_backgrounds(rng: Generator, size: int) -> tuple[Picture, Labels]:
+def _draw_backgrounds(rng: Generator, size: int) -> tuple[Pixels, Labels]:
     """One to three textures above each other, parted by slanted, wavy lines, with sky on top if there is any."""
     count = 1 + rng.choice(len(BACKGROUND_COUNT_PROBABILITIES), p=BACKGROUND_COUNT_PROBABILITIES)
     names = sorted(rng.choice(list(TEXTURES), size=count, replace=False), key=lambda name: name != "sky")
-    picture = TEXTURES[names[0]](rng, size)
+    image = TEXTURES[names[0]](rng, size)
     labels = np.full((size, size), BACKGROUND_IDS[names[0]], dtype=np.int64)
     rows = np.arange(size, dtype=np.float32)[:, None]
     for band, name in enumerate(names[1:], start=1):
         depth = rows - _band_border(rng, (band + rng.uniform(-0.2, 0.2)) / count, size)
-        picture += np.clip(depth + 0.5, 0, 1)[..., None] * (TEXTURES[name](rng, size) - picture)
+        image += np.clip(depth + 0.5, 0, 1)[..., None] * (TEXTURES[name](rng, size) - image)
         labels[depth > 0] = BACKGROUND_IDS[name]
-    return picture, labels
+    return image, labels
 
 
 def _band_border(rng: Generator, height: float, size: int) -> NDArray[np.float32]:
-    """The row at which a band begins in each column, (size,), about `height` of the picture from the top."""
+    """The row at which a band begins in each column, (size,), about `height` of the image from the top."""
     x = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope, amplitude = rng.uniform(-0.2, 0.2), rng.uniform(0, 0.025)
     waves, phase = rng.uniform(1, 4), rng.uniform(0, 2 * math.pi)
@@ -100,7 +100,7 @@ def _place_objects(rng: Generator, compositions: tuple[Composition, ...], size: 
 
 def _free_place(rng: Generator, objects: list[SceneObject], radius: float, size: int) -> tuple[float, float]:
     """Of a dozen random centres the first that is far enough from other objects, or else the one that is farthest."""
-    # Half an object may lie beyond the picture's border, never its centre.
+    # Half an object may lie beyond the image's border, never its centre.
     centers = rng.uniform(0.5 * radius, size - 0.5 * radius, (12, 2))
     if not objects:
         return float(centers[0, 0]), float(centers[0, 1])
@@ -112,8 +112,8 @@ def _free_place(rng: Generator, objects: list[SceneObject], radius: float, size:
     return float(center_x), float(center_y)
 
 
-def _draw_object(rng: Generator, picture: Picture, labels: Labels, scene_object: SceneObject, light: Point) -> None:
-    """Draw an object and its shadow into `picture` and `labels`."""
+def _draw_object(rng: Generator, image: Pixels, labels: Labels, scene_object: SceneObject, light: Point) -> None:
+    """Draw an object and its shadow into `image` and `labels`."""
     radius = scene_object.radius
     reach = (1 + SHADOW_LENGTH) * radius + 2
     rows, columns = (_span(c, reach, len(labels)) for c in (scene_object.center_y, scene_object.center_x))
@@ -121,7 +121,7 @@ def _draw_object(rng: Generator, picture: Picture, labels: Labels, scene_object:
     x = np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - scene_object.center_x
     edge_distance = scene_object.edge_distance(x, y)
 
-    patch = picture[rows, columns]
+    patch = image[rows, columns]
     patch *= 1 - _shadow(scene_object, x, y, light)[..., None]
     shading = _shading(rng, x / radius, y / radius, edge_distance / radius, light)
     surface = sample_color(rng, scene_object.composition.color) * shading[..., None]
@@ -150,12 +150,12 @@ def _span(center: float, reach: float, size: int) -> slice:
     return slice(max(0, math.floor(center - reach)), min(size, math.ceil(center + reach) + 1))
 
 
-def _photograph(rng: Generator, picture: Picture) -> NDArray[np.uint8]:
+def _photograph(rng: Generator, image: Pixels) -> NDArray[np.uint8]:
     """Uneven light, exposure, grain, and eight bits a channel."""
-    size = len(picture)
+    size = len(image)
     across = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     tilt_x, tilt_y = rng.uniform(-0.15, 0.15, 2)
     light = rng.uniform(0.88, 1.08) + tilt_x * across[None, :] + tilt_y * across[:, None]
-    picture *= light[..., None]
-    picture += rng.uniform(0.005, 0.03) * rng.standard_normal(picture.shape, dtype=np.float32)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image *= light[..., None]
+    image += rng.uniform(0.005, 0.03) * rng.standard_normal(image.shape, dtype=np.float32)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -33,14 +33,17 @@ def _right_of_line(x: Plane, y: Plane, start: Point, end: Point) -> Plane:
 
 
 def circle(x: Plane, y: Plane) -> Plane:
+    """Somewhat smaller than the unit disc."""
     return _disc(x, y, radius=0.88)
 
 
 def square(x: Plane, y: Plane) -> Plane:
+    """With sides along the axes."""
     return _box(x, y, half_width=0.72, half_height=0.72)
 
 
 def triangle(x: Plane, y: Plane) -> Plane:
+    """Equilateral."""
     corners = [(math.cos(angle), math.sin(angle)) for angle in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
     edges = zip(corners, corners[1:] + corners[:1], strict=True)
     return np.maximum.reduce([_right_of_line(x, y, start, end) for start, end in edges])
@@ -56,6 +59,7 @@ def star(x: Plane, y: Plane) -> Plane:
 
 
 def cross(x: Plane, y: Plane) -> Plane:
+    """Two bars of equal length."""
     return np.minimum(
         _box(x, y, half_width=0.95, half_height=0.28),
         _box(x, y, half_width=0.28, half_height=0.95),
@@ -63,6 +67,7 @@ def cross(x: Plane, y: Plane) -> Plane:
 
 
 def ring(x: Plane, y: Plane) -> Plane:
+    """With a hole of half its width."""
     return np.abs(_disc(x, y, radius=0.74)) - 0.21
 
 
@@ -77,6 +82,7 @@ def heart(x: Plane, y: Plane) -> Plane:
 
 
 def crescent(x: Plane, y: Plane) -> Plane:
+    """A disc without another, which covers its right."""
     return np.maximum(_disc(x, y, radius=0.97), -_disc(x - 0.45, y, radius=0.78))
 
 
@@ -86,16 +92,19 @@ def diamond(x: Plane, y: Plane) -> Plane:
 
 
 def arrow(x: Plane, y: Plane) -> Plane:
+    """Points along x."""
     shaft = _box(x + 0.45, y, half_width=0.5, half_height=0.17)
     head = np.maximum(_right_of_line(x, np.abs(y), (1.0, 0.0), (0.0, 0.7)), -x)
     return np.minimum(shaft, head)
 
 
 def bar(x: Plane, y: Plane) -> Plane:
+    """Five times as long as wide."""
     return _box(x, y, half_width=0.98, half_height=0.2)
 
 
 def semicircle(x: Plane, y: Plane) -> Plane:
+    """The upper half of a disc."""
     y = y + 0.42
     return np.maximum(_disc(x, y, radius=0.96), -y)
 

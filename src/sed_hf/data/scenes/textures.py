@@ -1,8 +1,8 @@
-"""Background textures: pictures of grass, sky, sand, water, brick, wood, snow and gravel.
+"""Background textures: images of grass, sky, sand, water, brick, wood, snow and gravel.
 
-A texture is a function of a random generator and a size that gives a (size, size, 3) float32 picture in [0, 1]. Its
+A texture is a function of a random generator and a size that gives a (size, size, 3) float32 image in [0, 1]. Its
 details are as many pixels wide at any size. Noise is cut from large tiles that are computed once, so that a texture
-costs about a millisecond; the tiles come from fixed seeds, so that a picture depends on its own generator alone.
+costs about a millisecond; the tiles come from fixed seeds, so that an image depends on its own generator only.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Picture: TypeAlias = NDArray[np.float32]  # (height, width, 3), RGB in [0, 1]
+Pixels: TypeAlias = NDArray[np.float32]  # (height, width, 3), RGB in [0, 1]
 Plane: TypeAlias = NDArray[np.float32]  # (height, width)
-Texture: TypeAlias = Callable[[Generator, int], Picture]
+Texture: TypeAlias = Callable[[Generator, int], Pixels]
 Color: TypeAlias = tuple[float, float, float]
 
 _TILE_SIZE = 512
@@ -75,20 +75,22 @@ def _noise(rng: Generator, size: int, smoothness: float, aspect: float = 1.0) ->
     return _noise_tile(smoothness, aspect)[_window(rng, size)]
 
 
-def _mix(weight: Plane, low: Color, high: Color) -> Picture:
+def _mix(weight: Plane, low: Color, high: Color) -> Pixels:
     """Colours from `low` where the weight is 0 to `high` where it is 1."""
     weight = np.clip(weight, 0, 1)[..., None]
     start = np.asarray(low, dtype=np.float32)
     return start + weight * (np.asarray(high, dtype=np.float32) - start)
 
 
-def grass(rng: Generator, size: int) -> Picture:
+def grass(rng: Generator, size: int) -> Pixels:
+    """Blades, which are higher than wide, in lighter and darker patches."""
     blades = _noise(rng, size, smoothness=0.6, aspect=0.2)
     patches = _noise(rng, size, smoothness=2.0)
     return _mix(0.45 + 0.25 * blades + 0.08 * patches, (0.10, 0.22, 0.05), (0.50, 0.60, 0.22))
 
 
-def sky(rng: Generator, size: int) -> Picture:
+def sky(rng: Generator, size: int) -> Pixels:
+    """Blue, paler towards the bottom, with clouds."""
     clouds = _noise(rng, size, smoothness=1.9, aspect=2.0)
     height = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     blue = _mix(np.broadcast_to(height, (size, size)), (0.30, 0.54, 0.87), (0.58, 0.79, 0.97))
@@ -96,20 +98,23 @@ def sky(rng: Generator, size: int) -> Picture:
     return blue + np.clip(0.4 * (clouds + cover), 0, 0.8)[..., None] * (np.float32(0.97) - blue)
 
 
-def sand(rng: Generator, size: int) -> Picture:
+def sand(rng: Generator, size: int) -> Pixels:
+    """Grains on dunes."""
     grains = _noise(rng, size, smoothness=0.1)
     dunes = _noise(rng, size, smoothness=2.0, aspect=2.5)
     return _mix(0.5 + 0.15 * grains + 0.17 * dunes, (0.66, 0.54, 0.36), (0.93, 0.84, 0.66))
 
 
-def water(rng: Generator, size: int) -> Picture:
+def water(rng: Generator, size: int) -> Pixels:
+    """Waves with glints."""
     waves = _noise(rng, size, smoothness=1.2, aspect=5.0)
     body = _mix(0.4 + 0.25 * waves, (0.02, 0.22, 0.30), (0.25, 0.58, 0.62))
     glints = np.clip(waves - 1.5, 0, 1)
     return body + glints[..., None] * (np.float32(0.95) - body)
 
 
-def brick(rng: Generator, size: int) -> Picture:
+def brick(rng: Generator, size: int) -> Pixels:
+    """Rows of bricks, every other shifted by half of one, in mortar."""
     height = int(rng.integers(9, 14))
     width = int(2.3 * height)
     top, left = rng.integers(1000, size=2)
@@ -123,7 +128,8 @@ def brick(rng: Generator, size: int) -> Picture:
     return np.where(is_mortar[..., None], mortar, bricks)
 
 
-def wood(rng: Generator, size: int) -> Picture:
+def wood(rng: Generator, size: int) -> Pixels:
+    """Planks with grain along x."""
     plank_height = int(rng.integers(18, 30))
     row = (np.arange(size) + int(rng.integers(plank_height))) // plank_height
     grain_rows, grain_columns = _window(rng, size)
@@ -136,15 +142,16 @@ def wood(rng: Generator, size: int) -> Picture:
     return planks
 
 
-def snow(rng: Generator, size: int) -> Picture:
-    # The slope of a field of lumps, lit from the upper left, shades it.
+def snow(rng: Generator, size: int) -> Pixels:
+    """A field of lumps, lit from the upper left."""
     height = _noise(rng, size + 1, smoothness=1.7, aspect=1.5)
     slope = 2 * height[1:, 1:] - height[:-1, 1:] - height[1:, :-1]
     sparkle = np.maximum(_noise(rng, size, smoothness=0.0) - 2.2, 0)
     return _mix(0.72 + 1.0 * slope + sparkle, (0.62, 0.70, 0.84), (0.97, 0.98, 1.0))
 
 
-def gravel(rng: Generator, size: int) -> Picture:
+def gravel(rng: Generator, size: int) -> Pixels:
+    """Pebbles with dark borders."""
     greys, border_distances = _pebble_tile()
     window = _window(rng, size)
     pebbles = _mix(greys[window], (0.36, 0.35, 0.34), (0.72, 0.70, 0.67))

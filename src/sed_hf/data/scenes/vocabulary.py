@@ -2,7 +2,7 @@
 
 A class is a background ("grass, lawn") or a composition of colour and shape ("red circle, red disc"). A class name
 lists its synonyms, separated by ", ". Classes are numbered with those of training first, so that the label of a
-training picture means the same in the training vocabulary and in the full one.
+training image means the same in the training vocabulary and in the full one.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -74,7 +74,7 @@ COMPOSITION_IDS: dict[Composition, int] = {
 
 
 def split_compositions(split: Split) -> tuple[Composition, ...]:
-    """The compositions that occur in pictures of a split: in training only the seen ones, in test all.
+    """The compositions that occur in images of a split: in training only the seen ones, in test all.
 
     Raises:
         ValueError: If the split is neither "train" nor "test".
