@@ -1,19 +1,27 @@
 """The demo as a Space runs it, for the tests: a folder with `app.py` and the sources, no network, no model."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SECONDS_TO_START = 60
 SECONDS_TO_END = 20
+SECONDS_TO_ANSWER = 60
+MULTIPART = "multipart/form-data; boundary=X"
 
 
 def make_space(folder: Path) -> Path:
@@ -55,3 +63,66 @@ def _wait_until_served(address: str, server: subprocess.Popen, log: Path) -> Non
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"the demo did not start:\n{log.read_text()}")
+
+
+@dataclass
+class Server:
+    """The running demo, and what its visitors do."""
+
+    address: str
+    process_id: int
+    folder: Path
+
+    def send(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        """The status and the body of the answer to a request."""
+        headers = {"Content-Type": "application/json"} | {
+            name.replace("_", "-"): text for name, text in headers.items()
+        }
+        request = urllib.request.Request(self.address + urllib.parse.quote(path, safe="/=?&:"), body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def call(self, endpoint: str, data: list[Any], **more: Any) -> tuple[int, bytes]:
+        """The status and the end of a call, or of its refusal; file names and numbers of calls are left out."""
+        status, answer = self.send(endpoint, json.dumps({"data": data, **more}).encode())
+        if status == 200 and b"event_id" in answer:
+            if endpoint.endswith("/queue/join"):
+                answer = self.send(f"/gradio_api/queue/data?session_hash={more['session_hash']}")[1]
+            else:
+                answer = self.send(f"{endpoint}/{json.loads(answer)['event_id']}")[1]
+        return status, re.sub(rb'[0-9a-f]{32,}|"time[^,]*|"(?:average_)?duration[^,}]*', b"", answer)
+
+    def segment(self, path: str, class_text: str = "sky") -> tuple[int, bytes]:
+        return self.call("/gradio_api/call/segment", [image(path), "the classes typed below", class_text, 0, 0])
+
+    def upload(self, content: bytes, name: str = "image.png") -> str:
+        """Upload a file: its path on the server."""
+        head, tail = multipart(name)
+        status, answer = self.send("/gradio_api/upload", head + content + tail, Content_Type=MULTIPART)
+        assert status == 200, answer
+        return json.loads(answer)[0]
+
+    def files(self) -> set[Path]:
+        """The files that the server keeps."""
+        return {path for path in self.folder.rglob("served/**/*") if path.is_file()}
+
+    def wait_for_files(self, expected: set[Path]) -> bool:
+        """Whether the server soon keeps these files and no others."""
+        deadline = time.monotonic() + 5
+        while self.files() != expected and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.files() == expected
+
+
+def multipart(name: str) -> tuple[bytes, bytes]:
+    """What surrounds the content of a file in an upload."""
+    head = f'--X\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return head.encode(), b"\r\n--X--\r\n"
+
+
+def image(path: Any, with_meta: bool = True) -> dict[str, Any]:
+    """A file, as a request names it."""
+    return {"path": path} | ({"meta": {"_type": "gradio.FileData"}} if with_meta else {})

@@ -1,10 +1,14 @@
-"""The demo without a browser: what its page's controls do, and what it refuses in which words."""
+"""The demo without a browser: what its controls do, what it refuses in which words, and what its guard lets in."""
 
+import copy
 import json
+import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +21,14 @@ from sed_hf.data.vocabularies import load_vocabulary
 
 gradio = pytest.importorskip("gradio")
 
-from sed_hf.demo import build_demo, example_scenes  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import PlainTextResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+from starlette.testclient import TestClient  # noqa: E402
+
+from sed_hf.demo.guard import MAX_FOLDER_BYTES, Guard, UploadFolder  # noqa: E402
 from sed_hf.demo.inputs import (  # noqa: E402
     MAX_CLASS_NAMES,
     OWN_CLASSES,
@@ -26,38 +37,38 @@ from sed_hf.demo.inputs import (  # noqa: E402
     parse_class_names,
     read_upload,
 )
-from sed_hf.demo.page import Demo, legend_choices, legend_colors  # noqa: E402
-from sed_hf.demo.results import Result, Results  # noqa: E402
+from sed_hf.demo.page import Demo, build_page  # noqa: E402
+from sed_hf.demo.results import Result  # noqa: E402
+from sed_hf.demo.server import example_scenes, trusted_hosts  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def upload_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    return tmp_path / "gradio"
+@pytest.fixture
+def files(tmp_path: Path) -> UploadFolder:
+    return UploadFolder(tmp_path / "served")
 
 
 @pytest.fixture
-def demo(tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor) -> Demo:
-    return Demo(tiny_model, tiny_processor, "tiny")
+def demo(tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, files: UploadFolder) -> Demo:
+    return Demo(tiny_model, tiny_processor, "tiny", files, Counter())
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> str:
-    path = tmp_path / "photo.png"
+def photo(files: UploadFolder) -> str:
+    path = files.path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
     return str(path)
 
 
 @pytest.fixture
 def result() -> Result:
-    """4 × 6 pixels: class 2 on the left with 0.8, class 0 on the right with 0.3."""
-    labels = np.full((4, 6), 2)
-    labels[:, 4:] = 0
+    """400 × 600 pixels: class 2 on the left with 0.8, class 0 on the right with 0.3."""
+    labels = np.full((400, 600), 2)
+    labels[:, 400:] = 0
     probability = np.where(labels == 2, 0.8, 0.3).astype(np.float32)
-    picture = Image.new("RGB", (6, 4), (10, 200, 10))
-    return Result("photo.jpg", picture, labels, probability, ["sky", "sea", "dog, puppy"], "tiny")
+    image = Image.new("RGB", (600, 400), (10, 200, 10))
+    return Result("photo.jpg", "tiny", ["sky", "sea", "dog, puppy"], image, labels, probability)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -70,28 +81,23 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def test_segment_shows_an_overlay_and_lists_the_classes_found(demo: Demo, photo: str) -> None:
-    key, overlay, _, legend, *_ = demo.segment(photo, OWN_CLASSES, "sky\n\ndog, puppy\n", 0, 0.0, None)
-    result = demo.results.get(key)
-    assert result is not None
-    with Image.open(overlay) as picture:
-        assert picture.size == result.view.size
+    result, overlay, _, legend, *_ = demo.segment(photo, OWN_CLASSES, "sky\n\ndog, puppy\n", 0, 0.0)
+    assert Image.open(overlay).format == "JPEG"
     assert {label.split(" · ")[0].split()[-1] for label, _ in legend["choices"]} <= {"sky", "dog"}
     assert legend["value"] == result.listed
 
 
 @pytest.mark.parametrize("topk", [0, 1])
 def test_segment_takes_a_built_in_vocabulary(demo: Demo, photo: str, topk: int) -> None:
-    key, *_ = demo.segment(photo, "pascal_voc_20", "is not read", topk, 0.0, None)
-    result = demo.results.get(key)
-    assert result is not None
-    assert result.class_names == load_vocabulary("pascal_voc_20")
+    result, *_ = demo.segment(photo, "pascal_voc_20", "is not read", topk, 0.0)
+    assert list(result.class_names) == load_vocabulary("pascal_voc_20")
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_downloads_are_the_files_of_the_command(
     demo: Demo, photo: str, tiny_hub_folder: Path, tmp_path: Path, threshold: float | None
 ) -> None:
-    *_, labels, summary, _ = demo.segment(photo, OWN_CLASSES, "sky\ndog, puppy", 0, threshold or 0.0, None)
+    *_, labels, summary, _ = demo.segment(photo, OWN_CLASSES, "sky\ndog, puppy", 0, threshold or 0.0)
     options = [] if threshold is None else ["--threshold", str(threshold)]
     arguments = ["--model", str(tiny_hub_folder), "--classes", "sky", "dog, puppy", *options, "--topk", "0"]
     assert main(["segment", photo, *arguments, "--output", str(tmp_path)]) == 0
@@ -102,52 +108,83 @@ def test_downloads_are_the_files_of_the_command(
     assert json.loads(Path(summary["value"]).read_text()) == expected | {"file": "photo.png", "model": "tiny"}
 
 
-def test_a_new_picture_takes_the_place_of_the_visitors_last_one(demo: Demo, photo: str) -> None:
-    first, *_ = demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0, None)
-    demo.segment(photo, OWN_CLASSES, "dog", 0, 0.0, first)
-    assert len(demo.results) == 1
+def test_a_large_image_is_segmented_at_the_size_that_is_shown(demo: Demo, files: UploadFolder) -> None:
+    Image.new("RGB", (4000, 1000)).save(files.path / "wide.png")
+    result, *_ = demo.segment(str(files.path / "wide.png"), OWN_CLASSES, "sky", 0, 0.0)
+    assert result.segmentation.shape == (256, 1024)
 
 
-def test_threshold_and_hiding_do_not_run_the_network(demo: Demo, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, *_ = demo.segment(photo, OWN_CLASSES, "sky\ndog", 0, 0.0, None)
-    monkeypatch.setattr("sed_hf.demo.page.Segmenter", lambda *_, **__: pytest.fail("segmented again"))
-    demo.change_threshold(key, 0.9, [0, 1])
-    demo.show_classes(key, 0.9, [0])
+def test_what_visitors_type_is_not_kept_in_the_cache_of_the_owner(
+    demo: Demo, photo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    demo.segment(photo, OWN_CLASSES, "a secret", 0, 0.0)
+    assert not (tmp_path / "home").exists()
+    demo.segment(photo, "pascal_voc_20", "", 0, 0.0)
+    assert (tmp_path / "home").exists()
 
 
-def test_a_threshold_before_the_first_picture_changes_nothing(demo: Demo) -> None:
-    assert demo.change_threshold(None, 0.5, []) == tuple(gradio.skip() for _ in range(5))
+def test_a_threshold_before_the_first_image_changes_nothing(demo: Demo) -> None:
+    assert demo.change_threshold(None, 0.5) == tuple(gradio.skip() for _ in range(5))
 
 
-def test_a_forgotten_result_is_a_sentence(demo: Demo) -> None:
-    with pytest.raises(gradio.Error, match=r"no longer kept here. Please press Segment again\."):
-        demo.change_threshold("forgotten", 0.5, [])
+def test_a_result_that_is_not_kept_is_a_sentence(demo: Demo) -> None:
+    with pytest.raises(gradio.Error, match=r"no longer kept. Please press Segment\."):
+        demo.show_classes(None, [])
+
+
+# limits of time
+
+
+class Visitor:
+    """What Gradio tells of the sender of a request."""
+
+    session_hash = "abc"
+
+
+def test_work_that_takes_too_long_ends_with_a_sentence(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, files: UploadFolder, photo: str
+) -> None:
+    demo = Demo(tiny_model, tiny_processor, "tiny", files, Counter(), max_seconds=0)
+    with pytest.raises(gradio.Error, match="takes longer than the 0 seconds"):
+        demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0)
+
+
+def test_work_ends_when_nobody_waits_for_it(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, files: UploadFolder, photo: str
+) -> None:
+    listeners: Counter[str] = Counter()
+    demo = Demo(tiny_model, tiny_processor, "tiny", files, listeners, seconds_to_listen=0)
+    with pytest.raises(gradio.Error, match="The visitor has gone"):
+        demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0, Visitor())
+    listeners["abc"] += 1
+    demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0, Visitor())
 
 
 # refusals
 
 
-def test_segment_asks_for_a_picture(demo: Demo) -> None:
-    with pytest.raises(gradio.Error, match="Please drop a picture first"):
-        demo.segment(None, OWN_CLASSES, "sky", 0, 0.0, None)
+def test_segment_asks_for_an_image(demo: Demo) -> None:
+    with pytest.raises(gradio.Error, match="Please drop an image first"):
+        demo.segment(None, OWN_CLASSES, "sky", 0, 0.0)
 
 
 def test_a_text_file_named_png_is_refused_when_it_arrives(demo: Demo, tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
-    path.write_text("no picture")
-    with pytest.raises(gradio.Error, match=r"notes.png is not a picture that can be read here"):
-        demo.check_picture(str(path))
+    path.write_text("no image")
+    with pytest.raises(gradio.Error, match=r"notes.png is not an image that can be read here"):
+        demo.check_image(str(path))
 
 
 def test_a_refusal_cannot_put_markup_into_the_page(demo: Demo, photo: str) -> None:
     with pytest.raises(gradio.Error, match="“&lt;img&gt;” is the same class name"):
-        demo.segment(photo, OWN_CLASSES, "<img>\n<img>", 0, 0.0, None)
+        demo.segment(photo, OWN_CLASSES, "<img>\n<img>", 0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("2 GiB"), "There is not enough memory for this picture"),
+        (torch.OutOfMemoryError("2 GiB"), "There is not enough memory for this image"),
         (RuntimeError("a bug"), "Something went wrong on the server"),
     ],
 )
@@ -157,46 +194,48 @@ def test_a_failure_is_a_sentence_without_details(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("sed_hf.demo.page.Segmenter", fail)
+    monkeypatch.setattr(demo.model, "forward", fail)
     with pytest.raises(gradio.Error, match=message) as refusal:
-        demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0, None)
+        demo.segment(photo, OWN_CLASSES, "sky", 0, 0.0)
     assert str(error) not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "message"),
-    [
-        (6000, 5000, "has more than 25 megapixels"),
-        (60_000, 50_000, "has more than 25 megapixels"),
-    ],
-)
-def test_too_large_a_picture_is_refused_by_its_header(
-    tiny_processor: SEDProcessor, tmp_path: Path, width: int, height: int, message: str
+def test_logits_that_are_not_finite_are_a_sentence(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, files: UploadFolder, photo: str
 ) -> None:
+    model = copy.deepcopy(tiny_model)
+    for parameter in model.parameters():
+        parameter.data.mul_(torch.nan)
+    with pytest.raises(gradio.Error, match="values that are not finite for this image"):
+        Demo(model, tiny_processor, "tiny", files, Counter()).segment(photo, OWN_CLASSES, "sky", 0, 0.0)
+
+
+@pytest.mark.parametrize("size", [(6000, 5000), (60_000, 50_000)])
+def test_too_large_an_image_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "large.png"
-    path.write_bytes(png_header(width, height))
-    with pytest.raises(InputError, match=message):
-        read_upload(path, tiny_processor)
+    path.write_bytes(png_header(*size))
+    with pytest.raises(InputError, match="more than the 25 megapixels that are taken here"):
+        read_upload(path)
 
 
-def test_25_megapixels_are_taken_unless_the_limit_of_all_pictures_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_25_megapixels_are_taken_unless_the_limit_of_all_images_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max_upload_pixels() == 5000 * 5000
     monkeypatch.setenv("SED_HF_MAX_IMAGE_PIXELS", "100000000")
     assert max_upload_pixels() == 100_000_000
 
 
-def test_a_damaged_picture_is_refused(tiny_processor: SEDProcessor, tmp_path: Path) -> None:
+def test_a_damaged_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     path.write_bytes(png_header(60, 50))
     with pytest.raises(InputError, match=r"half.png cannot be read completely"):
-        read_upload(path, tiny_processor)
+        read_upload(path)
 
 
-def test_formats_that_pillow_hands_to_other_programs_are_refused(tiny_processor: SEDProcessor, tmp_path: Path) -> None:
+def test_formats_that_pillow_hands_to_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "drawing.eps"
     Image.new("RGB", (4, 4)).save(path)
-    with pytest.raises(InputError, match="is not a picture that can be read here"):
-        read_upload(path, tiny_processor)
+    with pytest.raises(InputError, match="is not an image that can be read here"):
+        read_upload(path)
 
 
 @pytest.mark.parametrize(
@@ -224,67 +263,202 @@ def test_as_many_class_names_as_the_limit_are_taken() -> None:
 
 
 def test_the_legend_lists_number_name_share_and_probability(result: Result) -> None:
-    assert legend_choices(result, 0.0) == [("1  dog · 66.7% · 0.80", 2), ("2  sky · 33.3% · 0.30", 0)]
+    assert result.legend() == [("1  dog · 66.7% · 0.80", 2), ("2  sky · 33.3% · 0.30", 0)]
 
 
 def test_a_class_below_the_threshold_stays_in_the_legend(result: Result) -> None:
-    assert legend_choices(result, 0.5)[1] == ("2  sky · 0%", 0)
+    result.threshold = 0.5
+    assert result.legend()[1] == ("2  sky · 0%", 0)
 
 
 def test_the_legend_has_a_colour_for_each_class(result: Result) -> None:
-    assert legend_colors(result).count("rgb(") == 2
+    assert result.legend_colors().count("rgb(") == 2
 
 
-def test_a_hidden_class_stays_a_photo(result: Result) -> None:
-    shown, hidden = np.asarray(result.draw(0.0)), np.asarray(result.draw(0.0, hidden={0}))
-    photo = np.asarray(result.view)
-    middle = shown.shape[0] // 2
-    assert np.array_equal(hidden[middle, -20], photo[middle, -20])
-    assert not np.array_equal(shown[middle, -20], photo[middle, -20])
-    assert np.array_equal(hidden[middle, 20], shown[middle, 20])
+@pytest.mark.parametrize("change", [{"hidden": [0]}, {"threshold": 0.5}])
+def test_hidden_classes_and_pixels_below_the_threshold_stay_a_photo(
+    result: Result, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shown = np.asarray(Image.open(result.write_overlay(tmp_path)))
+    for name, value in change.items():
+        setattr(result, name, value)
+    hidden = np.asarray(Image.open(result.write_overlay(tmp_path)))
+    is_photo = [
+        np.allclose(np.median(overlay[:, 410:], axis=(0, 1)), [10, 200, 10], atol=2) for overlay in (shown, hidden)
+    ]
+    assert is_photo == [False, True]
+    assert np.array_equal(hidden[:, :390], shown[:, :390])
 
 
-def test_a_pixel_below_the_threshold_stays_a_photo(result: Result) -> None:
-    assert np.array_equal(result.draw(0.5), result.draw(0.0, hidden={0}))
+def test_a_click_reads_a_region(result: Result) -> None:
+    assert result.describe([10, 20]) == (
+        "<b>dog, puppy</b>: probability 0.80 here and 0.80 on average, 66.7% of the image."
+    )
+    result.threshold = 0.5
+    assert result.describe([600, 400]) == ("No class here: the best one, <b>sky</b>, has a probability of only 0.30.")
 
 
-def test_a_region_is_read_with_its_probability(result: Result) -> None:
-    region = result.region_at(0.1, 0.5, 0.0)
-    assert (region.class_name, round(region.probability, 6)) == ("dog, puppy", 0.8)
-    assert region.statistics is not None
-    assert round(region.statistics.share, 6) == 0.666667
+# the guard
 
 
-def test_a_region_below_the_threshold_has_no_class(result: Result) -> None:
-    region = result.region_at(1.0, 1.0, 0.5)
-    assert (region.class_name, region.statistics) == ("sky", None)
+@pytest.fixture
+def client(files: UploadFolder) -> Iterator[TestClient]:
+    """A server that answers every request that its guard lets in by the request's body."""
+
+    async def echo(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
+
+    guard = Middleware(Guard, files=files, listeners=Counter())
+    everything = Route("/{path:path}", echo, methods=["GET", "POST", "PUT"])
+    with TestClient(Starlette(routes=[everything], middleware=[guard])) as client:
+        yield client
 
 
-def test_results_keep_the_latest(result: Result) -> None:
-    results = Results(max_results=2)
-    keys = [results.add(result) for _ in range(3)]
-    assert [results.get(key) is not None for key in keys] == [False, True, True]
+def join(client: TestClient, *data: Any, **more: Any) -> Any:
+    """The answer to a call of a function of the page."""
+    call = {"fn_index": 0, "session_hash": "abc", "data": data} | more
+    return client.post("/gradio_api/queue/join", content=json.dumps(call))
 
 
-def test_results_keep_within_their_memory(result: Result) -> None:
-    results = Results(max_bytes=2 * result.num_bytes)
-    keys = [results.add(result) for _ in range(3)]
-    assert [results.get(key) is not None for key in keys] == [False, True, True]
+def test_a_call_keeps_what_gradio_needs(client: TestClient, photo: str) -> None:
+    image = {"path": photo, "url": "data:image/png;base64,AAAA", "orig_name": "x", "is_stream": True}
+    event = {"index": [1, 2], "value": {"path": "/etc/passwd"}}
+    answer = join(client, image, "sky", 0, [1, 2], None, event_data=event, batched=True, oauth_token="x")
+    assert answer.json() == {
+        "fn_index": 0,
+        "session_hash": "abc",
+        "trigger_id": None,
+        "data": [{"path": photo, "meta": {"_type": "gradio.FileData"}}, "sky", 0, [1, 2], None],
+        "event_data": {"index": [1, 2], "value": None},
+    }
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "/no/such/file",
+        "secret.png",
+        "{served}",
+        "{served}/../secret.png",
+        "{served}/link.png",
+        "{served}/gone.png",
+        "file:///etc/passwd",
+        "http://127.0.0.1/x.png",
+        "data:image/png;base64,AAAA",
+        "\0",
+        "",
+        None,
+        ["/etc/passwd"],
+    ],
+)
+def test_every_other_file_is_refused_in_the_same_words(
+    client: TestClient, files: UploadFolder, tmp_path: Path, path: Any, meta: dict[str, Any]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    (files.path / "link.png").symlink_to(tmp_path / "secret.png")
+    path = path.format(served=files.path) if isinstance(path, str) else path
+    answers = [join(client, {"path": path, **meta}), join(client, {"url": path, **meta})]
+    answers.append(client.post("/gradio_api/call/segment", json={"data": [{"path": path, **meta}]}))
+    if isinstance(path, str) and path.startswith("/"):
+        answers.append(client.get(f"/gradio_api/file={path}"))
+    assert {(answer.status_code, answer.text) for answer in answers} == {
+        (403, '{"detail":"This file was not uploaded here, or is no longer kept. Please drop the image again."}')
+    }
+
+
+def test_uploaded_files_are_served(client: TestClient, photo: str) -> None:
+    assert client.get(f"/gradio_api/file={photo}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/run/segment"),
+        ("POST", "/gradio_api/api/segment"),
+        ("POST", "/gradio_api/call/v2/segment"),
+        ("POST", "/gradio_api/component_server"),
+        ("POST", "/gradio_api/process_recording"),
+        ("POST", "/gradio_api/stream/x"),
+        ("POST", "/login"),
+        ("PUT", "/gradio_api/upload"),
+        ("GET", "/gradio_api/file/etc/passwd"),
+        ("GET", "/gradio_api/proxy=http://127.0.0.1/"),
+        ("GET", "/gradio_api/custom_component/%1b/x/y/z"),
+        ("GET", "/sed/gradio_api/proxy=http://127.0.0.1/"),
+    ],
+)
+def test_endpoints_that_the_page_does_not_need_are_closed(client: TestClient, method: str, path: str) -> None:
+    if path.startswith("/sed"):
+        client = TestClient(client.app, root_path="/sed")
+    assert client.request(method, path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"not JSON",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"data": [], "fn_index": 0, "session_hash": "' + b"x" * 65 + b'"}',
+        b'{"data": [NaN], "fn_index": 0, "session_hash": "x"}',
+        b'{"data": [1e999], "fn_index": 0, "session_hash": "x"}',
+        b'{"data": [[NaN]], "fn_index": 0, "session_hash": "x"}',
+        b'{"data": [[[1]]], "fn_index": 0, "session_hash": "x"}',
+        b'{"data": [[' + b"1," * 10_000 + b'1]], "fn_index": 0, "session_hash": "x"}',
+    ],
+)
+def test_what_is_not_a_call_of_the_page_is_refused(client: TestClient, call: bytes) -> None:
+    assert client.post("/gradio_api/queue/join", content=call).status_code == 400
+
+
+def test_a_body_has_at_most_a_megabyte(client: TestClient) -> None:
+    assert join(client, "x" * 900_000).status_code == 200
+    assert join(client, "x" * 1_000_000).status_code == 413
+
+
+def test_files_in_the_folder_are_removed_by_age_and_then_the_oldest_until_there_is_room(files: UploadFolder) -> None:
+    files.new_folder().joinpath("example").touch()
+    files.keep()
+    ages = {"old": 4000, "first": 300, "second": 200, "third": 100, "partial": 5}
+    paths = {name: files.new_folder() / name for name in ages}
+    for name, path in paths.items():
+        path.touch()
+        os.truncate(path, MAX_FOLDER_BYTES // 4)
+        time = path.stat().st_mtime - ages[name]
+        os.utime(path, (time, time))
+    files.sweep()
+    assert [name for name, path in paths.items() if path.exists()] == ["second", "third", "partial"]
+    assert not paths["old"].parent.exists()
+    files.sweep(room=MAX_FOLDER_BYTES // 2)
+    assert [name for name, path in paths.items() if path.exists()] == ["partial"]
+    assert len(list(files.path.rglob("example"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "share", "trusted"),
+    [
+        (None, False, {"localhost", "127.0.0.1", "[::1]"}),
+        ("127.0.0.2", False, {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+        ("localhost", True, {"localhost", "127.0.0.1", "[::1]", "*.gradio.live"}),
+        ("0.0.0.0", False, {"*"}),
+        ("example.org", False, {"*"}),
+    ],
+)
+def test_a_server_at_a_loopback_address_is_called_by_its_own_names(host: str, share: bool, trusted: set[str]) -> None:
+    assert set(trusted_hosts(host, share)) == trusted
 
 
 # page and Space
 
 
-@pytest.fixture
-def page_functions(
-    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
-) -> dict[str, Callable]:
-    page = build_demo(tiny_model, tiny_processor, "tiny", example_scenes(tmp_path))
-    return {function.name: function.fn for function in page.fns.values()}
-
-
-def test_an_example_brings_its_class_names(page_functions: dict[str, Callable]) -> None:
-    path, vocabulary, class_text = page_functions["take"](0)
+def test_an_example_brings_its_class_names(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(demo.files.path))
+    page = build_page(demo, example_scenes(tmp_path))
+    take = next(function.fn for function in page.fns.values() if function.name == "take")
+    path, vocabulary, class_text = take(0)
     assert Path(path).name == "scene-3.png"
     assert vocabulary == OWN_CLASSES
     assert "orange star" in class_text["value"].splitlines()

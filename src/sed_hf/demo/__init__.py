@@ -5,7 +5,6 @@ try:
 except ImportError as error:
     raise ImportError("the demo needs gradio: pip install '.[demo]' in the clone of sed-hf") from error
 
-from .page import Example, build_demo
-from .server import example_scenes, serve, serve_demo
+from .server import serve_demo
 
-__all__ = ["Example", "build_demo", "example_scenes", "serve", "serve_demo"]
+__all__ = ["serve_demo"]

@@ -1,54 +1,56 @@
-"""What a visitor of the demo sends: a picture and class names, within limits that bound time and memory."""
+"""What a visitor of the demo sends: an image and class names, within limits that bound time and memory."""
 
 import os
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..data.vocabularies import load_vocabulary
 from ..image_processing_sed import MAX_PIXELS_VARIABLE, TooManyPixelsError, max_image_pixels, read_rgb
-from ..processing_sed import SYNONYM_SEPARATOR, SEDProcessor, clean_text
-from ..utils import require_file
+from ..processing_sed import SYNONYM_SEPARATOR, clean_text
 
-MAX_UPLOAD_MEGABYTES = 20
 MAX_MEGAPIXELS = 25
-MAX_CLASS_NAMES = 1000  # that are typed, synonyms included; the built-in vocabularies may be larger
+MAX_IMAGE_SIZE = 1024  # pixels; larger images are made smaller, to what the page shows
+MAX_CLASS_NAMES = 1000  # that are typed, synonyms included; the built-in vocabularies have up to 847
 MAX_NAME_CHARACTERS = 200
 QUOTED_CHARACTERS = 40  # of a long name, in messages
 
 OWN_CLASSES = "the classes typed below"
 # Those that browsers and cameras make. Pillow reads more, some of them by starting other programs.
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 
 class InputError(ValueError):
     """What was sent cannot be used; the message is a sentence for the visitor."""
 
 
-def read_upload(path: Path, processor: SEDProcessor) -> Image.Image:
-    """Read an uploaded picture completely, as RGB and the right way up.
+def read_upload(path: Path) -> Image.Image:
+    """Read an uploaded image as RGB, the right way up, with at most `MAX_IMAGE_SIZE` pixels a side.
 
     Raises:
-        InputError: It has more than [`max_upload_pixels`], is no picture, is damaged, or is gone.
+        InputError: It has more pixels than [`max_upload_pixels`], is not an image, is damaged, or is gone.
     """
     try:
-        return read_rgb(require_file(path), PICTURE_FORMATS, max_upload_pixels())
+        image = read_rgb(path, IMAGE_FORMATS, max_upload_pixels())
     except TooManyPixelsError as error:
         raise InputError(
-            f"The picture has more than {max_upload_pixels() / 1e6:g} megapixels. Please make it smaller."
+            f"The image has more than the {max_upload_pixels() / 1e6:g} megapixels that are taken here. Please make it"
+            " smaller."
         ) from error
     except FileNotFoundError as error:
         raise InputError(f"{path.name} is no longer kept here. Please drop it again.") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(
-            f"{path.name} is not a picture that can be read here. Please send PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF."
+            f"{path.name} is not an image that can be read here. Please send PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF."
         ) from error
-    except Exception as error:  # on damaged files Pillow's decoders raise whatever happens to them
+    except (OSError, ValueError) as error:
         raise InputError(f"{path.name} cannot be read completely: the file seems to be damaged.") from error
+    image.thumbnail((MAX_IMAGE_SIZE, MAX_IMAGE_SIZE))
+    return image
 
 
 def max_upload_pixels() -> int:
-    """The most pixels of an uploaded picture: `MAX_MEGAPIXELS`, unless the variable for all pictures is set."""
+    """The most pixels of an uploaded image: `MAX_MEGAPIXELS`, unless the variable for all images is set."""
     stated = max_image_pixels() if MAX_PIXELS_VARIABLE in os.environ else None
     return stated or MAX_MEGAPIXELS * 1_000_000
 
@@ -63,7 +65,7 @@ def read_class_names(text: str, vocabulary: str) -> list[str]:
 
 
 def parse_class_names(text: str) -> list[str]:
-    """The class names in a text, one a line, without blank lines.
+    """The class names in a text, one a line, without empty lines.
 
     Raises:
         InputError: There is none, there are more than `MAX_CLASS_NAMES`, a name is too long or empty, or twice there.

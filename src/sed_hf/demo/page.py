@@ -1,50 +1,47 @@
 """The page of the demo: its parts, and what happens when a visitor uses them."""
 
 import logging
-import uuid
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .. import SEDForSemanticSegmentation, SEDProcessor
 from ..data.vocabularies import vocabulary_names
+from ..image_processing_sed import NonFiniteLogitsError
 from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from ..inference.segmenter import Segmenter
 from ..processing_sed import SYNONYM_SEPARATOR
-from ..visualization import class_colors
-from .inputs import (
-    MAX_CLASS_NAMES,
-    MAX_UPLOAD_MEGABYTES,
-    OWN_CLASSES,
-    InputError,
-    max_upload_pixels,
-    read_class_names,
-    read_upload,
-)
-from .results import Result, Results
+from .guard import MAX_UPLOAD_BYTES, UploadFolder
+from .inputs import MAX_CLASS_NAMES, OWN_CLASSES, InputError, max_upload_pixels, read_class_names, read_upload
+from .results import Result
 
 logger = logging.getLogger(__name__)
 
-CACHED_CLASS_LISTS = 4
+MAX_AT_ONCE = 2  # visitors whose images are segmented; the others wait
+MAX_TYPED_CACHE_BYTES = 2**28
 MAX_TOPK = 32
-SECONDS_BETWEEN_CLEANUPS = 60
-SECONDS_FILES_ARE_KEPT = 3600
-
-TITLE = "SED: open-vocabulary semantic segmentation"
 EXAMPLE_CLASSES = ["sky", "tree", "grass", "dog, puppy", "person"]
+
 CLICK_A_REGION = "Click a region to read its class and probability."
-RESULT_IS_GONE = "This result is no longer kept here. Please press Segment again."
-OUT_OF_MEMORY = (
-    "There is not enough memory for this picture with so many classes. Please take fewer classes, or early rejection."
+NO_RESULT = "There is no result here, or it is no longer kept. Please press Segment."
+TOO_LONG = (
+    "This takes longer than the {} seconds that each visitor has. Please take fewer classes, or early rejection. Names"
+    " that have been encoded are kept: the next try gets further."
 )
-FAILED = "Something went wrong on the server, whose log says what. Please try another picture or other classes."
+NOT_FINITE = "The model gives values that are not finite for this image. The server should run it in float32."
+OUT_OF_MEMORY = (
+    "There is not enough memory for this image with so many classes. Please take fewer classes, or early rejection."
+)
+FAILED = "Something went wrong on the server, whose log says what. Please try another image or other classes."
 
 # The colours of the legend are a style sheet in an element of their own. A refusal is shown in a corner of the page;
 # Gradio would also hide the last result behind the word "Error".
@@ -65,122 +62,159 @@ CSS = """
 """
 
 
-@dataclass(frozen=True)
-class Example:
-    """A picture that the page offers, and the class names to go with it."""
+class Example(NamedTuple):
+    """An image that the page offers, and the class names to go with it."""
 
-    picture: Path
+    image: Path
     class_names: Sequence[str]
 
 
+class StoppedError(Exception):
+    """The work has been ended; the message says why."""
+
+
+class BeforeEachOperation(TorchFunctionMode):
+    """While it is active in a thread, torch calls `check` there before each operation; an error of it ends the work."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        self.check()
+        return func(*args, **(kwargs or {}))
+
+
 class Demo:
-    """What the page's controls do. Every method takes and returns the values of controls.
+    """What the page's controls do. Methods take and return the values of controls.
 
     Args:
         model: In evaluation mode, on the device where it is to run.
         processor: Its processor.
         model_name: For the page and the summaries.
+        files: The folder of uploads and results.
+        listeners: Over how many connections each session waits for an answer.
+        max_seconds: In which an image is to be segmented.
+        seconds_to_listen: In which a program asks for the answer to what it has sent.
     """
 
-    def __init__(self, model: SEDForSemanticSegmentation, processor: SEDProcessor, model_name: str) -> None:
+    def __init__(
+        self,
+        model: SEDForSemanticSegmentation,
+        processor: SEDProcessor,
+        model_name: str,
+        files: UploadFolder,
+        listeners: Counter[str],
+        max_seconds: float = 60,
+        seconds_to_listen: float = 3,
+    ) -> None:
         self.model = model
         self.processor = processor
         self.model_name = model_name
-        self.results = Results()
-        self.class_embeddings = lru_cache(maxsize=CACHED_CLASS_LISTS)(self._encode)
+        self.files = files
+        self.listeners = listeners
+        self.max_seconds = max_seconds
+        self.seconds_to_listen = seconds_to_listen
+        # What visitors type does not go to the cache of the user who runs the server.
+        self._typed = ClassEmbeddingCache(files.path.parent / "class_embeddings", MAX_TYPED_CACHE_BYTES)
+        self._encode = lru_cache(maxsize=MAX_AT_ONCE)(self._encode_classes)
         # Gradio would call from ever other threads, for each of which torch and malloc set memory of its own aside.
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="segment")
+        self._workers = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="segment")
 
     def segment(
-        self, path: str | None, vocabulary: str, class_text: str, topk: int, threshold: float, last_key: str | None
-    ) -> tuple:
-        """Segment the uploaded picture, and show the result."""
+        self,
+        path: str | None,
+        vocabulary: str,
+        class_text: str,
+        topk: int,
+        threshold: float,
+        request: gr.Request | None = None,
+    ) -> tuple[Any, ...]:
+        """Segment the uploaded image, and show the result."""
         if path is None:
-            raise refusal("Please drop a picture first.")
+            raise refusal("Please drop an image first.")
+        session = request.session_hash if request else None
         try:
-            class_names = read_class_names(class_text, vocabulary)
-            result = self._worker.submit(self._segment, Path(path), class_names, int(topk)).result()
-        except InputError as error:
+            class_names = tuple(read_class_names(class_text, vocabulary))
+            is_typed = vocabulary == OWN_CLASSES
+            result = self._workers.submit(self._segment, Path(path), class_names, is_typed, int(topk), session).result()
+        except (InputError, StoppedError) as error:
             raise refusal(str(error)) from error
+        except NonFiniteLogitsError as error:
+            raise refusal(NOT_FINITE) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
-            logger.exception("out of memory")
             raise refusal(OUT_OF_MEMORY) from error
-        except Exception as error:  # whatever it is, the visitor is told in a sentence
+        except Exception as error:  # of any kind: the visitor is told in a sentence
             logger.exception("segmenting failed")
             raise refusal(FAILED) from error
         if len(class_names) == 1 and SYNONYM_SEPARATOR in class_names[0]:
             gr.Info("That is one class with several synonyms. For several classes, type each on a line of its own.")
-        self.results.remove(last_key)
-        return self.results.add(result), *self._show(result, threshold, result.listed), CLICK_A_REGION
+        return result, *self.change_threshold(result, threshold), CLICK_A_REGION
 
-    def change_threshold(self, key: str | None, threshold: float, shown: list[int]) -> tuple:
-        """Show the same result with another threshold."""
-        if key is None:  # the threshold of the first picture
+    def change_threshold(self, result: Result | None, threshold: float) -> tuple[Any, ...]:
+        """Overlay, colours of the legend, legend, label map and summary with this threshold."""
+        if result is None:  # the threshold of the first image
             return tuple(gr.skip() for _ in range(5))
-        return self._show(self._result(key), threshold, shown)
-
-    def show_classes(self, key: str | None, threshold: float, shown: list[int]) -> str:
-        """Show these classes of the same result, and hide the others."""
-        result = self._result(key)
-        return str(result.write_overlay(threshold, set(result.listed) - set(shown), new_folder()))
-
-    def read_region(self, key: str | None, threshold: float, event: gr.SelectData) -> str:
-        """Say what there is where the overlay was clicked."""
-        result = self._result(key)
-        x, y = event.index  # pixels of the overlay
-        region = result.region_at(x / result.view.width, y / result.view.height, threshold)
-        name = f"<b>{escape(region.class_name)}</b>"
-        if region.statistics is None:
-            return f"No class here: the best one, {name}, has a probability of only {region.probability:.2f}."
-        mean, share = region.statistics.mean_probability, region.statistics.share
+        result.threshold = threshold
+        folder = self.files.new_folder()
+        labels, summary = result.write_downloads(folder)
+        shown = [index for index in result.listed if index not in result.hidden]
         return (
-            f"{name}: probability {region.probability:.2f} here and {mean:.2f} on average, {share:.1%} of the picture."
+            result.write_overlay(folder),
+            result.legend_colors(),
+            gr.update(choices=result.legend(), value=shown),
+            gr.update(value=labels, interactive=True),
+            gr.update(value=summary, interactive=True),
         )
 
-    def check_picture(self, path: str | None) -> None:
-        """Tell at once what is wrong with an uploaded picture."""
-        if path is None:
-            return
+    def show_classes(self, result: Result | None, shown: list[int]) -> str:
+        """Show these classes of the same result, and hide the others."""
+        result = existing(result)
+        result.hidden = [index for index in result.listed if index not in shown]
+        return result.write_overlay(self.files.new_folder())
+
+    def read_region(self, result: Result | None, event: gr.SelectData) -> str:
+        """Say what there is where the overlay was clicked."""
+        return existing(result).describe(event.index)
+
+    def check_image(self, path: str | None) -> None:
+        """Tell at once what is wrong with an uploaded image."""
         try:
-            read_upload(Path(path), self.processor)
+            if path:
+                read_upload(Path(path))
         except InputError as error:
             raise refusal(str(error)) from error
 
-    def _segment(self, path: Path, class_names: list[str], topk: int) -> Result:
-        picture = read_upload(path, self.processor)
-        class_embeddings = self.class_embeddings(tuple(class_names))
-        [maps] = Segmenter(self.model, self.processor, class_names, class_embeddings, topk=topk)([picture])
-        return Result(path.name, picture, maps["segmentation"], maps["probability"], class_names, self.model_name)
+    def _segment(
+        self, path: Path, class_names: tuple[str, ...], is_typed: bool, topk: int, session: str | None
+    ) -> Result:
+        start = time.monotonic()
 
-    def _encode(self, class_names: tuple[str, ...]) -> torch.Tensor:
-        return encode_classes(self.model, self.processor, class_names, ClassEmbeddingCache(), show_progress=False)
+        def check() -> None:
+            seconds = time.monotonic() - start
+            if seconds > self.max_seconds:
+                raise StoppedError(TOO_LONG.format(self.max_seconds))
+            if seconds > self.seconds_to_listen and session and not self.listeners[session]:
+                raise StoppedError("The visitor has gone.")
 
-    def _result(self, key: str | None) -> Result:
-        result = self.results.get(key)
-        if result is None:
-            raise refusal(RESULT_IS_GONE)
-        return result
+        image = read_upload(path)
+        with BeforeEachOperation(check):
+            class_embeddings = self._encode(class_names, is_typed)
+            [maps] = Segmenter(self.model, self.processor, class_names, class_embeddings, topk=topk)([image])
+        labels = maps["segmentation"].astype("uint16")
+        return Result(path.name, self.model_name, class_names, image, labels, maps["probability"])
 
-    def _show(self, result: Result, threshold: float, shown: Sequence[int]) -> tuple:
-        """Overlay, colours of the legend, legend, label map and summary."""
-        folder = new_folder()
-        overlay = result.write_overlay(threshold, set(result.listed) - set(shown), folder)
-        labels, summary = result.write_downloads(threshold, folder)
-        choices = legend_choices(result, threshold)
-        return (
-            str(overlay),
-            legend_colors(result),
-            gr.update(choices=choices, value=list(shown)),
-            gr.update(value=str(labels), interactive=True),
-            gr.update(value=str(summary), interactive=True),
-        )
+    def _encode_classes(self, class_names: tuple[str, ...], is_typed: bool) -> torch.Tensor:
+        cache = self._typed if is_typed else ClassEmbeddingCache()
+        return encode_classes(self.model, self.processor, class_names, cache, show_progress=False)
 
 
-def new_folder() -> Path:
-    """A folder of which Gradio removes the files after a while."""
-    folder = Path(gr.utils.get_upload_folder(), uuid.uuid4().hex)
-    folder.mkdir(parents=True)
-    return folder
+def existing(result: Result | None) -> Result:
+    """The result, if there is one."""
+    if result is None:
+        raise refusal(NO_RESULT)
+    return result
 
 
 def refusal(message: str) -> gr.Error:
@@ -188,156 +222,101 @@ def refusal(message: str) -> gr.Error:
     return gr.Error(escape(message, quote=False), print_exception=False)
 
 
-def legend_choices(result: Result, threshold: float) -> list[tuple[str, int]]:
-    """For each listed class the line in the legend, and its index: number, first synonym, share, mean probability."""
-    statistics = {entry.index: entry for entry in result.statistics(threshold)}
-    choices = []
-    for number, index in enumerate(result.listed, start=1):
-        name = result.class_names[index].split(SYNONYM_SEPARATOR)[0]
-        entry = statistics.get(index)
-        values = "0%" if entry is None else f"{entry.share:.1%} · {entry.mean_probability:.2f}"
-        choices.append((f"{number}  {name} · {values}", index))
-    return choices
-
-
-def legend_colors(result: Result) -> str:
-    """A style sheet that gives each line of the legend the colour of its class."""
-    colors = class_colors(result.class_names)[result.listed].tolist()
-    rules = [
-        f"#shown label:has(input[name='{index}']) {{--class-color: rgb({red} {green} {blue})}}"
-        for index, (red, green, blue) in zip(result.listed, colors, strict=True)
-    ]
-    return f"<style>{' '.join(rules)}</style>"
-
-
-def build_demo(
-    model: SEDForSemanticSegmentation,
-    processor: SEDProcessor,
-    model_name: str,
-    examples: Sequence[Example] = (),
-) -> gr.Blocks:
-    """Build the page; [`serve`] serves it.
+def build_page(demo: Demo, examples: Sequence[Example] = ()) -> gr.Blocks:
+    """Build the page.
 
     Args:
-        model: The model, in evaluation mode, on the device where it is to run.
-        processor: Its processor.
-        model_name: How page and summaries call it.
-        examples: Pictures to offer, with their class names; those of the first are typed in at the beginning.
+        demo: What its controls do.
+        examples: Images to offer, with their class names; those of the first are typed in at the beginning.
     """
-    demo = Demo(model, processor, model_name)
-    class_names = examples[0].class_names if examples else EXAMPLE_CLASSES
-    with gr.Blocks(
-        title="SED",
-        analytics_enabled=False,
-        delete_cache=(SECONDS_BETWEEN_CLEANUPS, SECONDS_FILES_ARE_KEPT),
-    ) as page:
-        key = gr.State(None)
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    with gr.Blocks(title="SED", analytics_enabled=False) as page:
         gr.Markdown(
-            f"# {TITLE}\nDrop a picture of at most {MAX_UPLOAD_MEGABYTES} MB and {max_upload_pixels() / 1e6:g}"
-            f" megapixels, name classes, press **Segment**. Model: {model_name}."
+            "# SED: open-vocabulary semantic segmentation\n"
+            f"Drop an image of at most {MAX_UPLOAD_BYTES >> 20} MB and {max_upload_pixels() / 1e6:g} megapixels, name"
+            f" classes, press **Segment**. Model: {demo.model_name}."
         )
+        result = gr.State(None)
         with gr.Row():
             with gr.Column(min_width=320):
-                picture = gr.Image(
-                    label="Picture",
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    height=320,
-                    elem_id="picture",
-                )
-                # Gradio would open the file, whatever it is, and answer a bad one without a word of explanation.
-                picture.preprocess = uploaded_path  # type: ignore[method-assign]
-                if examples:
-                    offered = gr.Dataset(
-                        label="Examples",
-                        elem_id="examples",
-                        components=[gr.Image(type="filepath", visible=False)],
-                        samples=[[str(example.picture)] for example in examples],
-                        type="index",
-                    )
-                vocabulary = gr.Dropdown(
-                    [OWN_CLASSES, *vocabulary_names()], value=OWN_CLASSES, label="Classes", elem_id="vocabulary"
-                )
-                class_text = gr.Textbox(
-                    "\n".join(class_names),
-                    label=f"One class a line, synonyms after a comma; at most {MAX_CLASS_NAMES:,} names",
-                    lines=6,
-                    max_lines=12,
-                    elem_id="classes",
-                )
-                topk = gr.Slider(
-                    0,
-                    MAX_TOPK,
-                    value=0,
-                    step=1,
-                    label="Early rejection (top-k)",
-                    info="Drops classes that are nowhere among the k best: faster with many classes. 0 keeps all.",
-                )
+                image, vocabulary, class_text, topk = add_inputs(examples)
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column(min_width=320):
-                overlay = gr.Image(
-                    label="Segmentation",
-                    show_label=False,  # it would cover a corner of the picture
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_id="overlay",
-                )
-                region = gr.HTML(CLICK_A_REGION, elem_id="region")
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    value=0,
-                    step=0.01,
-                    label="Threshold",
-                    info="Pixels whose probability is lower get no class.",
-                    elem_id="threshold",
-                )
-                colors = gr.HTML(elem_id="colors")
-                shown = gr.CheckboxGroup(
-                    [],
-                    label="Classes found; untick to hide",
-                    info="Number, name, share of the picture, mean probability",
-                    show_select_all=True,
-                    elem_id="shown",
-                )
-                with gr.Row():
-                    labels_button = gr.DownloadButton("Label map (PNG)", interactive=False, elem_id="labels")
-                    summary_button = gr.DownloadButton("Summary (JSON)", interactive=False, elem_id="summary")
+                overlay, region, threshold, colors, shown, labels, summary = add_outputs()
+        parts = [overlay, colors, shown, labels, summary]
 
-        result_parts = [overlay, colors, shown, labels_button, summary_button]
         button.click(
             demo.segment,
-            [picture, vocabulary, class_text, topk, threshold, key],
-            [key, *result_parts, region],
+            [image, vocabulary, class_text, topk, threshold],
+            [result, *parts, region],
             api_name="segment",
             show_progress_on=overlay,
+            concurrency_limit=MAX_AT_ONCE,
         )
-        listen: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-        picture.upload(demo.check_picture, picture, None, **listen)
-        threshold.release(demo.change_threshold, [key, threshold, shown], result_parts, **listen)
-        shown.input(demo.show_classes, [key, threshold, shown], overlay, **listen)
-        overlay.select(demo.read_region, [key, threshold], region, **listen)
-        vocabulary.input(typed_classes_are_used, vocabulary, class_text, **listen)
-        if examples:
-            offered.click(take_example(examples), offered, [picture, vocabulary, class_text], **listen)
+        image.upload(demo.check_image, image, None, **quietly)
+        vocabulary.input(lambda name: gr.update(visible=name == OWN_CLASSES), vocabulary, class_text, **quietly)
+        threshold.release(demo.change_threshold, [result, threshold], parts, **quietly)
+        shown.input(demo.show_classes, [result, shown], overlay, **quietly)
+        overlay.select(demo.read_region, result, region, **quietly)
     return page
 
 
-def uploaded_path(payload: object) -> str | None:
-    """The path of an uploaded file, which Gradio has checked to be one."""
-    return getattr(payload, "path", None)
+def add_inputs(examples: Sequence[Example]) -> tuple[Any, ...]:
+    """Add the left column: image, vocabulary, class names, top-k, and examples of them."""
+    image = gr.Image(
+        label="Image", type="filepath", sources=["upload", "webcam", "clipboard"], height=240, elem_id="image"
+    )
+    # Gradio would open the file, whatever its format, and answer a bad one without a word of explanation.
+    image.preprocess = lambda payload: payload and payload.path  # type: ignore
+    if examples:
+        offered = gr.Dataset(
+            label="Examples",
+            components=[gr.Image(type="filepath", visible=False)],
+            samples=[[str(example.image)] for example in examples],
+            type="index",
+            elem_id="examples",
+        )
+    vocabulary = gr.Dropdown([OWN_CLASSES, *vocabulary_names()], value=OWN_CLASSES, label="Classes")
+    class_text = gr.Textbox(
+        "\n".join(examples[0].class_names if examples else EXAMPLE_CLASSES),
+        label=f"One class a line, synonyms after a comma; at most {MAX_CLASS_NAMES:,} names",
+        lines=4,
+        max_lines=8,
+        elem_id="classes",
+    )
+    topk = gr.Slider(
+        0,
+        MAX_TOPK,
+        step=1,
+        label="Early rejection (top-k)",
+        info="Drops classes that are nowhere among the k best: faster with many classes. 0 keeps all.",
+    )
+
+    def take(index: int) -> tuple[Any, ...]:
+        names = "\n".join(examples[index].class_names)
+        return str(examples[index].image), OWN_CLASSES, gr.update(value=names, visible=True)
+
+    if examples:
+        offered.click(take, offered, [image, vocabulary, class_text], api_visibility="private", show_progress="minimal")
+    return image, vocabulary, class_text, topk
 
 
-def typed_classes_are_used(vocabulary: str) -> object:
-    """Show the text box where it counts."""
-    return gr.update(visible=vocabulary == OWN_CLASSES)
-
-
-def take_example(examples: Sequence[Example]) -> Callable[[int], tuple]:
-    """What a click on one of the examples puts into the page."""
-
-    def take(index: int) -> tuple:
-        example = examples[index]
-        return str(example.picture), OWN_CLASSES, gr.update(value="\n".join(example.class_names), visible=True)
-
-    return take
+def add_outputs() -> tuple[Any, ...]:
+    """Add the right column: overlay, what a click tells, threshold, colours of the legend, legend, downloads."""
+    overlay = gr.Image(
+        show_label=False,  # it would cover a corner of the image
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_id="overlay",
+    )
+    region = gr.HTML(CLICK_A_REGION, elem_id="region")
+    info = "Pixels whose probability is lower get no class."
+    threshold = gr.Slider(0, 1, step=0.01, label="Threshold", info=info, elem_id="threshold")
+    colors = gr.HTML(elem_id="colors")
+    info = "Number, name, share of the image, mean probability"
+    label = "Classes found; untick to hide"
+    shown = gr.CheckboxGroup([], label=label, info=info, show_select_all=True, elem_id="shown")
+    with gr.Row():
+        labels = gr.DownloadButton("Label map (PNG)", interactive=False, elem_id="labels")
+        summary = gr.DownloadButton("Summary (JSON)", interactive=False, elem_id="summary")
+    return overlay, region, threshold, colors, shown, labels, summary
