@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..inference.explain import draw_explanation, explain_image, explanation_summary
 
-    explanation = explain_image(model, processor, image, class_embeddings, arguments.topk)
+    explanation = explain_image(model, processor, image, class_names, class_embeddings, arguments.topk)
     arguments.output.mkdir(parents=True, exist_ok=True)
     figure, summary = (arguments.output / f"{arguments.image.stem}_explain{suffix}" for suffix in (".png", ".json"))
     with atomic_path(figure) as path:
-        draw_explanation(image, explanation, class_names, arguments.topk, arguments.rows).save(path, format="PNG")
+        draw_explanation(image, explanation, arguments.rows).save(path, format="PNG")
     with atomic_path(summary) as path:
-        content = explanation_summary(explanation, class_names, arguments.topk)
+        content = explanation_summary(explanation)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"sed-hf: {printable(figure)} and {printable(summary.name)} written")
     return 0

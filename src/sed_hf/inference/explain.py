@@ -7,19 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..visualization import class_statistics, default_font, draw_overlay, first_synonym, resize_labels, shortened
+from ..visualization import INK, class_statistics, draw_overlay, first_synonym, shortened
 
-_HEAT_ALPHA = 0.8  # of the heat over the grey image, which shows where it is
-_CELL_AREA = 200 * 150  # pixels
-_LABEL_WIDTH = 270
-_FONT_SIZE, _LINE = 16, 22
-_GAP = 8
-_INK, _FAINT, _REJECTED = (24, 24, 24), (110, 110, 110), (190, 20, 20)
+CELL_AREA = 200 * 150  # pixels
+LABEL_WIDTH = 270
+LINE = 20  # height of a line of text
+GAP = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class Explanation:
         segmentation: int64 (height, width), the class of each pixel.
     """
 
+    class_names: Sequence[str]
+    topk: int
     cost_map: npt.NDArray[np.float32]
     heads: tuple[npt.NDArray[np.float32], ...]
     rejected_before: npt.NDArray[np.int64]
@@ -46,20 +46,13 @@ def explain_image(
     model: SEDForSemanticSegmentation,
     processor: SEDProcessor,
     image: Image.Image,
+    class_names: Sequence[str],
     class_embeddings: Tensor,
     topk: int,
 ) -> Explanation:
-    """Segment an image and keep what led to it.
+    """Segment an RGB image and keep what led to it.
 
-    Args:
-        model: In evaluation mode.
-        processor: Its processor.
-        image: RGB.
-        class_embeddings: (T, P, D).
-        topk: The k of the early rejection to report on. Everything else is of dense decoding.
-
-    Raises:
-        NonFiniteLogitsError: The logits are not finite.
+    `class_embeddings` are (T, P, D). `topk` is of the early rejection to report on; all else is of dense decoding.
     """
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     inputs: dict[str, Any] = {"pixel_values": pixel_values, "class_embeddings": class_embeddings}
@@ -70,14 +63,15 @@ def explain_image(
     [segmentation] = processor.post_process_semantic_segmentation(dense, target_sizes=[(image.height, image.width)])
     heads = tuple(logits[0].float().sigmoid().cpu().numpy() for logits in (*dense.aux_logits, dense.logits))
     cost_map = dense.cost_map[0].float().mean(1).cpu().numpy()
-    return Explanation(cost_map, heads, rejected_before.cpu().numpy(), segmentation.cpu().numpy())
+    return Explanation(class_names, topk, cost_map, heads, rejected_before.cpu().numpy(), segmentation.cpu().numpy())
 
 
-def explanation_summary(explanation: Explanation, class_names: Sequence[str], topk: int) -> dict[str, object]:
+def explanation_summary(explanation: Explanation) -> dict[str, object]:
     """What the figure shows as numbers, of every class, for a JSON file."""
-    shares = {entry.index: entry.share for entry in class_statistics(explanation.segmentation, class_names)}
+    statistics = class_statistics(explanation.segmentation, explanation.class_names)
+    shares = {entry.index: entry.share for entry in statistics}
     return {
-        "topk": topk,
+        "topk": explanation.topk,
         "classes": [
             {
                 "index": index,
@@ -87,62 +81,56 @@ def explanation_summary(explanation: Explanation, class_names: Sequence[str], to
                 "highest_probability_by_head": [round(float(head[index].max()), 6) for head in explanation.heads],
                 "rejected_before_stage": int(explanation.rejected_before[index]) or None,
             }
-            for index, name in enumerate(class_names)
+            for index, name in enumerate(explanation.class_names)
         ],
     }
 
 
-def draw_explanation(
-    image: Image.Image, explanation: Explanation, class_names: Sequence[str], topk: int, max_rows: int = 12
-) -> Image.Image:
-    """The image and its overlay on top, then a row for each class: cost map, auxiliary heads, last head.
+def draw_explanation(image: Image.Image, explanation: Explanation, max_rows: int = 12) -> Image.Image:
+    """The RGB image and its overlay on top, then a row for each class: cost map, auxiliary heads, last head.
 
-    Args:
-        image: RGB.
-        explanation: Of that image.
-        class_names: The T class names.
-        topk: The k of its early rejection.
-        max_rows: Most classes to draw: those of the largest share first, then those of the highest probability.
+    At most `max_rows` classes are drawn: those of the largest share first, then those of the highest probability.
     """
-    num_classes = len(class_names)
-    areas = np.bincount(explanation.segmentation.ravel(), minlength=num_classes)
-    highest = explanation.heads[-1].reshape(num_classes, -1).max(axis=1)
+    *auxiliary_heads, last_head = explanation.heads
+    areas = np.bincount(explanation.segmentation.ravel(), minlength=len(last_head))
+    highest = last_head.max(axis=(1, 2))
     rows = np.lexsort((-highest, -areas))[:max_rows].tolist()
     columns = {"cost map": explanation.cost_map}
-    columns |= {f"head before stage {stage}": head for stage, head in enumerate(explanation.heads[:-1], start=1)}
-    columns["last head"] = explanation.heads[-1]
+    columns |= {f"head before stage {stage}": head for stage, head in enumerate(auxiliary_heads, start=1)}
+    columns["last head"] = last_head
 
-    scale = (_CELL_AREA / (image.width * image.height)) ** 0.5
+    scale = (CELL_AREA / (image.width * image.height)) ** 0.5
     cell = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    top = _draw_top(image.resize((3 * cell[0], 3 * cell[1])), explanation.segmentation, class_names)
-    row_height = max(cell[1], 4 * _LINE) + _GAP
-    first_row = top.height + 2 * _GAP + 2 * _LINE + _GAP
-    width = max(_GAP + _LABEL_WIDTH + len(columns) * (cell[0] + _GAP), top.width + 2 * _GAP)
-    canvas = Image.new("RGB", (width, first_row + len(rows) * row_height), "white")
-    canvas.paste(top, (_GAP, _GAP))
-    draw = ImageDraw.Draw(canvas)
+    large = image.resize((3 * cell[0], 3 * cell[1]))
+    overlay = draw_overlay(large, explanation.segmentation, explanation.class_names)
+    row_height = max(cell[1], 4 * LINE) + GAP
+    headings_top = max(large.height, overlay.height) + 2 * GAP
+    first_row = headings_top + 2 * LINE + GAP
+    width = max(LABEL_WIDTH + len(columns) * (cell[0] + GAP), large.width + overlay.width + 2 * GAP) + GAP
+    figure = Image.new("RGB", (width, first_row + len(rows) * row_height), "white")
+    figure.paste(large, (GAP, GAP))
+    figure.paste(overlay, (large.width + 2 * GAP, GAP))
+
     for position, index in enumerate(rows):
-        stage = int(explanation.rejected_before[index])
-        fate, ink = (f"rejected before stage {stage}", _REJECTED) if stage else ("never rejected", _FAINT)
-        _draw_lines(
-            draw,
-            (_GAP, first_row + position * row_height),
-            _LABEL_WIDTH - _GAP,
-            (first_synonym(class_names[index]), _INK),
-            (f"{areas[index] / areas.sum():.1%} of the image", _FAINT),
-            (f"highest probability {highest[index]:.2f}", _FAINT),
-            (f"{fate} (k = {topk})", ink),
+        stage = explanation.rejected_before[index]
+        _write(
+            figure,
+            (GAP, first_row + position * row_height),
+            LABEL_WIDTH - GAP,
+            first_synonym(explanation.class_names[index]),
+            f"{areas[index] / areas.sum():.1%} of the image",
+            f"highest probability {highest[index]:.2f}",
+            f"{f'rejected before stage {stage}' if stage else 'never rejected'} (k = {explanation.topk})",
         )
     grey = image.convert("L").resize(cell).convert("RGB")
     for number, (heading, maps) in enumerate(columns.items()):
-        left = _GAP + _LABEL_WIDTH + number * (cell[0] + _GAP)
+        left = LABEL_WIDTH + GAP + number * (cell[0] + GAP)
         low, high = (float(maps[rows].min()) if number == 0 else 0.0), float(maps[rows].max())
-        limits = f"{low:.2f} to {high:.2f}"
-        _draw_lines(draw, (left, top.height + 2 * _GAP), cell[0], (heading, _INK), (limits, _FAINT))
+        _write(figure, (left, headings_top), cell[0], heading, f"{low:.2f} to {high:.2f}")
         for position, index in enumerate(rows):
             heat = heat_map(maps[index], low, high).resize(cell, Image.Resampling.BILINEAR)
-            canvas.paste(Image.blend(grey, heat, _HEAT_ALPHA), (left, first_row + position * row_height))
-    return canvas
+            figure.paste(Image.blend(grey, heat, 0.8), (left, first_row + position * row_height))
+    return figure
 
 
 def heat_map(values: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:
@@ -152,20 +140,8 @@ def heat_map(values: npt.NDArray[np.float32], low: float, high: float) -> Image.
     return ImageOps.colorize(grey, black=(0, 0, 4), mid=(188, 55, 84), white=(252, 255, 164))
 
 
-def _draw_top(image: Image.Image, segmentation: npt.NDArray[np.int64], class_names: Sequence[str]) -> Image.Image:
-    """The image beside its overlay."""
-    overlay = draw_overlay(image, resize_labels(segmentation, image.size), class_names)
-    size = (image.width + _GAP + overlay.width, max(image.height, overlay.height))
-    top = Image.new("RGB", size, "white")
-    top.paste(image)
-    top.paste(overlay, (image.width + _GAP, 0))
-    return top
-
-
-def _draw_lines(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, *lines: tuple[str, tuple[int, int, int]]
-) -> None:
-    """Write coloured lines of text, shortened to a width, below a corner."""
-    font = default_font(_FONT_SIZE)
-    for number, (text, color) in enumerate(lines):
-        draw.text((corner[0], corner[1] + number * _LINE), shortened(text, font, width), fill=color, font=font)
+def _write(figure: Image.Image, corner: tuple[int, int], width: int, *lines: str) -> None:
+    """Write lines of text, shortened to a width, below a corner."""
+    font = ImageFont.load_default(16)
+    text = "\n".join(shortened(line, font, width) for line in lines)
+    ImageDraw.Draw(figure).text(corner, text, fill=INK, font=font)
