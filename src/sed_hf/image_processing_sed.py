@@ -1,7 +1,6 @@
 """Any image to RGB, RGB to `pixel_values`, and logits to a label for every pixel."""
 
 import base64
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
@@ -99,7 +98,7 @@ class SEDImageProcessor(TorchvisionBackend):
             **kwargs: Any of the class's attributes.
 
         Raises:
-            ValueError: A setting is unknown, without effect here, or out of range.
+            ValueError: A setting is unknown, without effect here, or of another type.
         """
         settings = {name: value for name, value in kwargs.items() if name not in NOT_SETTINGS}
         if unknown := sorted(set(settings) - set(self.valid_kwargs.__annotations__)):
@@ -112,15 +111,13 @@ class SEDImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """An image processor of saved settings; unknown switches (`do_...`) are refused, not kept or ignored."""
-        settings, others = {}, {}
-        for name, value in image_processor_dict.items():
-            is_setting = name in cls.valid_kwargs.__annotations__ or name.startswith("do_")
-            (settings if is_setting else others)[name] = value
-        settings |= {name: value for name, value in kwargs.items() if name.startswith("do_")}
-        loaded = super().from_dict(settings, **kwargs)
-        for name in set(others) - NOT_SETTINGS | {"auto_map"} & set(others):
-            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, others[name])
+        """An image processor of saved settings; of unknown ones, switches (`do_...`) are refused, the rest is kept."""
+        saved = {**image_processor_dict, **{name: kwargs[name] for name in kwargs if name.startswith("do_")}}
+        known = {*cls.valid_kwargs.__annotations__, *NOT_SETTINGS}
+        others = {name: saved.pop(name) for name in set(saved) - known if not name.startswith("do_")}
+        loaded = super().from_dict(saved, **kwargs)
+        for name, value in others.items():
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, value)
         return loaded
 
     def preprocess(
@@ -156,14 +153,6 @@ class SEDImageProcessor(TorchvisionBackend):
         settings = {**super()._standardize_kwargs(**kwargs), "input_size": input_size}
         if ignored := [name for name in WITHOUT_EFFECT if settings.get(name)]:
             raise ValueError(f"{', '.join(ignored)}: SED's preprocessing neither crops nor pads")
-        for name, keys in (("size", ("shortest_edge", "height")), ("input_size", ("height",))):
-            edges = [edge for edge in dict(settings[name] or {}).values() if edge is not None]
-            if not any(settings[name] and settings[name].get(key) for key in keys) or min(edges) < 1:
-                raise ValueError(f"{name}={settings[name]}: expected edges of at least one pixel")
-        for name in ("image_mean", "image_std"):
-            values = settings[name]
-            if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "image_std" and min(values) <= 0):
-                raise ValueError(f"{name}={values}: expected three numbers, standard deviations above 0")
         return settings
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -356,13 +345,13 @@ def to_rgb(
         image = read_rgb(as_file(image))
     orientation = 1
     if isinstance(image, Image.Image):
-        decode(image)
+        image = decode(image)
         pixels, orientation = pil_to_array(image), exif_orientation(image)
     else:
         pixels = channels_first(image, input_data_format)
     if not pixels.size:
         raise ValueError(f"images: expected at least one pixel, got {pixels.shape}")
-    levels = torch.from_numpy(np.require(to_levels(pixels, rescale_factor), requirements="CW"))
+    levels = torch.from_numpy(np.require(to_levels(pixels, rescale_factor), requirements=["C", "W"]))
     if len(levels) == 4:
         alpha = levels[3:].float() / 255
         levels = (levels[:3].float() * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
@@ -442,23 +431,22 @@ def open_image(
     return image
 
 
-def decode(image: Image.Image) -> None:
-    """Read an opened image's pixels; of a JPEG that lacks its end, with a warning, if no pixel depends on that."""
+def decode(image: Image.Image) -> Image.Image:
+    """An opened image with its pixels; of a JPEG that lacks its end, with a warning, if no pixel depends on that."""
     try:
         image.load()
+        return image
     except OSError:
-        if image.format not in ("JPEG", "MPO") or not (file := getattr(image, "fp", None)):
+        file = getattr(image, "fp", None)
+        if image.format not in ("JPEG", "MPO") or file is None:
             raise
         file.seek(0)
         content = file.read().rstrip(b"\xff")
-        end, other_end = (Image.open(BytesIO(content + fill + b"\xff\xd9")) for fill in (b"", b"\xc3" * 64))
-        if np.array_equal(np.asarray(end), np.asarray(other_end)):
-            image.im, image.tile = end.im, []
-            logger.warning(
-                f"{getattr(image, 'filename', '') or 'image'}: the JPEG file lacks its last bytes; its pixels do not"
-            )
-        else:
+        one, other = (Image.open(BytesIO(content + fill + b"\xff\xd9")) for fill in (b"", b"\xc3" * 64))
+        if not np.array_equal(np.asarray(one), np.asarray(other)):
             raise
+        logger.warning(f"{getattr(image, 'filename', '') or 'image'}: the JPEG file lacks its last bytes, but no pixel")
+        return one
 
 
 def as_file(source: str | os.PathLike[str]) -> str | os.PathLike[str] | BytesIO:
@@ -583,8 +571,7 @@ def to_labels(label_map: Any) -> NDArray[Any]:
     tile = getattr(label_map, "tile", None)
     raw_mode = tile[0].args if tile else ""
     raw_mode = raw_mode if isinstance(raw_mode, str) else raw_mode[0]
-    decode(label_map)
-    labels = native_array(label_map)
+    labels = native_array(decode(label_map))
     labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
     return labels // {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
 

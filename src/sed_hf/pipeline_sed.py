@@ -233,7 +233,7 @@ class SEDPipeline(Pipeline):
             class_names = [*class_names, EVERYTHING_ELSE]
         return Segments(segmentation, probability, class_names)
 
-    def _encode(self, candidate_labels: Sequence[str] | str | os.PathLike) -> tuple[list[str], Tensor]:
+    def _encode(self, candidate_labels: Any) -> tuple[list[str], Tensor]:
         """Names and embeddings (T, P, D) of a vocabulary."""
         known = self._vocabularies.pop(candidate_labels, None)
         if known is None:

@@ -19,7 +19,7 @@ from .image_processing_sed import SEDImageProcessorKwargs
 try:
     import ftfy  # open_clip cleans text with it, and brings it
 except ImportError:
-    ftfy = None
+    ftfy = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 

@@ -14,7 +14,6 @@ from small_models import small_model, small_processor
 from strategies import examples, orders, seeds
 
 from sed_hf.image_processing_sed import most_probable_class
-from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.pipeline_sed import SEDPipeline, Segments
 
 NAMES = ["cat", "dog, puppy", "grass", "sky", "a wooden table", "7-Eleven"]
@@ -42,10 +41,9 @@ pictures = st.builds(picture_of, st.integers(1, 40), st.integers(1, 40), seeds)
 def scores_of(picture: Image.Image, names: list[str], topk: int | None) -> NDArray[np.float32]:
     """The probability (T, H, W) of each class at every pixel; 0 if early rejection drops it."""
     pipeline = segmenter()
-    embeddings = encode_classes(pipeline.model, pipeline.processor, names, ClassEmbeddingCache())
-    pixel_values = pipeline.preprocess(picture)["pixel_values"]
+    inputs = pipeline.processor(images=picture, text=names)
     with torch.no_grad():
-        outputs = pipeline.model(pixel_values, class_embeddings=embeddings.double(), early_rejection_topk=topk)
+        outputs = pipeline.model(**inputs, early_rejection_topk=topk)
     size = (picture.height, picture.width)
     return np.stack([most_probable_class([logits[None]], size, torch.sigmoid)[0] for logits in outputs.all_logits()[0]])
 
