@@ -1,10 +1,10 @@
-"""Segment a picture with onnxruntime and numpy alone: no PyTorch, no transformers, no Pillow.
+"""Segment an image with only onnxruntime and numpy: no PyTorch, no transformers, no Pillow.
 
     sed-hf export scene-onnx --classes sky water gravel "red triangle" "orange cross" "orange heart" ...
     python segment_with_onnxruntime.py scene-onnx scene-3.png result.png
 
-The folder is one of `sed-hf export` with class names. Pictures are PNG files of 8 bits and no interlacing. The result
-is drawn in one colour for each class, beside which the picture shows through.
+The folder is one of `sed-hf export` with class names. Images are PNG files of 8 bits, not interlaced. The result shows
+the image, and beside it the image under one colour for each class.
 """
 
 import json
@@ -18,7 +18,7 @@ import onnxruntime
 
 
 def segment(folder: Path, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The class of every pixel (H, W) of a picture (H, W, 3), uint8, and its probability (H, W)."""
+    """The class of every pixel (H, W) of an image (H, W, 3), uint8, and its probability (H, W)."""
     settings = json.loads((folder / "settings.json").read_text())["image"]
     classes = np.load(folder / "classes.npz")
     session = onnxruntime.InferenceSession(folder / "segmentation.onnx", providers=["CPUExecutionProvider"])
@@ -33,7 +33,7 @@ def segment(folder: Path, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(image: np.ndarray, settings: dict) -> np.ndarray:
-    """`pixel_values` (1, 3, H, W) of a picture (H, W, 3), as the image processor makes them."""
+    """`pixel_values` (1, 3, H, W) of an image (H, W, 3), as the image processor makes them."""
     if settings["resample"] != "bilinear":
         raise ValueError(f"resample: expected bilinear, got {settings['resample']}")
     if settings["size"]:
@@ -79,7 +79,7 @@ def weights(old: int, new: int, support: float) -> np.ndarray:
 
 
 def read_png(path: Path) -> np.ndarray:
-    """A picture (H, W, 3) of a PNG file."""
+    """An image (H, W, 3) of a PNG file."""
     content, position, compressed = path.read_bytes(), 8, b""
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     channels = {0: 1, 2: 3, 6: 4}.get(color)
@@ -108,7 +108,7 @@ def predicted(method: int, left: np.ndarray, above: np.ndarray, corner: np.ndarr
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """A PNG file of a picture (H, W, 3), uint8."""
+    """A PNG file of an image (H, W, 3), uint8."""
     height, width, _ = image.shape
     lines = b"".join(b"\0" + line.tobytes() for line in image)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -119,17 +119,17 @@ def write_png(path: Path, image: np.ndarray) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
-def main(folder: Path, picture: Path, result: Path) -> None:
-    """Segment a picture, print the shares of its classes, and draw them."""
+def main(folder: Path, image_file: Path, result: Path) -> None:
+    """Segment an image, print the shares of its classes, and draw them."""
     for name in ("segmentation.onnx", "settings.json", "classes.npz"):
         if not (folder / name).is_file():
             raise SystemExit(f"{folder}: expected a folder of sed-hf export with --classes; it has no {name}")
     if not result.parent.is_dir():
         raise SystemExit(f"{result}: expected a file in a folder that exists")
     try:
-        image = read_png(picture)
+        image = read_png(image_file)
     except (OSError, ValueError, struct.error, zlib.error) as error:
-        raise SystemExit(f"{picture}: expected a PNG of 8 bits, gray or RGB, without interlacing: {error}") from error
+        raise SystemExit(f"{image_file}: expected a PNG of 8 bits, gray or RGB, not interlaced: {error}") from error
     segmentation, probability = segment(folder, image)
     names = np.load(folder / "classes.npz")["names"]
     for index, count in zip(*np.unique(segmentation, return_counts=True), strict=True):

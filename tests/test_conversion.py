@@ -55,6 +55,9 @@ def with_training_state(weights: Weights) -> dict[str, Any]:
 FORMS: dict[str, Callable[[Weights], Any]] = {
     "bare state dict": lambda weights: weights,
     "arrays": lambda weights: {"model": arrays(weights)},
+    "big-endian arrays": lambda weights: {
+        "model": {name: array.astype(">f4") for name, array in arrays(weights).items()}
+    },
     "optimizer, scheduler and numpy scalars": with_training_state,
     "module. prefix": lambda weights: {"model": {f"module.{name}": tensor for name, tensor in weights.items()}},
     "no prefix": lambda weights: {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()},

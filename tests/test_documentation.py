@@ -49,7 +49,6 @@ SHORTENED = {
     "train.py": "--steps 1 --images_per_step 1 --crop_size 64 --num_workers 0 --mixed_precision no"
     " --classes_per_step 5 --gradient_accumulation_steps 1",
     "evaluate.py": "--limit 1",
-    "check_export.py": "--model src/sed_hf/toy_model --sizes 64 --classes 2 --scenes 1",
     "fuzz.py": "--readers vocabulary --cases 20",
     "limit_memory.py": "--model sed-base --vocabulary pascal_voc_20 --least 500 --most 500",
     "interrupt.py": "--help",  # the arguments alone: tests/test_interruption.py tries it

@@ -21,15 +21,10 @@ from torch import Tensor
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.conversion import convert_official_checkpoint
-from sed_hf.hub.export import (
-    export_model,
-    export_program,
-    quantize_weights,
-    save_onnx,
-    trace_segmentation,
-    trace_text_encoder,
-)
-from sed_hf.hub.load import TOY_MODEL
+from sed_hf.data.scenes import SceneDataset, scene_vocabulary
+from sed_hf.hub.export import DenseSegmentation, export_model, export_program, quantize_weights, save_onnx
+from sed_hf.hub.load import load
+from sed_hf.metrics import MeanIoU
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "segment_with_onnxruntime.py"
@@ -42,13 +37,28 @@ Run = Callable[..., Tensor]
 
 
 @pytest.fixture(scope="module")
-def box() -> SEDForSemanticSegmentation:
-    return SEDForSemanticSegmentation.from_pretrained(TOY_MODEL).eval()
+def toy() -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
+    return load()
 
 
 @pytest.fixture(scope="module")
-def box_processor() -> SEDProcessor:
-    return SEDProcessor.from_pretrained(TOY_MODEL)
+def model(toy: tuple[SEDForSemanticSegmentation, SEDProcessor]) -> SEDForSemanticSegmentation:
+    return toy[0]
+
+
+@pytest.fixture(scope="module")
+def processor(toy: tuple[SEDForSemanticSegmentation, SEDProcessor]) -> SEDProcessor:
+    return toy[1]
+
+
+@pytest.fixture(scope="module")
+def int8_folder(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `--int8` makes of the same files."""
+    folder = tmp_path_factory.mktemp("export") / "int8"
+    shutil.copytree(onnx_folder, folder)
+    for path in folder.glob("*.onnx"):
+        quantize_weights(path)
+    return folder
 
 
 def run_onnx(path: Path) -> Run:
@@ -62,16 +72,11 @@ def run_onnx(path: Path) -> Run:
     return run
 
 
-@pytest.fixture(scope="module", params=["onnx", "torch"])
-def segmentation(request: pytest.FixtureRequest) -> Run:
-    """The exported program of pictures, of both formats."""
-    folder = request.getfixturevalue(f"{request.param}_folder")
-    if request.param == "onnx":
-        return run_onnx(folder / "segmentation.onnx")
-    return torch.export.load(folder / "segmentation.pt2").module()
+def run_torch(path: Path) -> Run:
+    return torch.export.load(path).module()
 
 
-def picture_and_classes(
+def image_and_classes(
     model: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int, batch_size: int = 1
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(num_classes)
@@ -87,89 +92,120 @@ def assert_equals_eager(run: Run, model: SEDForSemanticSegmentation, inputs: tup
     torch.testing.assert_close(run(pixel_values, class_embeddings), expected, rtol=0, atol=LOGITS)
 
 
-@pytest.mark.parametrize("num_classes", VOCABULARIES)
-@pytest.mark.parametrize("size", SIZES)
-def test_any_size_and_vocabulary_equal_the_model(
-    segmentation: Run, box: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int
-) -> None:
-    assert_equals_eager(segmentation, box, picture_and_classes(box, size, num_classes))
+@pytest.mark.slow
+class TestPrograms:
+    @pytest.fixture(scope="class", params=["onnx", "torch"])
+    @classmethod
+    def segmentation(cls, request: pytest.FixtureRequest) -> Run:
+        """The program that segments, of both formats."""
+        folder = request.getfixturevalue(f"{request.param}_folder")
+        onnx = request.param == "onnx"
+        return run_onnx(folder / "segmentation.onnx") if onnx else run_torch(folder / "segmentation.pt2")
 
+    @pytest.mark.parametrize("num_classes", VOCABULARIES)
+    @pytest.mark.parametrize("size", SIZES)
+    def test_any_size_and_vocabulary_equal_the_model(
+        self, segmentation: Run, model: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int
+    ) -> None:
+        assert_equals_eager(segmentation, model, image_and_classes(model, size, num_classes))
 
-def test_a_batch_equals_the_model(segmentation: Run, box: SEDForSemanticSegmentation) -> None:
-    assert_equals_eager(segmentation, box, picture_and_classes(box, (96, 64), 5, batch_size=3))
+    def test_a_batch_equals_the_model(self, segmentation: Run, model: SEDForSemanticSegmentation) -> None:
+        assert_equals_eager(segmentation, model, image_and_classes(model, (96, 64), 5, batch_size=3))
 
+    def test_onnx_takes_a_single_class_and_a_single_location(
+        self, onnx_folder: Path, model: SEDForSemanticSegmentation
+    ) -> None:
+        run = run_onnx(onnx_folder / "segmentation.onnx")
+        assert_equals_eager(run, model, image_and_classes(model, (64, 96), 1))
+        assert_equals_eager(run, model, image_and_classes(model, (32, 32), 4))
 
-def test_onnx_takes_a_single_class_and_a_single_location(onnx_folder: Path, box: SEDForSemanticSegmentation) -> None:
-    run = run_onnx(onnx_folder / "segmentation.onnx")
-    assert_equals_eager(run, box, picture_and_classes(box, (64, 96), 1))
-    assert_equals_eager(run, box, picture_and_classes(box, (32, 32), 4))
+    def test_another_configuration_equals_the_model(self, tiny_weights: dict[str, Tensor], tmp_path: Path) -> None:
+        """Pooled and full class attention; the projection, the skip widths and the 80 templates of SED-L."""
+        config = make_tiny_config(inference_pooling_size=2, class_attention_type="full")
+        model = convert_official_checkpoint(tiny_weights, config)
+        save_onnx(DenseSegmentation(model), tmp_path / "segmentation.onnx")
+        for run in (run_onnx(tmp_path / "segmentation.onnx"), export_program(DenseSegmentation(model)).module()):
+            for size, num_classes in zip([(128, 160), (192, 128), (224, 256)], VOCABULARIES, strict=True):
+                assert_equals_eager(run, model, image_and_classes(model, size, num_classes))
 
+    @pytest.mark.parametrize("padding", ["longest", "max_length"])
+    @torch.no_grad()
+    def test_the_text_encoder_equals_the_model(
+        self,
+        onnx_folder: Path,
+        torch_folder: Path,
+        model: SEDForSemanticSegmentation,
+        processor: SEDProcessor,
+        padding: Any,
+    ) -> None:
+        input_ids = processor(text=["sky", "red triangle", "a"], padding=padding)["input_ids"]
+        expected = model.get_class_embeddings(input_ids).flatten(0, 1)
+        for run in (run_onnx(onnx_folder / "text_encoder.onnx"), run_torch(torch_folder / "text_encoder.pt2")):
+            torch.testing.assert_close(run(input_ids.flatten(0, 1)), expected, rtol=0, atol=EMBEDDINGS)
 
-def test_another_configuration_equals_the_model(tiny_weights: dict[str, Tensor], tmp_path: Path) -> None:
-    """Pooled and full class attention; the projection, the skip widths and the 80 templates of SED-L."""
-    config = make_tiny_config(inference_pooling_size=2, class_attention_type="full")
-    model = convert_official_checkpoint(tiny_weights, config)
-    save_onnx(trace_segmentation(model), tmp_path / "segmentation.onnx")
-    for run in (run_onnx(tmp_path / "segmentation.onnx"), export_program(trace_segmentation(model)).module()):
-        for size, num_classes in zip([(128, 160), (192, 128), (224, 256)], VOCABULARIES, strict=True):
-            assert_equals_eager(run, model, picture_and_classes(model, size, num_classes))
+    @torch.no_grad()
+    def test_saved_classes_are_those_of_the_model(
+        self, onnx_folder: Path, model: SEDForSemanticSegmentation, processor: SEDProcessor
+    ) -> None:
+        classes = np.load(onnx_folder / "classes.npz")
+        assert classes["names"].tolist() == EXPORTED_NAMES
+        expected = model.get_class_embeddings(**processor(text=EXPORTED_NAMES))
+        torch.testing.assert_close(torch.from_numpy(classes["embeddings"]), expected, rtol=0, atol=EMBEDDINGS)
 
+    def test_settings_are_those_of_the_processor(self, onnx_folder: Path, processor: SEDProcessor) -> None:
+        settings = json.loads((onnx_folder / "settings.json").read_text())
+        assert settings["image"]["size"] is None  # the toy model does not resize by edges
+        assert settings["image"]["input_size"] == {"height": 192, "width": 192}
+        assert settings["image"]["mean"] == pytest.approx(processor.image_processor.image_mean)
+        assert settings["text"]["prompt_templates"] == processor.prompt_templates
 
-@pytest.mark.parametrize("padding", ["longest", "max_length"])
-@torch.no_grad()
-def test_the_text_encoder_equals_the_model(
-    onnx_folder: Path,
-    torch_folder: Path,
-    box: SEDForSemanticSegmentation,
-    box_processor: SEDProcessor,
-    padding: Any,
-) -> None:
-    input_ids = box_processor(text=["sky", "red triangle", "a"], padding=padding)["input_ids"]
-    expected = box.get_class_embeddings(input_ids).flatten(0, 1)
-    for run in (
-        run_onnx(onnx_folder / "text_encoder.onnx"),
-        torch.export.load(torch_folder / "text_encoder.pt2").module(),
-    ):
-        torch.testing.assert_close(run(input_ids.flatten(0, 1)), expected, rtol=0, atol=EMBEDDINGS)
+    def test_files_of_8_bits_are_less_than_half_as_large(self, int8_folder: Path, onnx_folder: Path) -> None:
+        for name in ("segmentation.onnx", "text_encoder.onnx"):
+            assert (int8_folder / name).stat().st_size < 0.5 * (onnx_folder / name).stat().st_size
 
-
-@torch.no_grad()
-def test_saved_classes_are_those_of_the_model(
-    onnx_folder: Path, box: SEDForSemanticSegmentation, box_processor: SEDProcessor
-) -> None:
-    classes = np.load(onnx_folder / "classes.npz")
-    assert classes["names"].tolist() == EXPORTED_NAMES
-    expected = box.get_class_embeddings(**box_processor(text=EXPORTED_NAMES))
-    torch.testing.assert_close(torch.from_numpy(classes["embeddings"]), expected, rtol=0, atol=EMBEDDINGS)
-
-
-def test_settings_are_those_of_the_processor(onnx_folder: Path, box_processor: SEDProcessor) -> None:
-    settings = json.loads((onnx_folder / "settings.json").read_text())
-    assert settings["image"]["size"] is None  # the model in the box does not resize by edges
-    assert settings["image"]["input_size"] == {"height": 192, "width": 192}
-    assert settings["image"]["mean"] == pytest.approx(box_processor.image_processor.image_mean)
-    assert settings["text"]["prompt_templates"] == box_processor.prompt_templates
+    @torch.no_grad()
+    def test_scenes_have_the_mean_iou_of_the_model(
+        self, onnx_folder: Path, int8_folder: Path, model: SEDForSemanticSegmentation, processor: SEDProcessor
+    ) -> None:
+        """5 scenes with the names of all 104 classes."""
+        classes = model.get_class_embeddings(**processor(text=scene_vocabulary()))
+        runs: dict[str, Run] = {
+            "model": lambda pixel_values, classes: model(pixel_values, class_embeddings=classes).logits,
+            "onnx": run_onnx(onnx_folder / "segmentation.onnx"),
+            "int8": run_onnx(int8_folder / "segmentation.onnx"),
+        }
+        metrics = {name: MeanIoU(class_names=scene_vocabulary()) for name in runs}
+        for scene in SceneDataset("test", 5):
+            pixel_values = processor(images=scene["image"])["pixel_values"]
+            for name, run in runs.items():
+                logits = F.interpolate(run(pixel_values, classes), scene["label"].shape, mode="bilinear")
+                metrics[name].add_batch(predictions=[logits[0].argmax(0)], references=[scene["label"]])
+        mean_iou = {name: metric.compute()["mIoU"] for name, metric in metrics.items()}
+        assert mean_iou["onnx"] == pytest.approx(mean_iou["model"], abs=0.01)
+        assert mean_iou["int8"] == pytest.approx(mean_iou["model"], abs=1)
 
 
 class TestTheExample:
-    def test_it_needs_numpy_and_onnxruntime_alone(self) -> None:
+    def test_it_needs_only_numpy_and_onnxruntime(self) -> None:
         tree = ast.walk(ast.parse(EXAMPLE.read_text()))
         modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
         assert {name for name in modules if name not in sys.stdlib_module_names} == {"numpy", "onnxruntime"}
 
-    def test_it_labels_a_picture_as_the_command_does(self, onnx_folder: Path, tmp_path: Path) -> None:
-        picture = ROOT / "examples" / "scene-3.png"
-        assert main(["segment", str(picture), "--classes", *EXPORTED_NAMES, "--output", str(tmp_path)]) == 0
+    @pytest.mark.slow
+    def test_it_labels_an_image_as_the_command_does(self, onnx_folder: Path, tmp_path: Path) -> None:
+        image = ROOT / "examples" / "scene-3.png"
+        assert main(["segment", str(image), "--classes", *EXPORTED_NAMES, "--output", str(tmp_path)]) == 0
         expected = np.array(Image.open(tmp_path / "scene-3_labels.png"))
         code = (
             "import numpy, pathlib, segment_with_onnxruntime as example\n"
-            f"image = example.read_png(pathlib.Path({str(picture)!r}))\n"
+            f"image = example.read_png(pathlib.Path({str(image)!r}))\n"
             f"segmentation, _ = example.segment(pathlib.Path({str(onnx_folder)!r}), image)\n"
             f"numpy.save({str(tmp_path / 'labels.npy')!r}, segmentation)\n"
         )
         subprocess.run([sys.executable, "-c", code], cwd=EXAMPLE.parent, check=True)
         assert (np.load(tmp_path / "labels.npy") == expected).mean() > 0.9999
 
+    @pytest.mark.slow
     def test_it_draws_a_png_that_others_read(self, onnx_folder: Path, tmp_path: Path) -> None:
         command = [sys.executable, EXAMPLE, onnx_folder, ROOT / "examples" / "scene-1.png", tmp_path / "result.png"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -187,97 +223,64 @@ class TestTheExample:
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.01
 
-    @pytest.mark.parametrize("content", [b"", b"no PNG", "cut"], ids=["empty", "text", "truncated"])
-    def test_it_refuses_what_is_no_png_in_one_line(self, onnx_folder: Path, tmp_path: Path, content: Any) -> None:
+    @pytest.mark.parametrize("content", [b"", b"not a PNG", b"half"], ids=["empty", "text", "half"])
+    def test_it_refuses_what_is_not_a_png_in_one_line(self, tmp_path: Path, content: bytes) -> None:
         whole = (ROOT / "examples" / "scene-1.png").read_bytes()
-        (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
-        command = [sys.executable, EXAMPLE, onnx_folder, tmp_path / "x.png", tmp_path / "result.png"]
+        (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+        for name in ("segmentation.onnx", "settings.json", "classes.npz"):
+            (tmp_path / name).touch()
+        command = [sys.executable, EXAMPLE, tmp_path, tmp_path / "x.png", tmp_path / "result.png"]
         ended = subprocess.run(command, capture_output=True, text=True)
         assert ended.returncode == 1
         assert ended.stderr.startswith(f"{tmp_path / 'x.png'}: expected a PNG of 8 bits")
         assert "Traceback" not in ended.stderr
 
 
-class TestInt8:
-    @pytest.fixture(scope="class")
-    def int8_folder(self, onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """What `--int8` makes of the same files."""
-        folder = tmp_path_factory.mktemp("export") / "int8"
-        shutil.copytree(onnx_folder, folder)
-        for path in folder.glob("*.onnx"):
-            quantize_weights(path)
-        return folder
-
-    def test_files_are_less_than_half_as_large(self, int8_folder: Path, onnx_folder: Path) -> None:
-        for name in ("segmentation.onnx", "text_encoder.onnx"):
-            assert (int8_folder / name).stat().st_size < 0.5 * (onnx_folder / name).stat().st_size
-
-    @torch.no_grad()
-    def test_nearly_all_pixels_of_a_scene_keep_their_class(
-        self, int8_folder: Path, box: SEDForSemanticSegmentation, box_processor: SEDProcessor
-    ) -> None:
-        inputs = box_processor(images=Image.open(ROOT / "examples" / "scene-3.png"), text=EXPORTED_NAMES)
-        classes = box.get_class_embeddings(inputs["input_ids"], inputs["class_ids"])
-        expected = box(inputs["pixel_values"], class_embeddings=classes).logits.argmax(1)
-        actual = run_onnx(int8_folder / "segmentation.onnx")(inputs["pixel_values"], classes).argmax(1)
-        assert (actual == expected).float().mean() > 0.98
-
-
 class TestRefusals:
-    def refused(self, capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         assert main(["export", *arguments]) == 2
         return capsys.readouterr().err
 
-    def test_a_folder_that_holds_something(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_a_folder_that_holds_something(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "file").touch()
-        assert f"OUT {tmp_path}: expected a new or empty folder" in self.refused(capsys, str(tmp_path))
+        assert f"{tmp_path}: expected a new or empty folder" in self.refused(capsys, str(tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
-    def test_a_folder_below_a_file(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-        (tmp_path / "file").touch()
-        error = self.refused(capsys, str(tmp_path / "file" / "out"))
-        assert f"expected a folder, but {tmp_path / 'file'} is a file" in error
-
-    def test_a_class_that_is_named_twice(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_a_class_that_is_named_twice(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = self.refused(capsys, str(tmp_path / "out"), "--classes", "sky", "sea", "Sky")
         assert "--classes[2]: 'Sky' is the same class name as --classes[0]='sky'" in error
 
-    def test_8_bits_in_another_format(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_8_bits_in_another_format(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = self.refused(capsys, str(tmp_path / "out"), "--format", "torch", "--int8")
         assert "--int8: expected with --format onnx, got torch" in error
 
-    def test_a_model_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_a_model_that_is_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "expected a model folder" in self.refused(capsys, str(tmp_path / "out"), "--model", "nowhere")
 
     def test_onnx_that_is_not_installed(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sed_hf.cli.export.find_spec", lambda name: None)
         assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in self.refused(capsys, str(tmp_path / "out"))
 
     def test_python_refuses_what_the_command_refuses(
-        self, box: SEDForSemanticSegmentation, box_processor: SEDProcessor, tmp_path: Path
+        self, model: SEDForSemanticSegmentation, processor: SEDProcessor, tmp_path: Path
     ) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(FileExistsError, match="directory: expected a new or empty folder"):
-            export_model(box, box_processor, tmp_path)
+        with pytest.raises(FileExistsError, match="expected a new or empty folder"):
+            export_model(model, processor, tmp_path)
         with pytest.raises(ValueError, match="int8: expected with the format onnx, got 'torch'"):
-            export_model(box, box_processor, tmp_path / "out", "torch", int8=True)
+            export_model(model, processor, tmp_path / "out", "torch", int8=True)
 
 
 def test_an_export_that_fails_leaves_nothing(
-    box: SEDForSemanticSegmentation, box_processor: SEDProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: SEDForSemanticSegmentation, processor: SEDProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: Any) -> None:
-        raise OSError("no space left on device")
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sed_hf.hub.export.save_onnx", fail)
-    with pytest.raises(OSError, match="no space left"):
-        export_model(box, box_processor, tmp_path / "out")
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export_model(model, processor, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_trace_of_the_text_encoder_is_of_what_it_states(box: SEDForSemanticSegmentation) -> None:
-    traced = trace_text_encoder(box)
-    assert list(traced.open_sizes) == ["input_ids"]
-    assert traced.module(*traced.example).shape == (3, box.config.projection_dim)

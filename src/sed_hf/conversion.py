@@ -125,7 +125,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
 def numpy_globals() -> dict[str, Any]:
     """What pickles of numpy arrays and scalars refer to, by the names of numpy 1 and 2."""
     array, scalar = np.empty(0), np.float64(0)
-    functions = [array.__reduce__()[0], array.__reduce_ex__(5)[0], scalar.__reduce__()[0]]  # type: ignore[misc]
+    functions: list[Any] = [array.__reduce__()[0], array.__reduce_ex__(5)[0], scalar.__reduce__()[0]]
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     return {
         **{
@@ -162,7 +162,7 @@ def official_state_dict(checkpoint: Any) -> dict[str, Tensor]:
     state_dict = {}
     for name, value in weights.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(value)
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))  # torch has no other byte order
         if not isinstance(value, Tensor):
             raise ValueError(f"checkpoint: expected tensors or arrays, got {type(value).__name__} for {name!r:.80}")
         state_dict[WRAPPERS.sub("", str(name), count=1)] = value

@@ -80,7 +80,7 @@ def load(
         )
     except (SafetensorError, StrictDataclassError) as error:  # neither names the folder
         raise ValueError(f"{source}: {short_error(error)}") from error
-    # These classes, whatever the folder names: the Auto classes would offer to run its code.
+    # These classes, and not those that the folder names, whose code the Auto classes would offer to run.
     image_processor, tokenizer = SEDImageProcessor.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
     processor = SEDProcessor(image_processor, tokenizer, templates)
     check_weights(source, model, report)
