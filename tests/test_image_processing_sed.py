@@ -396,10 +396,8 @@ class TestSegmentationMaps:
         elif bits == 16:
             Image.fromarray(ids.astype(np.uint16)).save(path)
         else:
-            packed = np.packbits(
-                np.unpackbits(ids.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(60, -1), axis=1
-            )
-            write_gray_png(path, packed, width=80, bits=bits)
+            unpacked = np.unpackbits(ids.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(60, -1)
+            write_gray_png(path, (80, 60), bits, np.packbits(unpacked, axis=1))
         off = {"do_resize": False, "do_input_resize": False}
         for label_map in (Image.open(path), str(path)):
             inputs = image_processor(

@@ -569,11 +569,14 @@ def to_labels(label_map: Any) -> NDArray[Any]:
     if not isinstance(label_map, Image.Image):
         return native_array(label_map)
     tile = getattr(label_map, "tile", None)
-    raw_mode = tile[0].args if tile else ""
-    raw_mode = raw_mode if isinstance(raw_mode, str) else raw_mode[0]
+    raw_mode = tile[0].args if tile else ""  # e.g. "L;4I": 4 bits, inverted
+    storage = (raw_mode if isinstance(raw_mode, str) else raw_mode[0]).partition(";")[2]
     labels = native_array(decode(label_map))
-    labels = labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
-    return labels // {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
+    if label_map.mode not in ("1", "L"):
+        return labels
+    largest = 1 if label_map.mode == "1" else 2 ** int(storage[0]) - 1 if storage[:1].isdigit() else 255
+    labels = labels.astype(np.uint8) if label_map.mode == "1" else labels // (255 // largest)
+    return largest - labels if "I" in storage else labels
 
 
 def shortest_edge_size(size: Sequence[int], shortest_edge: int, longest_edge: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import scipy.io
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..image_processing_sed import open_image
+from ..image_processing_sed import open_image, to_labels
 
 # Ignored pixels carry the largest value of the label map's type: 8 bits while the classes leave 255 free, else 16.
 IGNORE_8_BIT = 255
@@ -39,15 +39,7 @@ def read_index_image(file: BinaryIO) -> Ids:
     with open_image(file, LABEL_FORMATS) as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise ValueError(f"expected one channel of class ids, got an image of mode {image.mode}")
-        args = image.tile[0][3]  # type: ignore[attr-defined]  # of files that Pillow has opened
-        storage = str(args if isinstance(args, str) else args[0]).partition(";")[2]  # of "L;4I": 4 bits, inverted
-        ids = np.asarray(image)
-    if image.mode not in ("1", "L"):
-        return ids
-    largest = 2 ** int(storage[0]) - 1 if storage[:1].isdigit() else 255
-    # Pillow shows 1 bit as truth values, and spreads 2 and 4 bits over 0 to 255.
-    ids, largest = (ids.astype(np.uint8), 1) if image.mode == "1" else (ids // (255 // largest), largest)
-    return largest - ids if "I" in storage else ids
+        return to_labels(image)
 
 
 def read_ade20k_objects(file: BinaryIO) -> Ids:
