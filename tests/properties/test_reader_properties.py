@@ -19,7 +19,6 @@ from raw_copies import (
     write_ade20k_150,
     write_ade20k_847,
     write_coco_stuff,
-    write_own_data,
     write_pascal_context_59,
     write_pascal_context_459,
     write_pascal_voc,
@@ -136,26 +135,6 @@ class TestBenchmarks:
             assert labels_of(prepared) == labels_of(expected)
             for example, original in zip(prepared, expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(example["image"]), np.asarray(original["image"]))
-
-
-class TestOwnData:
-    @given(label_maps(st.integers(0, 4) | st.just(255), 8, np.uint8), st.sampled_from([".png", ".tif"]), st.booleans())
-    @examples(6)
-    def test_any_label_map_reads_back_as_it_was(
-        self, labels: NDArray[np.uint8], suffix: str, is_in_a_split: bool
-    ) -> None:
-        split = "val" if is_in_a_split else ""
-        with TemporaryDirectory() as folder:
-            write_own_data(Path(folder), {"a": labels}, list("abcde"), suffix=suffix, split=split)
-            dataset = load_benchmark("custom", folder, split or None)
-            assert labels_of(dataset) == [labels.tolist()]
-
-    @given(label_maps(st.integers(0, 299) | st.just(65535), 8, np.uint16), st.sampled_from([".png", ".tif"]))
-    @examples(6)
-    def test_so_does_one_of_16_bits(self, labels: NDArray[np.uint16], suffix: str) -> None:
-        with TemporaryDirectory() as folder:
-            write_own_data(Path(folder), {"a": labels}, [f"thing {index}" for index in range(300)], suffix=suffix)
-            assert labels_of(load_benchmark("custom", folder)) == [labels.tolist()]
 
 
 @given(label_maps(st.integers(0, 7), 8, np.int32), st.booleans())
