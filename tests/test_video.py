@@ -247,10 +247,11 @@ def test_interrupted_half_way_leaves_a_video_that_plays_under_a_name_that_says_s
     assert np.array_equal(after.sound, before.sound[: len(after.sound)])
 
 
-def test_full_disk_is_an_error_that_names_the_overlay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_bytes", [0, 20_000, 45_000])
+def test_full_disk_is_an_error_that_names_the_overlay(tmp_path: Path, num_bytes: int) -> None:
     clip = write_clip(tmp_path / "clip.mp4", range(50))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
         with pytest.raises(OSError, match=f"File too large: .*{tmp_path}/out/clip_overlay.mp4"):
             overlay_of(clip)

@@ -12,6 +12,7 @@ from pathlib import Path
 from .terminal import printable
 
 MAX_ERROR_CHARACTERS = 200
+OUT_OF_MEMORY = "Out of memory: try early rejection (--topk 8), a smaller batch or bfloat16"
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
 
         if not is_out_of_memory(error):
             raise
-        message, status = f"error: {short_error(error)}", 2
+        message, status = f"error: {error if 'topk' in str(error) else OUT_OF_MEMORY}", 2
     print(f"{program}: {printable(message)}", file=sys.stderr)
     return status
 

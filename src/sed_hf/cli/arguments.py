@@ -36,8 +36,8 @@ def add_class_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     classes.add_argument(
         "--vocabulary",
         metavar="NAME_OR_FILE",
-        help=f"built-in vocabulary ({', '.join(vocabulary_names())}), text file with one class on each line, JSON list,"
-        " or .safetensors file of sed-hf encode",
+        help=f"built-in vocabulary ({', '.join(vocabulary_names())}), text file with one class on each line, JSON file"
+        " (list, id2label or COCO's categories), or .safetensors file of sed-hf encode",
     )
 
 

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..chunking_sed import is_out_of_memory
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..pipeline_sed import EVERYTHING_ELSE, segment_images
 from ..processing_sed import SEDProcessor
@@ -79,28 +78,19 @@ class Segmenter:
             For each image `segmentation`, int64 (height, width), and `probability`, float32 (height, width).
 
         Raises:
-            torch.OutOfMemoryError: Memory ran out; the message says what needs less.
             NonFiniteLogitsError: The model gives values that are not numbers for an image.
         """
-        try:
-            results = segment_images(
-                self.model,
-                self.processor,
-                images,
-                self.class_embeddings,
-                early_rejection_topk=self.topk,
-                threshold=self.threshold,
-                ignore_index=NO_CLASS,
-                sliding_window=self.sliding_window,
-                show_progress=show_progress,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise torch.OutOfMemoryError(
-                f"Out of memory with {len(self.class_embeddings)} classes: try early rejection (topk 8), a smaller"
-                " batch or bfloat16"
-            ) from error
+        results = segment_images(
+            self.model,
+            self.processor,
+            images,
+            self.class_embeddings,
+            early_rejection_topk=self.topk,
+            threshold=self.threshold,
+            ignore_index=NO_CLASS,
+            sliding_window=self.sliding_window,
+            show_progress=show_progress,
+        )
         return [self._labels(result) for result in results]
 
     def _labels(self, result: dict[str, Tensor]) -> dict[str, npt.NDArray]:

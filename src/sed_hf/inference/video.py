@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -230,10 +230,15 @@ class VideoWriter:
 
     def close(self) -> None:
         """Write what the encoders hold back, and finish the file."""
-        with closing(self._container):
+        try:
             if self.num_frames:
                 for stream in self._encoders:
                     self._container.mux(stream.encode(None))
+        except OSError:  # of a full disk, for one, where PyAV's own error on closing does not say so
+            with suppress(av.FFmpegError):
+                self._container.close()
+            raise
+        self._container.close()
 
 
 class VideoOverlay:
