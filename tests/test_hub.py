@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import sed_hf
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
+from sed_hf.hub.load import load
 from sed_hf.hub.save import save_hub_folder
 
 CARRIED = {path.name for path in Path(sed_hf.__file__).parent.glob("*_sed.py")}
@@ -186,6 +188,25 @@ class TestWhereSomethingLies:
         monkeypatch.setattr(SEDProcessor, "save_pretrained", fail)
         assert run("init", "--overwrite") == 2
         assert listing(tmp_path / "work") == {"out": "folder", "out/thesis.txt": b"mine", "out/config.json": b"{}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("milliseconds", [0, 10, 30, 100])
+def test_a_killed_command_leaves_no_half_model(tmp_path: Path, milliseconds: int) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
+    code = "from sed_hf.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", code, "init", "scenes", str(tmp_path / "out"), "--overwrite"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob(".*.part/out")):
+        time.sleep(0.001)
+    time.sleep(milliseconds / 1000)
+    process.kill()
+    process.wait()
+    if list((tmp_path / "out").glob("*")) not in ([], [tmp_path / "out" / "config.json"]):
+        load(tmp_path / "out")
+    assert main(command[3:]) == 0
+    load(tmp_path / "out")
 
 
 class TestPush:
