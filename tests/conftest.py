@@ -148,7 +148,7 @@ def tiny_hub_folder(
 
 @pytest.fixture(scope="session")
 def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in the box as `sed-hf export` writes it, with classes."""
+    """The bundled toy model as `sed-hf export` writes it, with classes."""
     folder = tmp_path_factory.mktemp("export") / "onnx"
     assert main(["export", str(folder), "--classes", *EXPORTED_NAMES]) == 0
     return folder
@@ -156,7 +156,7 @@ def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in the box as `sed-hf export --format torch` writes it."""
+    """The bundled toy model as `sed-hf export --format torch` writes it."""
     folder = tmp_path_factory.mktemp("export") / "torch"
     assert main(["export", str(folder), "--format", "torch"]) == 0
     return folder

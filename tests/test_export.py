@@ -37,18 +37,13 @@ Run = Callable[..., Tensor]
 
 
 @pytest.fixture(scope="module")
-def toy() -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
-    return load()
+def model() -> SEDForSemanticSegmentation:
+    return load()[0]
 
 
 @pytest.fixture(scope="module")
-def model(toy: tuple[SEDForSemanticSegmentation, SEDProcessor]) -> SEDForSemanticSegmentation:
-    return toy[0]
-
-
-@pytest.fixture(scope="module")
-def processor(toy: tuple[SEDForSemanticSegmentation, SEDProcessor]) -> SEDProcessor:
-    return toy[1]
+def processor() -> SEDProcessor:
+    return load()[1]
 
 
 @pytest.fixture(scope="module")
@@ -192,24 +187,18 @@ class TestTheExample:
         assert {name for name in modules if name not in sys.stdlib_module_names} == {"numpy", "onnxruntime"}
 
     @pytest.mark.slow
-    def test_it_labels_an_image_as_the_command_does(self, onnx_folder: Path, tmp_path: Path) -> None:
+    def test_it_labels_an_image_as_the_command_does(
+        self, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+        from segment_with_onnxruntime import read_png, segment
+
         image = ROOT / "examples" / "scene-3.png"
         assert main(["segment", str(image), "--classes", *EXPORTED_NAMES, "--output", str(tmp_path)]) == 0
-        expected = np.array(Image.open(tmp_path / "scene-3_labels.png"))
-        code = (
-            "import numpy, pathlib, segment_with_onnxruntime as example\n"
-            f"image = example.read_png(pathlib.Path({str(image)!r}))\n"
-            f"segmentation, _ = example.segment(pathlib.Path({str(onnx_folder)!r}), image)\n"
-            f"numpy.save({str(tmp_path / 'labels.npy')!r}, segmentation)\n"
-        )
-        subprocess.run([sys.executable, "-c", code], cwd=EXAMPLE.parent, check=True)
-        assert (np.load(tmp_path / "labels.npy") == expected).mean() > 0.9999
-
-    @pytest.mark.slow
-    def test_it_draws_a_png_that_others_read(self, onnx_folder: Path, tmp_path: Path) -> None:
-        command = [sys.executable, EXAMPLE, onnx_folder, ROOT / "examples" / "scene-1.png", tmp_path / "result.png"]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert "%" in printed
+        segmentation, _ = segment(onnx_folder, read_png(image))
+        assert (segmentation == np.array(Image.open(tmp_path / "scene-3_labels.png"))).mean() > 0.9999
+        command = [sys.executable, EXAMPLE, onnx_folder, image, tmp_path / "result.png"]
+        assert "%" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert Image.open(tmp_path / "result.png").size == (384, 192)
 
     @pytest.mark.parametrize("size", [(64, 88), (40, 300), (200, 274)])
@@ -237,35 +226,29 @@ class TestTheExample:
 
 
 class TestRefusals:
-    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-        assert main(["export", *arguments]) == 2
-        return capsys.readouterr().err
-
-    def test_a_folder_that_holds_something(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "file").touch()
-        assert f"{tmp_path}: expected a new or empty folder" in self.refused(capsys, str(tmp_path))
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-    def test_a_class_that_is_named_twice(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        error = self.refused(capsys, str(tmp_path / "out"), "--classes", "sky", "sea", "Sky")
-        assert "--classes[2]: 'Sky' is the same class name as --classes[0]='sky'" in error
-
-    def test_8_bits_in_another_format(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        error = self.refused(capsys, str(tmp_path / "out"), "--format", "torch", "--int8")
-        assert "--int8: expected with --format onnx, got torch" in error
-
-    def test_a_model_that_is_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "expected a model folder" in self.refused(capsys, str(tmp_path / "out"), "--model", "nowhere")
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--classes", "sky", "sea", "Sky"], "--classes[2]: 'Sky' is the same class name as --classes[0]='sky'"),
+            (["--format", "torch", "--int8"], "--int8: expected with --format onnx, got torch"),
+            (["--model", "nowhere"], "nowhere: no such folder; expected a model folder"),
+        ],
+    )
+    def test_the_command_refuses(
+        self, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["export", str(tmp_path / "out"), *options]) == 2
+        assert message in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
 
     def test_onnx_that_is_not_installed(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sed_hf.cli.export.find_spec", lambda name: None)
-        assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in self.refused(capsys, str(tmp_path / "out"))
+        assert main(["export", str(tmp_path / "out")]) == 2
+        assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in capsys.readouterr().err
 
-    def test_python_refuses_what_the_command_refuses(
-        self, model: SEDForSemanticSegmentation, processor: SEDProcessor, tmp_path: Path
-    ) -> None:
+    def test_python_refuses(self, model: SEDForSemanticSegmentation, processor: SEDProcessor, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(FileExistsError, match="expected a new or empty folder"):
             export_model(model, processor, tmp_path)

@@ -170,19 +170,17 @@ def official_state_dict(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def recognise_variant(official: Mapping[str, Tensor]) -> SEDConfig:
-    """The configuration of SED-B or SED-L, by the width of the trunk and of the text encoder."""
-    names = ("clip_model.visual.trunk.stem.0.weight", "clip_model.ln_final.weight")
-    if absent := [name for name in names if name not in official]:
-        raise ValueError(f"checkpoint: not of SED; it has no {' and no '.join(absent)}")
-    shapes = [tuple(official[name].shape) for name in names]
-    variants = {((128, 3, 4, 4), (640,)): SED_BASE, ((192, 3, 4, 4), (768,)): SED_LARGE}
-    variant = variants.get(tuple(shapes))  # type: ignore[arg-type]
-    if variant is None:
+    """The configuration of SED-B or SED-L, by the width of the trunk."""
+    stem = official.get("clip_model.visual.trunk.stem.0.weight")
+    if stem is None:
+        raise ValueError("checkpoint: not of SED; it has no clip_model.visual.trunk.stem.0.weight")
+    variants = {(128, 3, 4, 4): SED_BASE, (192, 3, 4, 4): SED_LARGE}
+    if stem.shape not in variants:
         raise ValueError(
-            "checkpoint: neither SED-B nor SED-L (trunk stem and final LayerNorm of the text encoder have shapes"
-            f" {shapes[0]} and {shapes[1]}); pass the config of another variant"
+            f"checkpoint: neither SED-B nor SED-L (stem of the trunk: {tuple(stem.shape)}); pass the config of another"
+            " variant"
         )
-    return config_from_open_clip(variant)
+    return config_from_open_clip(variants[stem.shape])
 
 
 def convert_weights(
