@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from plain_decoder import plain_decode
 from torch import Tensor
-from tqdm import tqdm
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
 from sed_hf.conversion import build_processor, config_from_open_clip
@@ -39,6 +38,7 @@ from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
+from sed_hf.terminal import progress_bar, say
 from sed_hf.training.optimizer import enable_gradient_checkpointing
 from sed_hf.utils import atomic_path
 
@@ -88,7 +88,7 @@ def main() -> None:
     results_file = arguments.output / "results.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
     points = [point for point in plan(arguments) if str(point) not in results]
-    for point in tqdm(points, desc="Measuring", unit="point"):
+    for point in progress_bar(points, desc="Measuring", unit="point"):
         results[str(point)] = run_in_process_of_its_own(point, arguments)
         with atomic_path(results_file) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
@@ -143,7 +143,7 @@ def run_in_process_of_its_own(point: Point, arguments: argparse.Namespace) -> di
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
     last_line = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    tqdm.write(f"{point}: {last_line}", file=sys.stderr)
+    say(f"{point}: {last_line}")
     return {**asdict(point), "error": last_line}
 
 

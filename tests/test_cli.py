@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, conversion
 from sed_hf.cli import arguments, main
-from sed_hf.cli.segment import find_files, plan_jobs
+from sed_hf.cli.inputs import find_files, plan_jobs
 from sed_hf.hub.load import TOY_MODEL
 from sed_hf.inference.class_embeddings import save_class_embeddings, text_encoder_sha256
 from sed_hf.inference.writers import unused_label, write_results
@@ -107,9 +107,10 @@ class TestResults:
             assert 0 < entry["mean_probability"] < 1
 
     def test_label_map_of_many_classes_has_16_bits(self, tmp_path: Path) -> None:
+        [job] = plan_jobs([Path("photo.jpg")], tmp_path)
         result = {"segmentation": np.array([[0, 299, 65535]]), "probability": np.full((1, 3), 0.5)}
         names = [str(index) for index in range(300)]
-        write_results(tmp_path / "photo", Path("photo.jpg"), Image.new("RGB", (3, 1)), result, names, 65535, "tiny")
+        write_results(job.results, job.source, Image.new("RGB", (3, 1)), result, names, 65535, "tiny")
         assert labels_in(tmp_path).tolist() == [[0, 299, 65535]]
         assert labels_in(tmp_path).dtype == np.uint16
 

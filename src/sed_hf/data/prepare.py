@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import DatasetCardData, HfApi
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..image_processing_sed import read_rgb
+from ..terminal import progress_bar
 from ..utils import atomic_path
 from .benchmarks import BENCHMARKS, load_raw
 from .features import SegmentationImage, SegmentationMap, shrunk_jpeg
@@ -83,7 +83,7 @@ def prepare_benchmark(
     # The pool of processes is PyTorch's: its workers end with this process, however that ends.
     num_workers = min(num_proc, len(todo)) if num_proc > 1 else 0
     results = DataLoader(shards, batch_size=None, sampler=todo, num_workers=num_workers)
-    for error in tqdm(results, name, unit="file", total=len(shards), initial=len(shards) - len(todo)):
+    for error in progress_bar(results, name, unit="file", total=len(shards), initial=len(shards) - len(todo)):
         if error is not None:
             raise error
     with atomic_path(output / "README.md") as path:

@@ -14,7 +14,6 @@ from PIL import Image
 from ..utils import atomic_path
 from ..visualization import ClassStatistics, class_statistics, draw_overlay
 
-OVERLAY, LABELS, SUMMARY = "_overlay.jpg", "_labels.png", ".json"  # endings of the results of an image
 MAX_CLASSES = 65535  # that 16 bits tell apart, beside the label of pixels without a class
 
 
@@ -83,7 +82,7 @@ def image_summary(
 
 
 def write_results(
-    stem: Path,
+    paths: Sequence[Path],
     source: Path,
     image: Image.Image,
     result: dict[str, npt.NDArray],
@@ -96,7 +95,7 @@ def write_results(
     The summary is written last: where it exists, all three are complete.
 
     Args:
-        stem: Path of the results without their endings.
+        paths: Of label map (PNG), overlay (JPEG) and summary (JSON).
         source: File of the image.
         image: RGB.
         result: `segmentation` and `probability`, both (height, width).
@@ -107,13 +106,14 @@ def write_results(
     Raises:
         OSError: A file cannot be written.
     """
-    with atomic_path(f"{stem}{LABELS}") as path:
+    labels_path, overlay_path, summary_path = paths
+    with atomic_path(labels_path) as path:
         label_map(result["segmentation"], len(class_names)).save(path, format="PNG")
     overlay = draw_overlay(image, result["segmentation"], class_names, ignore_index=ignore_index)
-    with atomic_path(f"{stem}{OVERLAY}") as path:
+    with atomic_path(overlay_path) as path:
         # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours and legend.
         overlay.save(path, format="JPEG", quality=90, subsampling=0)
-    with atomic_path(f"{stem}{SUMMARY}") as path:
+    with atomic_path(summary_path) as path:
         path.write_text(image_summary(source, result, class_names, ignore_index, model_name), encoding="utf-8")
     if max(image.size) > max(overlay.size):
         return f"its overlay is made smaller: a JPEG file has at most {max(overlay.size)} pixels on a side"
