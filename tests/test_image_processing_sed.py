@@ -440,11 +440,13 @@ class TestPostProcessing:
     def outputs(*shape: int) -> SimpleNamespace:
         return SimpleNamespace(logits=3 * torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
 
-    def test_no_tensor_of_all_classes_at_full_size_is_made(self, image_processor: SEDImageProcessor) -> None:
+    def test_many_classes_are_taken_in_chunks(self, image_processor: SEDImageProcessor) -> None:
         outputs = self.outputs(1, 300, 12, 16)
         with LargestTensor() as largest:
-            image_processor.post_process_semantic_segmentation(outputs, [(300, 400)])
-        assert largest.num_bytes <= 2**22 * 4  # of a chunk of classes; of all classes 144 MB
+            (segmentation,) = image_processor.post_process_semantic_segmentation(outputs, [(150, 400)])
+        assert largest.num_bytes <= 2**22 * 4  # of all classes 72 MB
+        expected = F.interpolate(outputs.logits.sigmoid(), size=(150, 400), mode="bilinear", align_corners=False)
+        assert torch.equal(segmentation, expected[0].argmax(0))
 
     @pytest.mark.parametrize("target_sizes", [None, [(40, 50)] * 2, torch.tensor([[40, 50]] * 2)])
     def test_scores_of_all_classes_are_returned_on_request(

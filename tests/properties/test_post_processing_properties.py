@@ -1,7 +1,6 @@
 """From logits to labels: any number of classes, any sizes and any chunks give what the plain formula gives."""
 
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pytest
 import torch
@@ -12,12 +11,12 @@ from strategies import normal, orders, seeds
 from torch import Tensor
 
 from sed_hf import SEDImageProcessor, SEDSemanticSegmentationOutput
+from sed_hf.image_processing_sed import highest_of_chunks
 
 PROBABILITY = 1e-6
 
 edges = st.integers(1, 12)
 target_edges = st.integers(1, 50)
-chunks = st.integers(0, 22).map(lambda power: 2**power)
 
 
 class Case(NamedTuple):
@@ -70,13 +69,25 @@ def assert_most_probable(result: dict[str, Tensor], probabilities: Tensor) -> No
     torch.testing.assert_close(of_the_class, probabilities.amax(0), rtol=0, atol=PROBABILITY)
 
 
-@given(cases(), chunks)
-def test_any_logits_in_any_chunks_equal_the_plain_formula(case: Case, chunk_elements: int) -> None:
-    with mock.patch("sed_hf.image_processing_sed.ELEMENTS_PER_CHUNK", chunk_elements):
-        results = process(case.logits, case.sizes)
+@given(cases())
+def test_any_logits_equal_the_plain_formula(case: Case) -> None:
+    results = process(case.logits, case.sizes)
     for logits, size, result in zip(case.logits, case.sizes, results, strict=True):
         assert result["segmentation"].shape == result["probability"].shape == size
         assert_most_probable(result, plain(logits, size))
+
+
+@given(st.integers(1, 9), edges, edges, st.integers(1, 9), seeds)
+def test_any_chunks_of_classes_have_the_highest_score_of_all(
+    num_classes: int, height: int, width: int, chunk_size: int, seed: int
+) -> None:
+    scores = normal(num_classes, height, width, seed=seed).round()  # so that there are ties
+    classes = 3 * torch.arange(num_classes)
+    chunks = zip(classes.split(chunk_size), scores.split(chunk_size), strict=True)
+    best, best_class = highest_of_chunks(chunks)
+    assert torch.equal(best, scores.amax(0))
+    first = (scores == best).int().argmax(0)
+    assert torch.equal(best_class, classes[first])
 
 
 @given(cases())
@@ -130,14 +141,6 @@ def test_a_label_that_would_mean_two_things_is_refused(case: Case, data: st.Data
     ignore_index = data.draw(st.integers(0, case.num_classes - 1))
     with pytest.raises(ValueError, match=f"ignore_index={ignore_index} is also one of the"):
         process(case.logits, case.sizes, threshold=0.5, ignore_index=ignore_index)
-
-
-@given(cases(), st.integers(0, 5))
-def test_too_few_or_too_many_sizes_are_refused(case: Case, count: int) -> None:
-    num_images = case.shape[0]
-    count += count == num_images
-    with pytest.raises(ValueError, match=f"target_sizes: expected {num_images}, one for each image; got {count}"):
-        process(case.logits, [(4, 4)] * count)
 
 
 @given(cases(), st.floats(allow_nan=True).filter(lambda number: not 0 <= number <= 1))

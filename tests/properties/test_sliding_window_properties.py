@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from small_models import small_model, small_processor
 from strategies import examples, normal, seeds
 from torch import Tensor
 
-from sed_hf import SEDSemanticSegmentationOutput, sliding_window_sed
+from sed_hf import SEDSemanticSegmentationOutput
 from sed_hf.pipeline_sed import segment_images
 from sed_hf.sliding_window_sed import SlidingWindow
 
@@ -22,7 +21,6 @@ PROBABILITY = 1e-5
 
 overlaps = st.floats(0, 0.75)
 windows = st.builds(SlidingWindow, st.integers(32, 70), overlaps, st.booleans())
-chunks = st.integers(0, 22).map(lambda power: 2**power)
 
 
 class Painter:
@@ -115,13 +113,10 @@ def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_siz
     assert all(first[0] < second[0] for first, second in pairwise(spans))
 
 
-@given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1), chunks)
-def test_any_tiles_equal_the_plain_formula(
-    picture: Tensor, window: SlidingWindow, kept: set[int] | None, chunk_elements: int
-) -> None:
+@given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1))
+def test_any_tiles_equal_the_plain_formula(picture: Tensor, window: SlidingWindow, kept: set[int] | None) -> None:
     painter = Painter(None if kept is None else sorted(kept))
-    with mock.patch.object(sliding_window_sed, "ELEMENTS_PER_CHUNK", chunk_elements):
-        result = paint(picture, window, painter)
+    result = paint(picture, window, painter)
     probabilities = plain_probabilities(picture, window, painter)
     torch.testing.assert_close(result["probability"], probabilities.amax(0), rtol=0, atol=PROBABILITY)
     of_the_class = probabilities.gather(0, result["segmentation"][None])[0]

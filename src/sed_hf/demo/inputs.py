@@ -7,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..data.vocabularies import load_vocabulary
 from ..image_processing_sed import MAX_PIXELS_VARIABLE, TooManyPixelsError, max_image_pixels, read_rgb
-from ..processing_sed import SYNONYM_SEPARATOR, clean_text
+from ..processing_sed import SYNONYM_SEPARATOR, clean_text, synonyms_of, without_comma
 
 MAX_MEGAPIXELS = 25
 MAX_IMAGE_SIZE = 1024  # pixels; larger images are made smaller, to what the page shows
@@ -70,7 +70,7 @@ def parse_class_names(text: str) -> list[str]:
     Raises:
         InputError: There is none, there are more than `MAX_CLASS_NAMES`, a name is too long or empty, or twice there.
     """
-    class_names = [line.strip() for line in text.splitlines() if line.strip()]
+    class_names = [name for line in text.splitlines() if (name := without_comma(line))]
     if not class_names:
         raise InputError("Please type at least one class name, each on a line of its own.")
     num_names = sum(name.count(SYNONYM_SEPARATOR) + 1 for name in class_names)
@@ -79,7 +79,7 @@ def parse_class_names(text: str) -> list[str]:
             f"There are {num_names:,} class names, counting synonyms. At most {MAX_CLASS_NAMES:,} are taken here:"
             " please remove some."
         )
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     for name in class_names:
         synonyms = [synonym.strip() for synonym in name.split(SYNONYM_SEPARATOR)]
         if max(map(len, synonyms)) > MAX_NAME_CHARACTERS:
@@ -88,7 +88,7 @@ def parse_class_names(text: str) -> list[str]:
             )
         if not all(map(clean_text, synonyms)):
             raise InputError(f"In {quoted(name)} a synonym is empty. Please put one comma between two synonyms.")
-        same = seen.setdefault(clean_text(name), name)
+        same = seen.setdefault(synonyms_of(name), name)
         if same is not name:
             raise InputError(f"{quoted(name)} is the same class name as {quoted(same)}. Please remove one of them.")
     return class_names
