@@ -63,6 +63,7 @@ class SEDProcessor(ProcessorMixin):
     def __init__(self, image_processor: Any, tokenizer: Any, prompt_templates: Sequence[str] | None = None) -> None:
         super().__init__(image_processor, tokenizer)
         self.prompt_templates = validate_prompt_templates(prompt_templates or OPENAI_IMAGENET_TEMPLATES)
+        self.auto_map = {"AutoProcessor": "processing_sed.SEDProcessor"}  # which transformers adds when it saves
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The image processor takes any picture of any size in any form, and treats each as if it were alone."""
+"""The image processor takes any image of any size in any form, and treats each as if it were alone."""
 
 from typing import Any
 
@@ -45,12 +45,12 @@ processors = st.builds(make_processor, shortest_edges, st.integers(64, 200), inp
 
 
 def prepare(processor: SEDImageProcessor, images: Any, **kwargs: Any) -> Tensor:
-    """`pixel_values` of one picture or several."""
+    """`pixel_values` of one image or several."""
     return processor(images=images, return_tensors="pt", **kwargs)["pixel_values"]
 
 
 def to_rgb(picture: Picture) -> NDArray[np.uint8]:
-    """What the processor makes of a picture before any step, (height, width, 3)."""
+    """What the processor makes of a image before any step, (height, width, 3)."""
     rgb = image_processing_sed.to_rgb(picture.image, picture.data_format)
     assert rgb.dtype == torch.uint8
     return rgb.permute(1, 2, 0).numpy()
@@ -145,7 +145,7 @@ class TestSteps:
         assert shortest_edge_size((height, width), shortest, longest) == official_size(height, width, shortest, longest)
 
     @given(rgb_arrays())
-    def test_without_any_step_the_picture_stays(self, rgb: NDArray[np.uint8]) -> None:
+    def test_without_any_step_the_image_stays(self, rgb: NDArray[np.uint8]) -> None:
         off = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_input_resize": False}
         pixel_values = prepare(make_processor(), Image.fromarray(rgb), **off)
         np.testing.assert_array_equal(pixel_values[0].permute(1, 2, 0).numpy(), rgb)
@@ -153,7 +153,7 @@ class TestSteps:
 
 class TestBatches:
     @given(st.lists(pil_pictures() | array_pictures(), min_size=1, max_size=4))
-    def test_any_pictures_together_equal_one_by_one(self, several: list[Picture]) -> None:
+    def test_any_images_together_equal_one_by_one(self, several: list[Picture]) -> None:
         # Arrays of a batch share the place of their channels: bring all to where numpy has them.
         images = [picture.image if picture.data_format is None else np.asarray(picture.rgb) for picture in several]
         processor = make_processor()
@@ -162,7 +162,7 @@ class TestBatches:
         assert torch.equal(together, torch.cat([prepare(processor, image, **options) for image in images]))
 
     @given(st.lists(rgb_arrays(), min_size=2, max_size=4), st.data())
-    def test_any_order_of_pictures_permutes_the_batch(
+    def test_any_order_of_images_permutes_the_batch(
         self, several: list[NDArray[np.uint8]], data: st.DataObject
     ) -> None:
         order = data.draw(orders(len(several)))
@@ -171,7 +171,7 @@ class TestBatches:
         assert torch.equal(permuted, prepare(make_processor(), images)[order])
 
     @given(rgb_arrays(), st.integers(1, 3), st.sampled_from(sorted(ARRAY_FORMS)), st.booleans())
-    def test_one_array_of_several_pictures_is_a_batch(
+    def test_one_array_of_several_images_is_a_batch(
         self, rgb: NDArray[np.uint8], count: int, form: str, as_tensor: bool
     ) -> None:
         array = np.stack([ARRAY_FORMS[form](np.roll(rgb, shift)) for shift in range(count)])
@@ -231,7 +231,7 @@ class TestSegmentationMaps:
 
 
 @given(rgb_arrays())
-def test_grey_pictures_of_any_form_equal_each_other(rgb: NDArray[np.uint8]) -> None:
+def test_grey_images_of_any_form_equal_each_other(rgb: NDArray[np.uint8]) -> None:
     gray = gray_of(rgb)
     processor = make_processor()
     forms = [Image.fromarray(gray), gray, torch.tensor(gray), gray[..., None], torch.tensor(gray)[None]]

@@ -1,4 +1,4 @@
-"""Tiles of any size and overlap cover any picture, and fade into each other as a plain formula over all pixels says."""
+"""Tiles of any size and overlap cover any image, and fade into each other as a plain formula over all pixels says."""
 
 from itertools import pairwise
 from typing import Any
@@ -136,7 +136,7 @@ def test_any_threshold_ignores_exactly_what_is_below(
 
 @given(pictures | st.builds(picture_of, st.integers(4, 32), st.integers(4, 32), seeds), windows, st.data())
 @examples(10)
-def test_a_threshold_or_label_that_means_nothing_is_refused_for_any_picture(
+def test_a_threshold_or_label_that_means_nothing_is_refused_for_any_image(
     picture: Tensor, window: SlidingWindow, data: st.DataObject
 ) -> None:
     no_probability = st.floats(max_value=-0.01) | st.floats(1.01) | st.sampled_from([float("nan"), "high"])
@@ -148,7 +148,7 @@ def test_a_threshold_or_label_that_means_nothing_is_refused_for_any_picture(
 
 @given(st.builds(picture_of, st.integers(1, 70), st.integers(1, 70), seeds), overlaps, st.booleans(), st.integers(0, 9))
 @examples(10)
-def test_one_tile_that_holds_the_picture_changes_nothing(
+def test_one_tile_that_holds_the_image_changes_nothing(
     picture: Tensor, overlap: float, global_view: bool, more: int
 ) -> None:
     model, processor = small_model(), small_processor()

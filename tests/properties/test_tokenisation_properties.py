@@ -87,7 +87,7 @@ class TestTokens:
         assert (longer[..., shorter.shape[2] :] == 0).all()
 
     @given(vocabularies(), st.sampled_from(["", " ", "\n\t"]), st.sampled_from(["", " ", "\u00a0"]))
-    def test_blanks_around_a_name_do_not_count(self, names: list[str], before: str, after: str) -> None:
+    def test_spaces_around_a_name_do_not_count(self, names: list[str], before: str, after: str) -> None:
         assert prompts_of([f"{before}{name}{after}" for name in names]) == prompts_of(names)
 
     @given(synonyms)
