@@ -1,25 +1,25 @@
 """Train SED: `accelerate launch scripts/train.py --config configs/sed_convnext_base.yaml --data_dir DATA`."""
 
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-# Python searches a script's own folder first, where evaluate.py would hide the library `evaluate` from the metric.
-sys.path.remove(str(Path(__file__).resolve().parent))
+from sed_hf.utils import run_command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run_command("train.py", lambda: train(sys.argv[1:] if arguments is None else arguments))
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train as the arguments say."""
     # The imports take seconds, in which Ctrl-C is answered too.
-    from sed_hf.training.loop import NonFiniteLossError, train
+    from sed_hf.training.loop import train
     from sed_hf.training.recipe import load_recipe
 
-    try:
-        train(load_recipe(sys.argv[1:]))
-    except (OSError, ValueError, NonFiniteLossError) as error:
-        # An error in a process that reads data comes with that process's traceback; the last line says what it is.
-        is_of_worker = "Original Traceback" in str(error)
-        message = str(error).strip().splitlines()[-1] if is_of_worker else str(error)
-        sys.exit(f"train.py: error: {message}")
+    train(load_recipe(arguments))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

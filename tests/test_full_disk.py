@@ -101,9 +101,10 @@ def test_prepare_keeps_the_complete_shards(tmp_path: Path) -> None:
 
 def test_training_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
-    accelerator.prepare(nn.Linear(300, 300))
+    optimizer = torch.optim.AdamW(accelerator.prepare(nn.Linear(300, 300)).parameters())
+    accelerator.register_for_checkpointing(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))
     before = save_checkpoint(accelerator, tmp_path, step=1, keep=1)
-    with disk_takes(50_000), pytest.raises(OSError, match=f"step-00000002 could not be written.*{before} is still"):
+    with disk_takes(50_000), pytest.raises(OSError, match="step-00000002 could not be written"):
         save_checkpoint(accelerator, tmp_path, step=2, keep=1)
     assert find_checkpoints(tmp_path) == [before]
     assert names_in(before.parent) == [before.name]

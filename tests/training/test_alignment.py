@@ -1,4 +1,4 @@
-"""Training of the towers alone, against plain formulations."""
+"""Training of the towers by themselves, against plain formulations."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def test_ignored_pixels_belong_to_no_class() -> None:
 
 def test_loss_is_the_mean_over_classes_of_their_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 4, 2, 3, 3, generator=generator)  # one picture, 4 classes, 2 templates, 3 x 3 cells
+    logits = torch.randn(1, 4, 2, 3, 3, generator=generator)  # one image, 4 classes, 2 templates, 3 x 3 cells
     labels = torch.tensor([[0, 0, 1], [0, 2, 1], [0, 0, 0]])
     shares = F.one_hot(labels, 4).permute(2, 0, 1)[None].float()
     expected = torch.stack(

@@ -1,9 +1,10 @@
-"""Sharding the parameters as configs/accelerate/fsdp.yaml says: accelerate does so on GPUs alone, torch anywhere."""
+"""Sharding the parameters as configs/accelerate/fsdp.yaml says: accelerate only does so on GPUs, torch anywhere."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from sed_hf.hub.load import TOY_MODEL
@@ -49,6 +50,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_shards_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     sharded_classes = yaml.safe_load(CONFIG.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"]
     script = tmp_path / "process.py"

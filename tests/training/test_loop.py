@@ -1,130 +1,87 @@
-"""The loop: equal to the reference, in any number of processes, after any interruption."""
+"""The loop in one process: equal to the reference, after any interruption, and what it refuses."""
 
+import importlib.util
 import json
+import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.optimizer import AcceleratedOptimizer
 from conftest import REFERENCE, official_gradient_norms
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from small_runs import (
+    assert_weights_equal,
+    command_line,
+    log_of,
+    losses_of,
+    reset_accelerate,
+    small_recipe,
+    write_start_model,
+)
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from sed_hf.conversion import build_clip_tokenizer
-from sed_hf.hub.save import save_hub_folder
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.training.checkpoints import find_checkpoints
 from sed_hf.training.classes import TrainingClasses
-from sed_hf.training.loop import NonFiniteLossError, compute_loss, train
+from sed_hf.training.loop import NonFiniteLossError, TrainingRun, compute_loss, train
 from sed_hf.training.recipe import Recipe
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
-TEMPLATES = ["{}", "a {}."]
-# Parts of a batch must be trained with the same classes.
-EXACT = {"classes_per_step": None}
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerate_state() -> Iterator[None]:
+def _fresh_accelerate() -> Iterator[None]:
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    reset_accelerate()
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that trains in milliseconds, with dropout and drop path, whose random numbers must survive a restart."""
-    torch.manual_seed(0)
-    config = SEDConfig(
-        projection_dim=16,
-        prompt_templates=TEMPLATES,
-        vision_config={
-            "model_args": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "ls_init_value": 0.5},
-            "drop_path_rate": 0.2,
-            "projection": "mlp",
-            "projection_dropout": 0.2,
-        },
-        text_config={
-            "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
-        },
-        decoder_hidden_sizes=[16, 16, 16, 16],
-        skip_guidance_sizes=[8, 8, 8],
-        cost_guidance_sizes=[8, 8, 8],
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("start") / "model"
-    processor = SEDProcessor(
-        SEDImageProcessor(do_resize=False, input_size={"height": 64, "width": 64}), build_clip_tokenizer(), TEMPLATES
-    )
-    save_hub_folder(SEDForSemanticSegmentation(config), processor, folder)
-    return folder
+    """With dropout and drop path, whose random numbers must survive a restart."""
+    return write_start_model(tmp_path_factory.mktemp("start") / "model")
 
 
 @pytest.fixture
 def make_recipe(start: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    def make(name: str = "run", **values: object) -> Recipe:
-        return Recipe(
-            **{
-                "output_dir": str(tmp_path / name), "model": str(start), "dataset": "scenes", "num_workers": 0,
-                "shortest_edge": None, "crop_size": 64, "color_jitter": True, "steps": 5, "images_per_step": 2,
-                "learning_rate": 3e-3, "image_encoder_lr_factor": 0.1, "max_grad_norm": 1.0, "log_every": 1,
-                "checkpoint_every": 2, "classes_per_step": 10, **values,
-            }
-        )  # fmt: skip
-
-    return make
+    return lambda name="run", **values: small_recipe(tmp_path / name, **{"model": start, **values})
 
 
-def launch(recipe: Recipe, num_processes: int = 1, wait: bool = True) -> subprocess.Popen:
-    """Run scripts/train.py as a user does."""
-    arguments = [f"--{name}={value}" for name, value in vars(recipe).items() if value is not None]
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
-    if num_processes > 1:  # with --cpu, accelerate launches one process whatever it is told
-        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_port=29571"]
-    command = [sys.executable, *launcher, str(TRAIN_SCRIPT)]
-    # No value on the command line means none, so null needs a file.
-    config = Path(recipe.output_dir).with_suffix(".yaml")
-    config.write_text("shortest_edge: null\n")
-    process = subprocess.Popen(
-        [*command, "--config", str(config), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    if wait:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    return process
+def run(recipe: Recipe) -> Path:
+    """Train, and leave nothing for the next run in this process."""
+    try:
+        return train(recipe)
+    finally:
+        reset_accelerate()
 
 
-def trained_weights(recipe: Recipe) -> dict[str, Tensor]:
-    return load_file(Path(recipe.output_dir) / "model" / "model.safetensors")
+@contextmanager
+def interrupted_at(forward: int) -> Iterator[None]:
+    """`KeyboardInterrupt` when a model is called for the n-th time."""
+    calls = []
+
+    def count(module: torch.nn.Module, arguments: object) -> None:
+        if isinstance(module, SEDForSemanticSegmentation):
+            calls.append(1)
+            if len(calls) == forward:
+                raise KeyboardInterrupt
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def assert_weights_equal(actual: Recipe, expected: Recipe, tolerance: float = 0) -> None:
-    actual_weights, expected_weights = trained_weights(actual), trained_weights(expected)
-    assert set(actual_weights) == set(expected_weights)
-    for name, weight in expected_weights.items():
-        torch.testing.assert_close(
-            actual_weights[name], weight, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def log_of(recipe: Recipe) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(recipe.output_dir) / "log.jsonl").read_text().splitlines()]
+# --- what is trained
 
 
 def test_losses_and_gradients_equal_the_reference_through_the_training_step(
@@ -158,7 +115,7 @@ def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Callable[.
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5]
     assert set(log[0]) == {"step", "loss", "learning_rate", "grad_norm", "images_per_second"}
     assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000004", "step-00000005"]
-    assert "| steps | 5 |" in (folder / "README.md").read_text()
+    assert "| steps " in (folder / "README.md").read_text()
     SEDForSemanticSegmentation.from_pretrained(folder)
     SEDProcessor.from_pretrained(folder)
 
@@ -166,10 +123,8 @@ def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Callable[.
 def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Callable[..., Recipe]) -> None:
     plain = make_recipe("plain", steps=3)
     evaluated = make_recipe("evaluated", steps=3, evaluate_on="scenes", evaluate_every=2, evaluate_images=2)
-    for recipe in (plain, evaluated):
-        train(recipe)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+    run(plain)
+    run(evaluated)
     lines = [line for line in log_of(evaluated) if "mIoU" in line]
     assert [line["step"] for line in lines] == [2, 3]
     assert not any(name.startswith("IoU-") for name in lines[0])
@@ -178,8 +133,8 @@ def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Callable[..
 
 def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(steps=16, checkpoint_every=100)
-    train(recipe)
-    losses = [line["loss"] for line in log_of(recipe)]
+    run(recipe)
+    losses = losses_of(recipe)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
@@ -190,183 +145,94 @@ def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
         {"classes_per_step": None},
         {"finetuning": "text"},
         {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"},
+        {"gradient_checkpointing": True},
     ],
 )
 def test_other_objectives_and_modes_run(make_recipe: Callable[..., Recipe], values: dict[str, object]) -> None:
-    SEDForSemanticSegmentation.from_pretrained(train(make_recipe(steps=1, **values)))
+    SEDForSemanticSegmentation.from_pretrained(run(make_recipe(steps=1, **values)))
 
 
-def test_accumulation_equals_a_batch_of_twice_the_size(make_recipe: Callable[..., Recipe]) -> None:
-    whole, parts = make_recipe("whole", **EXACT), make_recipe("parts", **EXACT, gradient_accumulation_steps=2)
-    for recipe in (whole, parts):
-        without_dropout(recipe)
-        train(recipe)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+def test_accumulation_equals_a_batch_of_twice_the_size(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    values = {"model": write_start_model(tmp_path / "start", drops=False), "classes_per_step": None}
+    values["steps"] = 2
+    whole, parts = make_recipe("whole", **values), make_recipe("parts", gradient_accumulation_steps=2, **values)
+    run(whole)
+    run(parts)
     assert_weights_equal(parts, whole, tolerance=1e-9)
 
 
-def test_two_processes_equal_one_with_twice_the_batch(make_recipe: Callable[..., Recipe]) -> None:
-    one, two = make_recipe("one", **EXACT), make_recipe("two", **EXACT)
-    for recipe in (one, two):
-        without_dropout(recipe)
-    train(one)
-    launch(two, num_processes=2)
-    assert "| processes | 2 |" in (Path(two.output_dir) / "model" / "README.md").read_text()
-    assert_weights_equal(two, one, tolerance=1e-9)
-    assert [line["loss"] for line in log_of(two)] == pytest.approx([line["loss"] for line in log_of(one)], rel=1e-5)
+def test_the_schedule_stays_when_a_gradient_scaler_skips_the_step(make_recipe: Callable[..., Recipe]) -> None:
+    training = TrainingRun(make_recipe())
+    # As mixed_precision fp16 does on a GPU, with a scale of which every gradient overflows.
+    scaler = training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=math.inf)
+    training.optimizer = AcceleratedOptimizer(training.optimizer.optimizer, scaler=scaler)
+    before = {name: weight.clone() for name, weight in training.model.state_dict().items()}
+    training.train_step(0)
+    assert training.schedule.last_epoch == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in training.model.state_dict().items())
+    scaler.update(1.0)
+    training.train_step(1)
+    assert training.schedule.last_epoch == 1
 
 
-def without_dropout(recipe: Recipe) -> None:
-    """Give a recipe a starting model whose processes draw no random numbers.
-
-    In double precision: Adam turns the rounding of a gradient that is nearly zero into a part of the learning rate.
-    """
-    model = SEDForSemanticSegmentation.from_pretrained(
-        recipe.model, vision_config={"drop_path_rate": 0.0, "projection_dropout": 0.0}
-    ).double()
-    folder = Path(recipe.output_dir).with_name(Path(recipe.output_dir).name + "-start")
-    save_hub_folder(model, SEDProcessor.from_pretrained(recipe.model), folder)
-    recipe.model = str(folder)
+def test_own_data_train(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
+    train(make_recipe(dataset="custom", data_dir=str(own_data), steps=2, shortest_edge=64))
 
 
-def test_kill_and_resume_gives_bit_equal_weights(make_recipe: Callable[..., Recipe]) -> None:
-    expected = make_recipe("expected", steps=12)
-    launch(expected)
-
-    killed = make_recipe("killed", steps=12, resume=True)
-    process = launch(killed, wait=False)
-    deadline = time.monotonic() + 120
-    while not find_checkpoints(Path(killed.output_dir)) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert find_checkpoints(Path(killed.output_dir)), "no checkpoint was written in time"
-    assert not (Path(killed.output_dir) / "model").exists(), "the run ended before it was killed"
-    launch(killed)
-    assert_weights_equal(killed, expected)
-    assert [line["loss"] for line in log_of(killed)] == [line["loss"] for line in log_of(expected)]
+# --- interruptions
 
 
-def test_an_interrupted_checkpoint_is_ignored(
-    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(
+    make_recipe: Callable[..., Recipe],
 ) -> None:
-    expected = make_recipe("expected")
-    train(expected)
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-    class KilledError(BaseException):
-        pass
-
-    recipe = make_recipe("interrupted")
-    original, calls = Accelerator.save_state, []
-
-    def die_in_the_second(self: Accelerator, folder: str) -> None:
-        calls.append(folder)
-        if len(calls) == 2:
-            (Path(folder) / "model.safetensors").write_bytes(b"half")
-            raise KilledError
-        original(self, folder)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "save_state", die_in_the_second)
-        with pytest.raises(KilledError):
-            train(recipe)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000002"]
-    recipe.resume = True
-    train(recipe)
-    assert_weights_equal(recipe, expected)
-
-
-def test_a_resumed_run_has_the_log_and_the_card_of_an_undisturbed_one(
-    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def log_without_speed(recipe: Recipe) -> list[dict[str, float]]:
-        return [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
-
-    def card_without_speed(recipe: Recipe) -> list[str]:
-        lines = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
-        return [line for line in lines if "images_per_second" not in line and "output_dir" not in line]
+    def without_speed(recipe: Recipe) -> tuple[list[dict[str, float]], list[list[str]]]:
+        log = [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
+        card = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
+        skipped = ("| images_per_second", "| output_dir", "|--")
+        return log, [line.split() for line in card if not line.startswith(skipped)]
 
     # Lines are means over three steps, and a checkpoint comes in the middle of them.
     expected = make_recipe("expected", log_every=3)
-    train(expected)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-    recipe = make_recipe("interrupted", log_every=3)
-    calls = []
-
-    def interrupt_the_fifth(*args: object, **kwargs: object) -> Tensor:
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return compute_loss(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("sed_hf.training.loop.compute_loss", interrupt_the_fifth)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    run(expected)
+    recipe = make_recipe("disturbs", log_every=3)
+    with interrupted_at(forward=5), pytest.raises(KeyboardInterrupt):
+        run(recipe)
     log = Path(recipe.output_dir) / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 5, "lo')  # as a full disk leaves a line
     recipe.resume = True
-    train(recipe)
-    assert log_without_speed(recipe) == log_without_speed(expected)
-    assert card_without_speed(recipe) == card_without_speed(expected)
+    run(recipe)
+    assert without_speed(recipe) == without_speed(expected)
+    assert_weights_equal(recipe, expected)
 
 
-def test_what_a_killed_run_left_of_checkpoints_is_removed(make_recipe: Callable[..., Recipe]) -> None:
-    recipe = make_recipe(steps=2)
-    checkpoints = Path(recipe.output_dir) / "checkpoints"
-    for name in (".step-00000001.1.part", "step-00000001"):  # half written, half removed
-        (checkpoints / name).mkdir(parents=True)
-        (checkpoints / name / "model.safetensors").write_bytes(b"half")
-    train(recipe)
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000002"]
+def test_a_finished_run_writes_its_model_again_without_its_log(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(steps=1)
+    folder = run(recipe)
+    weights, card = (folder / "model.safetensors").read_bytes(), (folder / "README.md").read_text()
+    shutil.rmtree(folder)
+    (Path(recipe.output_dir) / "log.jsonl").unlink()
+    recipe.resume = True
+    run(recipe)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (folder / "README.md").read_text() == card
 
 
-def test_a_full_disk_says_what_is_still_there(
-    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, calls = Accelerator.save_state, []
-
-    def fill_in_the_second(self: Accelerator, folder: str) -> None:
-        calls.append(folder)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        original(self, folder)
-
-    monkeypatch.setattr(Accelerator, "save_state", fill_in_the_second)
-    recipe = make_recipe()
-    with pytest.raises(OSError, match=r"step-00000004 could not be written .*No space left.*step-00000002 is still"):
-        train(recipe)
-    names = sorted(path.name for path in (Path(recipe.output_dir) / "checkpoints").iterdir())
-    assert names == ["step-00000002"]
+def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(learning_rate=1e30, checkpoint_every=100)
+    with pytest.raises(NonFiniteLossError, match=r"step 2 is not finite.*scene-train.*step-00000001"):
+        run(recipe)
+    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000001"]
+    recipe.resume = True
+    with pytest.raises(NonFiniteLossError, match=r"step 2 is not finite.*step-00000001"):
+        run(recipe)
 
 
-def test_a_loss_that_is_not_finite_stops_after_saving(
-    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def break_the_third(*args: object, **kwargs: object) -> Tensor:
-        calls.append(1)
-        return compute_loss(*args, **kwargs) * (float("nan") if len(calls) == 3 else 1)
-
-    monkeypatch.setattr("sed_hf.training.loop.compute_loss", break_the_third)
-    recipe = make_recipe(checkpoint_every=100)
-    with pytest.raises(NonFiniteLossError, match=r"step 3 is not finite.*scene-train.*step-00000002"):
-        train(recipe)
-    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000002"]
+# --- refusals
 
 
 @pytest.fixture
 def own_data(tmp_path: Path) -> Path:
-    """Two pictures of two classes."""
+    """Two images of two classes."""
     for folder in ("images", "masks"):
         (tmp_path / "own" / folder).mkdir(parents=True)
     for index in range(2):
@@ -377,16 +243,6 @@ def own_data(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
-def test_own_data_train(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
-    train(make_recipe(dataset="custom", data_dir=str(own_data), steps=2, shortest_edge=64))
-
-
-def test_a_corrupt_picture_is_named(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
-    (own_data / "images" / "1.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"cannot read the image .*1\.jpg"):
-        train(make_recipe(dataset="custom", data_dir=str(own_data)))
-
-
 def test_a_label_out_of_range_is_named_with_its_value(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
     Image.fromarray(np.full((80, 90), 7, dtype=np.uint8)).save(own_data / "masks" / "0.png")
     with pytest.raises(ValueError, match=r"cannot read the label .*0\.png: .*7"):
@@ -394,53 +250,123 @@ def test_a_label_out_of_range_is_named_with_its_value(make_recipe: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("dataset", "message"), [("ade20k_150", "ADEChallengeData2016"), ("ade20k_15", "unknown benchmark 'ade20k_15'")]
+    ("values", "message"),
+    [
+        ({"dataset": "ade20k_150", "data_dir": ".", "split": "val"}, "ADEChallengeData2016"),
+        ({"dataset": "ade20k_15", "data_dir": "."}, "unknown benchmark 'ade20k_15'"),
+        ({"dataset": "custom", "data_dir": "nowhere"}, "nowhere"),
+        ({"evaluate_on": "ade20k_150", "evaluate_every": 1}, "ade20k_150: expected the folder of its data"),
+        ({"gradient_accumulation_steps": 3}, "images_per_step=2: expected a multiple of 3"),
+        ({"mixed_precision": "fp16"}, "mixed_precision=fp16: expected bf16 or no on a CPU"),
+        ({"model": "nowhere"}, "nowhere: no such folder; expected a model folder"),
+    ],
 )
-def test_an_empty_folder_or_a_wrong_name_is_refused_before_a_model_is_loaded(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, dataset: str, message: str
+def test_what_cannot_be_had_is_named(
+    make_recipe: Callable[..., Recipe], values: dict[str, object], message: str
 ) -> None:
-    (tmp_path / "empty").mkdir()
     with pytest.raises((FileNotFoundError, ValueError), match=message):
-        train(make_recipe(dataset=dataset, data_dir=str(tmp_path / "empty"), split="val", model="absent"))
+        train(make_recipe(**values))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("WORLD_SIZE", "2", "WORLD_SIZE=2, but accelerate found 1 process: on CPUs set ACCELERATE_USE_CPU=true"),
+        ("PMI_SIZE", "4", "PMI_SIZE=4, but accelerate found 1 process"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2", "gradient_accumulation_steps=2, the recipe 1"),
+    ],
+)
+def test_what_a_launcher_asks_for_in_vain_is_refused(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        train(make_recipe())
 
 
 def test_a_folder_with_a_run_is_not_overwritten(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(steps=1)
-    train(recipe)
+    run(recipe)
     with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
         train(recipe)
 
 
-def test_images_that_cannot_be_split_are_refused(make_recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(ValueError, match="images_per_step=2: expected a multiple of 3"):
-        train(make_recipe(gradient_accumulation_steps=3))
+KINDS = ("link to a file", "link to a folder", "FIFO", "folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *product(["log.jsonl", "checkpoints/step-00000001", "model"], KINDS),
+        ("checkpoints", "link to a folder"),
+        ("train", "link to a folder"),
+    ],
+)
+def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
+    name: str, kind: str, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    outside, planted = tmp_path / "outside", tmp_path / "run" / name
+    planted.parent.mkdir(parents=True)
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    if kind == "link to a file":
+        planted.symlink_to(outside / "mine")
+    elif kind == "link to a folder":
+        planted.symlink_to(outside)
+    elif kind == "FIFO":
+        os.mkfifo(planted)
+    else:
+        outside = outside.rename(planted)
+    with suppress(OSError, ValueError):
+        run(make_recipe(steps=2, checkpoint_every=1, keep_checkpoints=1, images_per_step=1))
+    assert (outside / "mine").read_text() == "mine"
+
+
+# --- the script and the Hub
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_script", TRAIN_SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_runs_a_recipe(make_recipe: Callable[..., Recipe], script: ModuleType) -> None:
+    recipe = make_recipe(steps=1)
+    assert script.main(command_line(recipe)) == 0
+    SEDForSemanticSegmentation.from_pretrained(Path(recipe.output_dir) / "model")
+
+
+def test_ctrl_c_ends_the_script_in_one_line_and_status_130(
+    make_recipe: Callable[..., Recipe], script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted_at(forward=2):
+        assert script.main(command_line(make_recipe())) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "train.py: interrupted"
+
+
+def test_a_damaged_image_ends_the_script_in_one_line_from_a_worker_too(
+    make_recipe: Callable[..., Recipe], own_data: Path, script: ModuleType, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (own_data / "images" / "1.jpg").write_bytes(b"damaged")
+    recipe = make_recipe(dataset="custom", data_dir=str(own_data), num_workers=1)
+    assert script.main(command_line(recipe)) == 2
+    last_line = capfd.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("train.py: error: ")
+    assert "1.jpg" in last_line
 
 
 def test_pushing_uploads_a_folder_that_loads(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    uploaded = tmp_path / "uploaded"
-    calls = []
+    uploaded, calls = tmp_path / "uploaded", []
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **_: calls.append(repo_id))
     monkeypatch.setattr(
         "huggingface_hub.HfApi.upload_folder",
-        lambda self, repo_id, folder_path, commit_message: shutil.copytree(folder_path, uploaded),
+        lambda self, repo_id, folder_path, **_: shutil.copytree(folder_path, uploaded),
     )
     train(make_recipe(steps=1, push_to_hub="someone/sed-scenes"))
     assert calls == ["someone/sed-scenes"]
-    assert {"config.json", "model.safetensors", "modeling_sed.py", "README.md"} <= {p.name for p in uploaded.iterdir()}
     SEDForSemanticSegmentation.from_pretrained(uploaded)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"model": "nowhere"}, "--model nowhere: expected a model folder or OWNER/NAME on the Hub"),
-        ({"dataset": "custom", "data_dir": "nowhere"}, "data_dir nowhere: expected a folder"),
-    ],
-)
-def test_what_is_not_there_is_named_before_anything_is_loaded(
-    make_recipe: Callable[..., Recipe], values: dict[str, object], message: str
-) -> None:
-    with pytest.raises(FileNotFoundError, match=message):
-        train(make_recipe(**values))

@@ -1,7 +1,9 @@
-"""Training of the two towers before SED, for a model whose CLIP does not yet align pictures and words."""
+"""Training of the two towers before SED, for a model whose CLIP does not yet align images and words."""
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from ..decoder_sed import compute_cost_map
@@ -47,15 +49,16 @@ def cell_shares(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def alignment_loss(logits: Tensor, shares: Tensor) -> Tensor:
-    """Cross-entropy of each cell's classes, for each prompt template on its own.
+    """Cross-entropy of each cell's classes, for each prompt template by itself.
 
-    Every class that occurs in the batch counts the same, or backgrounds would drown the objects.
+    Every class that occurs in the batch, on any process, counts the same, or backgrounds would drown the objects. The
+    mean over the processes is the loss of the whole batch.
 
     Args:
         logits: (B, T, P, h, w).
         shares: (B, T, h, w).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=1).mean(2)
-    area = shares.sum((0, 2, 3), keepdim=True)
+    area = reduce(shares.sum((0, 2, 3)), "sum")[:, None, None]
     weights = shares / area.clamp(min=1e-6) / (area > 0).sum()
-    return -(weights * log_probabilities).sum()
+    return -(weights * log_probabilities).sum() * PartialState().num_processes
