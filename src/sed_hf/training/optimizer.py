@@ -44,6 +44,19 @@ def enable_gradient_checkpointing(model: SEDForSemanticSegmentation) -> None:
     enable()
 
 
+def match_gradient_strides(model: SEDForSemanticSegmentation) -> None:
+    """Give depthwise kernels (C, 1, k, k) the strides of channels last, which lie in memory as before.
+
+    Convolutions of channels-last images give such strides to the kernels' gradients, and PyTorch's distributed training
+    warns where a parameter's differ.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] == 1:
+            height, width = parameter.shape[-2:]
+            strides = (height * width, 1, width, 1)
+            parameter.data = parameter.data.contiguous().as_strided(parameter.shape, strides)
+
+
 def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
     """AdamW over the trainable parameters, in groups of one learning rate and one weight decay each.
 
