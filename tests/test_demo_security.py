@@ -129,11 +129,11 @@ def test_long_texts_are_refused_and_not_kept(server: Server) -> None:
 def test_what_an_aborted_upload_has_sent_is_removed(server: Server) -> None:
     before = server.files()
     head, _ = multipart("part.png")
-    port = int(server.address.rpartition(":")[2])
-    for _ in range(5):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            lines = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {MULTIPART}\r\n"
-            connection.sendall(f"{lines}Content-Length: 10000000\r\n\r\n".encode() + head + bytes(2**20))
+    with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2]))) as connection:
+        lines = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {MULTIPART}\r\n"
+        connection.sendall(f"{lines}Content-Length: 10000000\r\n\r\n".encode() + head + bytes(2**20))
+        while server.files() == before:
+            time.sleep(0.1)
     assert server.wait_for_files(before)
 
 
