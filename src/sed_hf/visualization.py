@@ -175,6 +175,7 @@ def draw_regions(
     numbered: Sequence[int] = (),
     *,
     ignore_index: int | None = None,
+    number_scale: float = 1.0,
 ) -> Image.Image:
     """An image in the colours of its classes, with outlined and numbered regions but without a legend.
 
@@ -187,6 +188,7 @@ def draw_regions(
         class_names: The T class names; synonyms separated by ", ".
         numbered: Class indices; the n-th class gets the number n.
         ignore_index: Label of pixels that have no class; they keep the image's colours.
+        number_scale: Size of the numbers relative to those of a legend.
     """
     size = display_size(image.size)
     original = image.resize(size, Image.Resampling.BICUBIC)
@@ -197,7 +199,7 @@ def draw_regions(
     regions = Image.composite(colored, original, Image.fromarray(has_class))
     contours = _contours(labels, max(1, round(min(size) / 700)))
     regions.paste(WHITE, mask=Image.fromarray(contours))
-    _number_regions(regions, labels, numbered)
+    _number_regions(regions, labels, numbered, round(number_scale * font_size(size)))
     return regions
 
 
@@ -219,9 +221,8 @@ def _contours(labels: Labels, width: int) -> npt.NDArray[np.bool_]:
     return contours
 
 
-def _number_regions(image: Image.Image, labels: Labels, numbered: Sequence[int]) -> None:
+def _number_regions(image: Image.Image, labels: Labels, numbered: Sequence[int], em: int) -> None:
     """Write the number of each class where its region is widest, if it fits there."""
-    em = font_size(image.size)
     stride = math.ceil(max(labels.shape) / 256)  # places are sought on a coarse label map
     labels = labels[::stride, ::stride]
     inside = np.pad(~_contours(labels, 1), 1)

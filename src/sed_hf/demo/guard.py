@@ -172,7 +172,8 @@ class Guard:
         try:
             room = self.num_uploads * (MAX_UPLOAD_BYTES + OVERHEAD_BYTES)
             await asyncio.to_thread(self.files.sweep, room)
-            await self.app(scope, limited, send)
+            # Without the number for its progress, which Gradio would never forget as nobody asks for it.
+            await self.app({**scope, "query_string": b""}, limited, send)
         finally:
             self.num_uploads -= 1
 

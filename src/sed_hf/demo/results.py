@@ -15,6 +15,8 @@ from ..inference.writers import image_summary, label_map, unused_label
 from ..processing_sed import SYNONYM_SEPARATOR
 from ..visualization import ClassStatistics, class_colors, class_statistics, display_size, draw_regions
 
+NUMBER_SCALE = 1.7  # so that they can be read on a phone
+
 
 @dataclass
 class Result:
@@ -65,7 +67,14 @@ class Result:
         """Write the overlay, where hidden classes and pixels without one stay a photo, and return its path."""
         labels = self.labels()
         labels[np.isin(labels, self.hidden)] = self.ignore_index
-        overlay = draw_regions(self.image, labels, self.class_names, self.listed, ignore_index=self.ignore_index)
+        overlay = draw_regions(
+            self.image,
+            labels,
+            self.class_names,
+            self.listed,
+            ignore_index=self.ignore_index,
+            number_scale=NUMBER_SCALE,
+        )
         path = folder / f"{Path(self.file_name).stem}_overlay.jpg"
         # Without chroma subsampling, which would blur contours and numbers.
         overlay.save(path, quality=90, subsampling=0)
