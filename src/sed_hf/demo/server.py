@@ -78,7 +78,6 @@ def serve_demo(
             css=CSS,
             max_file_size=MAX_UPLOAD_BYTES,
             state_session_capacity=MAX_SESSIONS,
-            allowed_paths=[],
             enable_monitoring=False,
             run_history=False,
             ssr_mode=False,
