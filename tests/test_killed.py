@@ -2,57 +2,57 @@
 
 import os
 import random
+import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_config
 from PIL import Image
+from raw_copies import write_ade20k_150
 from torch import Tensor
 
-KILLS = 6  # of each command
-SED_HF = [sys.executable, "-c", "from sed_hf.cli import main; raise SystemExit(main())"]
+SED_HF = "-c 'from sed_hf.cli import main; raise SystemExit(main())'"
 COMMANDS = {
-    "segment": [*SED_HF, "segment", "images", "--classes", "sky", "water", "gravel", "--output", "out"],
-    "encode": [*SED_HF, "encode", "out/names.safetensors", "--vocabulary", "pascal_voc_20"],
-    "convert": [*SED_HF, "convert", "model.pth", "out/model", "--config", "config.json", "--overwrite"],
+    "segment": f"{SED_HF} segment images --classes sky water gravel --output out",
+    "encode": f"{SED_HF} encode out/names.safetensors --vocabulary pascal_voc_20",
+    "convert": f"{SED_HF} convert model.pth out/model --config config.json --overwrite",
+    "prepare": f"{Path(__file__).parents[1]}/scripts/prepare_dataset.py ade20k_150 --data-dir raw --output out",
 }
 
 
 def results(folder: Path) -> dict[str, bytes]:
     """The content of all files but those in the folders of unfinished ones."""
-    paths = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    names = {path.relative_to(folder / "out").as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if ".part/" not in name}
-
-
-@pytest.fixture
-def folders(tmp_path: Path, tiny_weights: dict[str, Tensor]) -> list[Path]:
-    """Two folders with the inputs of all commands."""
-    folders = [tmp_path / "undisturbed", tmp_path / "disturbed"]
-    for folder in folders:
-        (folder / "images").mkdir(parents=True)
-        for seed in range(4):
-            Image.effect_noise((400, 300 + seed), 50).save(tmp_path / f"{seed}.png") if folder is folders[0] else None
-            (folder / "images" / f"{seed}.png").write_bytes((tmp_path / f"{seed}.png").read_bytes())
-        torch.save({"model": tiny_weights}, folder / "model.pth")
-        make_tiny_config().to_json_file(folder / "config.json")
-    return folders
+    paths = [path for path in (folder / "out").rglob("*") if path.is_file() and ".part/" not in str(path)]
+    # The keys of a safetensors file's metadata are in any order.
+    read = {".safetensors": lambda content: b"".join(sorted(content.split(b'"')))}
+    return {str(path.relative_to(folder)): read.get(path.suffix, bytes)(path.read_bytes()) for path in paths}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_killed_command_leaves_whole_files_only(command: list[str], folders: list[Path]) -> None:
-    undisturbed, disturbed = folders
-    start = time.monotonic()
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_a_killed_command_leaves_whole_files_only(
+    arguments: str, tmp_path: Path, tiny_weights: dict[str, Tensor]
+) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    (undisturbed / "images").mkdir(parents=True)
+    for seed in range(4):
+        Image.effect_noise((400, 300 + seed), 50).save(undisturbed / "images" / f"{seed}.png")
+    torch.save({"model": tiny_weights}, undisturbed / "model.pth")
+    make_tiny_config().to_json_file(undisturbed / "config.json")
+    write_ade20k_150(undisturbed / "raw", {f"ADE_val_0000000{index}": np.ones((300, 400)) for index in range(1, 5)})
+    shutil.copytree(undisturbed, disturbed)
+    command, start = [sys.executable, *shlex.split(arguments)], time.monotonic()
     subprocess.run(command, cwd=undisturbed, check=True, env=os.environ | {"HF_HOME": str(undisturbed)})
     duration, expected = time.monotonic() - start, results(undisturbed)
-    for moment in random.Random(0).sample(range(100), KILLS):
+    for moment in random.Random(0).sample(range(100), 6):
         process = subprocess.Popen(command, cwd=disturbed, env=os.environ | {"HF_HOME": str(disturbed)})
-        time.sleep(duration * (0.4 + 0.006 * moment))  # the rest of the time it imports libraries
+        time.sleep(duration * (0.4 + 0.006 * moment))  # before, it imports libraries
         process.kill()
         process.wait()
         assert results(disturbed).items() <= expected.items()
