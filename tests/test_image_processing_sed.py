@@ -101,12 +101,6 @@ class TestSettings:
         with pytest.raises(ValueError, match="do_reduce_labels"):
             SEDImageProcessor.from_pretrained(tmp_path, do_reduce_labels=True)
 
-    def test_sizes_can_be_given_for_one_call(self, image_processor: SEDImageProcessor) -> None:
-        inputs = image_processor(
-            images=random_array(50, 60), input_size={"height": 64, "width": 96}, return_tensors="pt"
-        )
-        assert inputs["pixel_values"].shape == (1, 3, 64, 96)
-
     def test_survive_saving(self, image_processor: SEDImageProcessor, tmp_path: Path) -> None:
         image_processor.do_input_resize = False
         image_processor.save_pretrained(tmp_path)
@@ -282,10 +276,6 @@ class TestFiles:
         path.write_bytes(path.read_bytes()[:size])
         with pytest.raises((OSError, ValueError), match=r"image\.png"):
             read_rgb(path)
-
-    def test_that_do_not_exist_are_named(self, image_processor: SEDImageProcessor) -> None:
-        with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
-            image_processor(images="absent.jpg")
 
     def test_that_another_program_would_run_are_refused(self, tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / "drawing.eps")

@@ -36,24 +36,6 @@ def expected(segmenter: SEDPipeline, photo: Image.Image) -> Segments:
     return segmenter(photo, candidate_labels=LABELS)
 
 
-class TestSegments:
-    def test_cover_every_pixel_once_the_largest_first(self, expected: Segments) -> None:
-        masks = [np.asarray(segment["mask"]) == 255 for segment in expected]
-        assert (np.sum(masks, axis=0) == 1).all()
-        areas = [mask.sum() for mask in masks]
-        assert areas == sorted(areas, reverse=True)
-        assert all(0 < segment["score"] < 1 for segment in expected)
-
-    def test_hold_the_same_as_the_label_map(self, expected: Segments) -> None:
-        for segment in expected:
-            mask = np.asarray(segment["mask"]) == 255
-            assert (mask == (expected.label_map == LABELS.index(segment["label"]))).all()
-        assert expected.label_map.shape == expected.probability.shape == (50, 70)
-
-    def test_leave_out_pixels_below_the_threshold(self, segmenter: SEDPipeline, photo: Image.Image) -> None:
-        assert segmenter(photo, candidate_labels=LABELS, threshold=1.0) == []
-
-
 class TestImages:
     @pytest.mark.parametrize("form", ["path", "array", "strided array", "tensor", "list", "tuple"])
     def test_may_have_any_form(
@@ -71,19 +53,6 @@ class TestImages:
         result = segmenter(given, candidate_labels=LABELS)
         segments = result[0] if form in ("list", "tuple") else result
         assert (segments.label_map == expected.label_map).all()
-
-    def test_in_batches_equal_one_at_a_time(self, segmenter: SEDPipeline) -> None:
-        random = np.random.default_rng(0)
-        photos = [
-            Image.fromarray(random.integers(0, 256, (40 + number, 50 + number % 3, 3), dtype=np.uint8))
-            for number in range(6)
-        ]
-        small = {"candidate_labels": LABELS, "early_rejection_topk": 1}
-        for one, segments in zip(photos, segmenter(iter(photos), batch_size=4, **small), strict=True):
-            alone = segmenter(one, **small)
-            # The batch size changes rounding, and so the winner of a tie, but not its probability.
-            np.testing.assert_allclose(alone.probability, segments.probability, atol=1e-5)
-            assert (alone.label_map != segments.label_map).mean() < 0.002
 
     def test_are_taken_as_they_come(self, segmenter: SEDPipeline, photo: Image.Image) -> None:
         taken = []
@@ -152,14 +121,6 @@ class TestLabels:
             "open-vocabulary-segmentation", model=str(tiny_hub_folder), trust_remote_code=True, candidate_labels=LABELS
         )
         assert {segment["label"] for segment in segmenter(photo)} <= set(LABELS)
-
-    def test_of_everything_else_take_what_they_win(self, segmenter: SEDPipeline, photo: Image.Image) -> None:
-        names = [*LABELS, "sky", "a wooden table"]
-        among_all = segmenter(photo, candidate_labels=names).label_map
-        segments = segmenter(photo, candidate_labels=LABELS, everything_else=names[3:])
-        assert (segments.label_map == np.minimum(among_all, 3)).mean() > 0.998  # but for ties
-        assert segments.class_names == [*LABELS, "everything else"]
-        assert {segment["label"] for segment in segments} <= set(segments.class_names)
 
 
 class TestErrors:

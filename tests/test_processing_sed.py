@@ -69,18 +69,6 @@ def test_special_tokens_in_a_name_are_plain_text(tiny_processor: SEDProcessor) -
     assert ((input_ids == 49406).sum(-1) == 1).all()
 
 
-def test_synonyms_belong_to_their_class(tiny_processor: SEDProcessor) -> None:
-    inputs = tiny_processor(text=["cat", "dog, puppy", "grass"], return_tensors="pt")
-    assert inputs["class_ids"].tolist() == [0, 1, 1, 2]
-    assert inputs["input_ids"].shape[:2] == (4, 80)
-
-
-def test_prompts_are_padded_to_the_longest_only(tiny_processor: SEDProcessor) -> None:
-    input_ids = tiny_processor(text=["cat"], return_tensors="pt")["input_ids"]
-    assert input_ids.shape[2] < 20
-    assert (input_ids[..., -1] == 49407).any()
-
-
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_long_names_are_truncated_with_one_warning_that_names_them(
     tiny_processor: SEDProcessor, sed_hf_log: pytest.LogCaptureFixture, max_length: int | None

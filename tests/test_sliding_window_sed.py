@@ -13,22 +13,14 @@ from sed_hf.image_processing_sed import NonFiniteLogitsError
 from sed_hf.pipeline_sed import segment_images
 from sed_hf.sliding_window_sed import SlidingWindow
 
-NUM_CLASSES = 3
-
 
 class Painter:
     """A model whose logits are the colours of what it sees, a class for each channel; stands for a model on a CPU."""
 
     device = torch.device("cpu")
 
-    def __init__(self, kept: list[int] | None = None) -> None:
-        self.kept = None if kept is None else torch.tensor(kept)
-
     def __call__(self, pixel_values: Tensor, **_: Any) -> SEDSemanticSegmentationOutput:
-        logits = self.probabilities(pixel_values).logit()
-        if self.kept is None:
-            return SEDSemanticSegmentationOutput(logits=logits)
-        return SEDSemanticSegmentationOutput(logits=logits[:, self.kept], logit_classes=self.kept)
+        return SEDSemanticSegmentationOutput(logits=self.probabilities(pixel_values).logit())
 
     def probabilities(self, pixel_values: Tensor) -> Tensor:
         return F.avg_pool2d(pixel_values, 4)
@@ -41,42 +33,6 @@ class Passer:
 
     def __call__(self, images: Tensor, return_tensors: str) -> dict[str, Tensor]:
         return {"pixel_values": images[None].float() / 256}
-
-
-def paint(image: Tensor, window: SlidingWindow, painter: Painter | None = None) -> dict[str, Tensor]:
-    embeddings = torch.zeros(NUM_CLASSES, 1, 1)
-    return segment_images(painter or Painter(), Passer(), [image], embeddings, sliding_window=window)[0]
-
-
-def test_a_tile_fades_into_the_next() -> None:
-    # The tiles see the same colour in other brightness: only their own mean reaches the logits.
-    class Mean(Painter):
-        def probabilities(self, pixel_values: Tensor) -> Tensor:
-            return pixel_values.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)
-
-    image = torch.linspace(50, 200, 112).to(torch.uint8).expand(3, 64, 112)
-    probability = paint(image, SlidingWindow(64, 0.25), Mean())["probability"]
-    row = probability[20]
-    assert row[:48].unique().numel() == 1
-    assert row[64:].unique().numel() == 1
-    assert (row[47:65].diff() > 0).all()
-    assert torch.allclose(probability, row.expand_as(probability))
-
-
-def test_the_global_view_counts_as_much_as_the_tiles() -> None:
-    class SizeTeller(Painter):
-        def probabilities(self, pixel_values: Tensor) -> Tensor:
-            return torch.full((1, 3, 4, 4), 0.2 if pixel_values.shape[-1] == 64 else 0.6)
-
-    image = torch.zeros(3, 64, 160, dtype=torch.uint8)
-    probability = paint(image, SlidingWindow(64, 0.25, global_view=True), SizeTeller())["probability"]
-    torch.testing.assert_close(probability, torch.full((64, 160), 0.4))
-
-
-def test_rejected_classes_win_nowhere() -> None:
-    image = torch.randint(20, 220, (3, 64, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert 1 in paint(image, SlidingWindow(64))["segmentation"]
-    assert 1 not in paint(image, SlidingWindow(64), Painter(kept=[0, 2]))["segmentation"]
 
 
 def test_no_tensor_of_all_classes_at_full_size_is_made() -> None:
@@ -101,9 +57,7 @@ def test_one_value_that_is_not_finite_in_one_tile_is_an_error_that_says_which_im
     whole, broken = (torch.full((3, 64, 160), 50, dtype=torch.uint8) for _ in range(2))
     broken[:, :4, -4:] = 250
     with pytest.raises(NonFiniteLogitsError, match="image 1: the logits are not finite; use float32 or bfloat16"):
-        segment_images(
-            Broken(), Passer(), [whole, broken], torch.zeros(NUM_CLASSES, 1, 1), sliding_window=SlidingWindow(64)
-        )
+        segment_images(Broken(), Passer(), [whole, broken], torch.zeros(3, 1, 1), sliding_window=SlidingWindow(64))
 
 
 @pytest.mark.parametrize("global_view", [False, True])

@@ -155,13 +155,6 @@ class SEDImageProcessor(TorchvisionBackend):
             raise ValueError(f"{', '.join(ignored)}: SED's preprocessing neither crops nor pads")
         return settings
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Images for paths, URLs and base64 data; the rest as it is."""
-        if isinstance(image_url_or_urls, list | tuple):
-            return [self.fetch_images(image) for image in image_url_or_urls]
-        is_text = isinstance(image_url_or_urls, str | os.PathLike)
-        return read_rgb(as_file(image_url_or_urls)) if is_text else image_url_or_urls
-
     def _preprocess_image_like_inputs(
         self,
         images: ImageInput,

@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,7 +16,6 @@ from strategies import (
     gray_of,
     label_maps,
     on_white,
-    orders,
     pictures,
     pil_pictures,
     rgb_arrays,
@@ -101,22 +99,6 @@ class TestForms:
         image = rgba if as_array else Image.fromarray(rgba)
         np.testing.assert_array_equal(to_rgb(Picture(image, rgb, "channels_last")), on_white(rgb, alpha))
 
-    @given(st.integers(0, 65535), st.integers(0, 65535))
-    def test_any_16_bit_value_is_scaled(self, first: int, second: int) -> None:
-        image = Image.fromarray(np.array([[first, second]], dtype=np.uint16))
-        np.testing.assert_array_equal(
-            to_rgb(Picture(image, image, None))[0, :, 0], np.round(np.array([first, second]) / 257)
-        )
-
-    @given(rgb_arrays(), st.sampled_from([-26.0, 281.0, np.nan, np.inf]), st.booleans(), seeds)
-    def test_one_impossible_value_among_any_is_refused(
-        self, rgb: NDArray[np.uint8], value: float, as_tensor: bool, seed: int
-    ) -> None:
-        array = rgb.astype(np.float32)
-        array.flat[seed % array.size] = value
-        with pytest.raises(ValueError, match="images: expected values from 0 to 255"):
-            image_processing_sed.to_rgb(torch.tensor(array) if as_tensor else array, "channels_last")
-
 
 class TestSteps:
     @given(processors, pictures)
@@ -144,12 +126,6 @@ class TestSteps:
     ) -> None:
         assert shortest_edge_size((height, width), shortest, longest) == official_size(height, width, shortest, longest)
 
-    @given(rgb_arrays())
-    def test_without_any_step_the_image_stays(self, rgb: NDArray[np.uint8]) -> None:
-        off = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_input_resize": False}
-        pixel_values = prepare(make_processor(), Image.fromarray(rgb), **off)
-        np.testing.assert_array_equal(pixel_values[0].permute(1, 2, 0).numpy(), rgb)
-
 
 class TestBatches:
     @given(st.lists(pil_pictures() | array_pictures(), min_size=1, max_size=4))
@@ -160,15 +136,6 @@ class TestBatches:
         options = {"input_data_format": "channels_last"}
         together = prepare(processor, images, **options)
         assert torch.equal(together, torch.cat([prepare(processor, image, **options) for image in images]))
-
-    @given(st.lists(rgb_arrays(), min_size=2, max_size=4), st.data())
-    def test_any_order_of_images_permutes_the_batch(
-        self, several: list[NDArray[np.uint8]], data: st.DataObject
-    ) -> None:
-        order = data.draw(orders(len(several)))
-        images = [Image.fromarray(rgb) for rgb in several]
-        permuted = prepare(make_processor(), [images[index] for index in order])
-        assert torch.equal(permuted, prepare(make_processor(), images)[order])
 
     @given(rgb_arrays(), st.integers(1, 3), st.sampled_from(sorted(ARRAY_FORMS)), st.booleans())
     def test_one_array_of_several_images_is_a_batch(
@@ -210,24 +177,6 @@ class TestSegmentationMaps:
         processor = make_processor()
         processor.do_resize = processor.do_input_resize = False
         assert self.labels(label_map, label_map.shape, processor)[0].tolist() == label_map.tolist()
-
-    @given(label_maps(st.integers(0, 255), 12, np.uint8), st.sampled_from(["array", "tensor", "image", "palette"]))
-    def test_a_map_may_have_any_form(self, label_map: NDArray[np.uint8], form: str) -> None:
-        image = Image.fromarray(label_map)
-        if form == "palette":
-            image.putpalette(list(range(256)) * 3)
-        given_map = {"array": label_map, "tensor": torch.tensor(label_map)}.get(form, image)
-        processor = make_processor()
-        expected = self.labels(label_map.astype(np.int64), label_map.shape, processor)
-        assert torch.equal(self.labels(given_map, label_map.shape, processor), expected)
-
-    @given(label_maps(st.integers(0, 9), 12), st.tuples(st.integers(1, 12), st.integers(1, 12)))
-    def test_a_map_of_another_size_is_refused_by_name(
-        self, label_map: NDArray[np.int64], size: tuple[int, int]
-    ) -> None:
-        assume(label_map.shape != size)
-        with pytest.raises(ValueError, match=r"segmentation_maps\[0\]: expected integers of its image's size"):
-            self.labels(label_map, size, make_processor())
 
 
 @given(rgb_arrays())

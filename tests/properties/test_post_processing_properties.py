@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -134,16 +133,3 @@ def test_rejected_classes_win_nowhere_and_the_others_keep_their_numbers(case: Ca
 def test_without_target_sizes_the_logits_keep_theirs(case: Case) -> None:
     for logits, result in zip(case.logits, process(case.logits), strict=True):
         assert_most_probable(result, logits.float().sigmoid())
-
-
-@given(cases(), st.data())
-def test_a_label_that_would_mean_two_things_is_refused(case: Case, data: st.DataObject) -> None:
-    ignore_index = data.draw(st.integers(0, case.num_classes - 1))
-    with pytest.raises(ValueError, match=f"ignore_index={ignore_index} is also one of the"):
-        process(case.logits, case.sizes, threshold=0.5, ignore_index=ignore_index)
-
-
-@given(cases(), st.floats(allow_nan=True).filter(lambda number: not 0 <= number <= 1))
-def test_what_is_no_probability_is_refused_as_threshold(case: Case, threshold: float) -> None:
-    with pytest.raises(ValueError, match=r"threshold=.*: expected a probability from 0 to 1"):
-        process(case.logits, case.sizes, threshold=threshold)

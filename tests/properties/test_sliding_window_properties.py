@@ -3,12 +3,10 @@
 from itertools import pairwise
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import small_model, small_processor
 from strategies import examples, normal, seeds
 from torch import Tensor
 
@@ -124,6 +122,7 @@ def test_any_tiles_equal_the_plain_formula(picture: Tensor, window: SlidingWindo
 
 
 @given(pictures, windows, st.floats(0, 1), st.sampled_from([None, -1, 65535]))
+@examples(5)
 def test_any_threshold_ignores_exactly_what_is_below(
     picture: Tensor, window: SlidingWindow, threshold: float, ignore_index: int | None
 ) -> None:
@@ -132,48 +131,3 @@ def test_any_threshold_ignores_exactly_what_is_below(
     ignored = 255 if ignore_index is None else ignore_index
     expected = every["segmentation"].masked_fill(every["probability"] < threshold, ignored)
     assert torch.equal(some["segmentation"], expected)
-
-
-@given(pictures | st.builds(picture_of, st.integers(4, 32), st.integers(4, 32), seeds), windows, st.data())
-@examples(10)
-def test_a_threshold_or_label_that_means_nothing_is_refused_for_any_image(
-    picture: Tensor, window: SlidingWindow, data: st.DataObject
-) -> None:
-    no_probability = st.floats(max_value=-0.01) | st.floats(1.01) | st.sampled_from([float("nan"), "high"])
-    with pytest.raises(ValueError, match=r"threshold=.*: expected a probability from 0 to 1"):
-        paint(picture, window, threshold=data.draw(no_probability))
-    with pytest.raises(ValueError, match=r"ignore_index=. is also one of the 5 classes"):
-        paint(picture, window, threshold=0.5, ignore_index=data.draw(st.integers(0, NUM_CLASSES - 1)))
-
-
-@given(st.builds(picture_of, st.integers(1, 70), st.integers(1, 70), seeds), overlaps, st.booleans(), st.integers(0, 9))
-@examples(10)
-def test_one_tile_that_holds_the_image_changes_nothing(
-    picture: Tensor, overlap: float, global_view: bool, more: int
-) -> None:
-    model, processor = small_model(), small_processor()
-    embeddings = F.normalize(normal(4, 3, 16, seed=0), dim=-1)
-    window = SlidingWindow(max(32, *picture.shape[1:]) + more, overlap, global_view)
-    (result,) = segment_images(model, processor, [picture], embeddings, sliding_window=window)
-    (expected,) = segment_images(model, processor, [picture], embeddings)
-    assert torch.equal(result["segmentation"], expected["segmentation"])
-    assert torch.equal(result["probability"], expected["probability"])
-
-
-@given(
-    st.one_of(
-        st.integers(max_value=31),
-        st.booleans(),
-        st.text(),
-        st.floats(),
-        st.builds(lambda overlap: {"tile_size": 64, "overlap": overlap}, st.floats(max_value=-0.01) | st.floats(0.76)),
-        st.just({"tile_size": 64, "overlap": float("nan")}),
-        st.just({"tile_size": 64, "overlap": "half"}),
-        st.just({"tile_size": 64, "global_view": "yes"}),
-        st.dictionaries(st.text(), st.integers()),
-        st.lists(st.integers()),
-    )
-)
-def test_every_impossible_window_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(ValueError, match="sliding_window"):
-        SlidingWindow.of(value)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small_models import TEMPLATES, small_model, small_processor
-from strategies import class_names, examples, orders, synonyms, vocabularies
+from strategies import examples, orders, synonyms, vocabularies
 from torch import Tensor
 
 from sed_hf.processing_sed import clean_text
@@ -76,10 +76,6 @@ class TestTokens:
         assert tokenise(names)["class_ids"].tolist() == expected
 
     @given(vocabularies())
-    def test_names_do_not_depend_on_each_other(self, names: list[str]) -> None:
-        assert prompts_of(names) == [synonym for name in names for synonym in prompts_of([name])]
-
-    @given(vocabularies())
     def test_padding_to_the_most_adds_nothing_but_padding(self, names: list[str]) -> None:
         shorter, longer = (tokenise(names, padding=padding)["input_ids"] for padding in ("longest", "max_length"))
         assert longer.shape[2] == MAX_LENGTH
@@ -121,23 +117,6 @@ class TestRefusedNames:
         with pytest.raises(ValueError, match=rf"text\[{len(names)}\]: .* is the same class name as text\[{index}\]"):
             tokenise([*names, again])
 
-    @given(vocabularies(), st.none() | st.integers() | st.binary() | st.lists(st.text()), st.data())
-    def test_what_is_no_text_is_named_by_its_place(self, names: list[str], value: Any, data: st.DataObject) -> None:
-        index = data.draw(st.integers(0, len(names)))
-        with pytest.raises(TypeError, match=rf"text\[{index}\]: expected a string"):
-            tokenise([*names[:index], value, *names[index:]])
-
-    @given(st.text(), st.characters(categories=["Cs"]), st.text())
-    def test_half_a_character_is_refused(self, before: str, half: str, after: str) -> None:
-        assume(", " not in before + half + after)
-        with pytest.raises(ValueError, match=r"text\[1\]: expected Unicode text"):
-            tokenise(["cat", before + half + after])
-
-    @given(st.text() | st.binary() | st.integers() | st.dictionaries(st.text(), st.text()))
-    def test_what_is_no_list_is_refused(self, text: Any) -> None:
-        with pytest.raises(TypeError, match="text: expected a list of class names"):
-            tokenise(text)
-
 
 class TestClassEmbeddings:
     @given(vocabularies())
@@ -160,11 +139,6 @@ class TestClassEmbeddings:
         order = data.draw(orders(len(names)))
         expected, actual = encode([", ".join(names)]), encode([", ".join(names[index] for index in order)])
         torch.testing.assert_close(actual, expected, rtol=0, atol=EMBEDDINGS)
-
-    @given(class_names)
-    def test_they_have_length_1(self, name: str) -> None:
-        embeddings = encode([name])
-        torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(1, len(TEMPLATES)), rtol=0, atol=EMBEDDINGS)
 
 
 class TestPacking:
