@@ -1,9 +1,13 @@
-"""Time and memory of SED, beside a plain decoder, on your machine: `python scripts/benchmark.py --output DIR`.
+"""Time and memory of SED on your machine, as a user gets them: `python scripts/benchmark.py --output DIR`.
 
 Every point of the sweep (classes, resolution, data type, ...) runs in a process of its own, whose peak memory is its
-own, too. Points that `results.json` in the output folder holds are not measured again, so that an interrupted sweep
-goes on, and a later one adds to it. Weights and inputs are random, but with a model folder they are its weights, a
-generated scene, and the names of its classes and of others.
+own, too: `from_pretrained`, the processor, one call of the model, post-processing. Points that `results.json` in the
+output folder holds are not measured again, so that a sweep can be continued and extended. The weights are random, and
+so is the image, but with a model folder they are its weights, a generated scene, and the names of its classes and of
+others.
+
+Models that transformers ships, `clipseg` and `sam3`, join with random weights (`--models base clipseg sam3`); `--trace`
+counts what a GPU would be asked to do, without one.
 """
 
 import argparse
@@ -11,27 +15,27 @@ import itertools
 import json
 import platform
 import resource
+import runpy
 import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Python searches a script's own folder first, where evaluate.py would hide the library `evaluate`.
-sys.path.remove(str(Path(__file__).resolve().parent))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # for the plain decoder
-
 import torch
 import torch.nn.functional as F
-from plain_decoder import plain_decode
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
+from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.conversion import build_processor, config_from_open_clip
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
@@ -43,8 +47,9 @@ from sed_hf.training.optimizer import enable_gradient_checkpointing
 from sed_hf.utils import atomic_path
 
 VARIANTS = {"base": "convnext_base_w_320", "large": "convnext_large_d_320"}
-PICTURE_SIZE = (640, 853)  # what post-processing enlarges the logits to
-STAGES = {"aggregate_locations": "locations", "aggregate_classes": "classes", "skip_fusion": "fusion"}
+PEERS = ("clipseg", "sam3")
+IMAGE_SIZE = (853, 640)  # width and height of what is segmented
+PLAIN_DECODER = Path(__file__).parents[1] / "tests" / "plain_decoder.py"
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,14 @@ class Point:
     """One point of the sweep; its text is its name in `results.json`.
 
     Attributes:
-        task: "segment", "train" (one step with gradient checkpointing) or "text" (the class names alone).
-        model: "base", "large" or a model folder, the weights of which are then used.
+        task: "segment", "train" (one step with gradient checkpointing) or "text" (class names only).
+        model: "base", "large", a model folder, whose weights are then used, or one of `PEERS`.
         decoder: "fast" is that of the package, "plain" that of the tests.
         classes: T.
         size: Height and width of the network's input.
         dtype: Of weights and activations.
         topk: Early rejection; 0 is dense.
-        batch_size: Pictures at a time.
+        batch_size: Images at a time.
         compiled: Whether `torch.compile` compiles the model.
     """
 
@@ -74,6 +79,8 @@ class Point:
     compiled: bool
 
     def __str__(self) -> str:
+        if self.model in PEERS:
+            return f"{self.task} {self.model} T={self.classes} {self.dtype}"
         name = f"{self.task} {self.model} {self.decoder} T={self.classes} {self.size} {self.dtype}"
         return f"{name} k={self.topk} B={self.batch_size}{' compiled' if self.compiled else ''}"
 
@@ -82,14 +89,17 @@ def main() -> None:
     """Measure what is not measured yet, and write the report after each point."""
     arguments = parse_arguments()
     if arguments.point:
-        print(json.dumps(measure(Point(**json.loads(arguments.point)), arguments.device, arguments.repeats)))
+        print(json.dumps(measure(Point(**json.loads(arguments.point)), arguments)))
+        return
+    if arguments.trace:
+        print_traces(arguments)
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
     results_file = arguments.output / "results.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
-    points = [point for point in plan(arguments) if str(point) not in results]
-    for point in progress_bar(points, desc="Measuring", unit="point"):
-        results[str(point)] = run_in_process_of_its_own(point, arguments)
+    points = {str(point): point for point in plan(arguments)}
+    for name in progress_bar([name for name in points if name not in results], desc="Measuring", unit="point"):
+        results[name] = run_in_process_of_its_own(points[name], arguments)
         with atomic_path(results_file) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
         with atomic_path(arguments.output / "results.md") as path:
@@ -103,7 +113,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the report")
     parser.add_argument("--tasks", nargs="+", default=["segment"], choices=["segment", "train", "text"])
-    parser.add_argument("--models", nargs="+", default=["base"], metavar="M", help="base, large, or a model folder")
+    parser.add_argument(
+        "--models", nargs="+", default=["base"], metavar="M", help="base, large, a model folder, clipseg or sam3"
+    )
     parser.add_argument("--decoders", nargs="+", default=["fast", "plain"], choices=["fast", "plain"])
     parser.add_argument("--classes", nargs="+", type=int, default=[20, 150, 459], metavar="T")
     parser.add_argument("--sizes", nargs="+", type=int, default=[768], metavar="PIXELS", help="multiples of 32")
@@ -113,6 +125,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", nargs="+", choices=["no", "yes"], default=["no"], help="torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3, help="measurements after a first one that does not count")
+    parser.add_argument("--trace", action="store_true", help="count kernels, bytes and host tensors instead of timing")
     parser.add_argument("--point", help=argparse.SUPPRESS)  # the process of one point
     arguments = parser.parse_args()
     if wrong := [size for size in arguments.sizes if size < 32 or size % 32]:
@@ -126,20 +139,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[Point]:
-    """All points that can be measured: training and text have neither rejection nor, for text, a decoder."""
+    """All points that can be measured: only segmentation has rejection, and peers only segment."""
     for values in itertools.product(
         arguments.tasks, arguments.models, arguments.decoders, arguments.classes, arguments.sizes, arguments.dtypes,
         arguments.topk, arguments.batch_sizes, [choice == "yes" for choice in arguments.compile],
     ):  # fmt: skip
         point = Point(*values)
-        if point.task == "segment" or point.topk == 0:
+        if point.task == "segment" or (point.topk == 0 and point.model not in PEERS):
             yield point
 
 
 def run_in_process_of_its_own(point: Point, arguments: argparse.Namespace) -> dict[str, Any]:
     """What [`measure`] gives; or the last line of the error, such as running out of memory."""
     options = ["--point", json.dumps(asdict(point)), "--device", arguments.device, "--repeats", str(arguments.repeats)]
-    process = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True, check=False)
+    command = [sys.executable, __file__, *options, "--output", str(arguments.output)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
     last_line = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
@@ -150,174 +164,213 @@ def run_in_process_of_its_own(point: Point, arguments: argparse.Namespace) -> di
 # One point -----------------------------------------------------------------------------------------------------------
 
 
-def measure(point: Point, device: str, repeats: int) -> dict[str, Any]:
+def measure(point: Point, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds (median, minimum and maximum of the repeats) of each part, and the peak memory in GiB."""
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    model, processor = load(point)
-    model = model.to(device, getattr(torch, point.dtype)).to(memory_format=torch.channels_last).eval()
-    task = {"segment": time_segmentation, "train": time_training_step, "text": time_text}[point.task]
-    seconds, facts = task(point, model, processor, repeats)
-    peak_gib = peak_memory(model.device)
-    if point.task == "segment" and point.dtype != "float32":
-        facts |= compare_with_float32(point, model, processor)
+    device = torch.device(arguments.device)
+    if point.model in PEERS:
+        task = time_peer
+    else:
+        save_random_model(point.model, arguments.output)
+        task = {"segment": time_segmentation, "train": time_training_step, "text": time_text}[point.task]
+    seconds, facts = task(point, arguments.output / "models" / point.model, device, arguments.repeats)
     return {
         **asdict(point),
         "seconds": {
             name: {"median": statistics.median(times), "min": min(times), "max": max(times)}
             for name, times in seconds.items()
         },
-        "peak_memory_gib": peak_gib,
+        "peak_memory_gib": facts.pop("peak_memory_gib", None) or peak_memory(device),
         **facts,
-        "environment": {**describe_environment(model.device), "threads": torch.get_num_threads()},
+        "environment": {**describe_environment(device), "threads": torch.get_num_threads()},
     }
 
 
-def load(point: Point) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
-    """The model of a folder, or one with random weights."""
-    if point.model not in VARIANTS:
-        return SEDForSemanticSegmentation.from_pretrained(point.model), SEDProcessor.from_pretrained(point.model)
-    config = SEDConfig() if point.model == "base" else config_from_open_clip(VARIANTS[point.model])
-    return SEDForSemanticSegmentation(config), build_processor(config)
+Times = dict[str, list[float]]
 
 
-@torch.no_grad()
-def time_segmentation(
-    point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """A batch from pixels to label maps."""
-    pixel_values, class_embeddings = make_inputs(point, model, processor)
-    encode: Callable = torch.compile(model.image_encoder) if point.compiled else model.image_encoder
-    decode: Callable = torch.compile(model.decoder) if point.compiled else model.decoder
+def save_random_model(variant: str, output: Path) -> None:
+    """Write the model folder of a variant with random weights, once."""
+    folder = output / "models" / variant
+    if variant not in VARIANTS or folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = config_from_open_clip(VARIANTS[variant])
+    with atomic_path(folder) as path:
+        SEDForSemanticSegmentation(config).save_pretrained(path)
+        build_processor(config).save_pretrained(path)
+
+
+def load(point: Point, folder: Path, device: torch.device) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
+    """A model as a user loads it."""
+    folder = folder if point.model in VARIANTS else Path(point.model)
+    model = SEDForSemanticSegmentation.from_pretrained(folder, dtype=getattr(torch, point.dtype)).to(device).eval()
+    processor = SEDProcessor.from_pretrained(folder)
+    processor.image_processor.input_size = {"height": point.size, "width": point.size}
     if point.decoder == "plain":
-        decode = plain_decoder(model)
-    seconds: dict[str, list[float]] = defaultdict(list)
+        model.decoder = PlainDecoder(model.decoder)
+    return model, processor
+
+
+class PlainDecoder(nn.Module):
+    """The decoder of the tests, one operation of the paper after the other, in the place of the package's own."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.decode = runpy.run_path(str(PLAIN_DECODER))["plain_decoder_output"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the package's decoder returns."""
+        return self.decode(self.decoder, *args, **kwargs)
+
+
+@torch.inference_mode()
+def time_segmentation(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
+    """A batch of images to label maps."""
+    model, processor = load(point, folder, device)
+    images, class_embeddings = make_inputs(point, model, processor)
+    call: Callable = torch.compile(model) if point.compiled else model
+    stopwatch = Stopwatch(device)
+    if not point.compiled:
+        stopwatch.watch(model.get_submodule(image_encoder_name(model)), "image encoder")
+        stopwatch.watch(model.decoder, "decoder")
     facts: dict[str, Any] = {}
     for repeat in range(repeats + 1):
-        parts: dict[str, float] = defaultdict(float)
-        with timed(parts, "whole", model.device), timed_stages(parts, point, model):
-            with timed(parts, "image encoder", model.device):
-                features = encode(pixel_values)
-            with timed(parts, "decoder", model.device):
-                dense_embeddings = F.normalize(features.dense_embeddings, dim=1)
-                decoded = decode(dense_embeddings, class_embeddings, features.hidden_states, point.topk or None)
-            with timed(parts, "post-processing", model.device):
-                outputs = SEDSemanticSegmentationOutput(
-                    logits=decoded.logits, logit_classes=decoded.logit_classes, kept_classes=decoded.kept_classes
-                )
-                processor.post_process_semantic_segmentation(outputs, target_sizes=[PICTURE_SIZE] * point.batch_size)
-        if decoded.kept_classes is not None:
-            facts["kept_classes"] = decoded.kept_classes.sum(-1).float().mean(0).tolist()
-        del features, decoded, outputs, dense_embeddings
-        if repeat:  # the first warms up
-            for name, part in parts.items():
-                seconds[name].append(part)
-    return seconds, facts
+        with stopwatch.time("whole"):
+            with stopwatch.time("processor"):
+                inputs = processor(images=images, return_tensors="pt").to(device, model.dtype)
+            outputs = call(**inputs, class_embeddings=class_embeddings, early_rejection_topk=point.topk or None)
+            with stopwatch.time("post-processing"):
+                sizes = [IMAGE_SIZE[::-1]] * point.batch_size
+                processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        if outputs.kept_classes is not None:
+            facts["kept_classes"] = outputs.kept_classes.sum(-1).float().mean(0).tolist()
+        if repeat == 0:
+            facts["first_seconds"] = stopwatch.seconds()["whole"][0]  # with warming up and compiling
+            stopwatch.restart()
+        del inputs, outputs
+    facts["peak_memory_gib"] = peak_memory(device)
+    if point.dtype != "float32":
+        facts |= compare_with_float32(point, folder, model, processor)
+    return stopwatch.seconds(), facts
 
 
-@torch.no_grad()
-def compare_with_float32(point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor) -> dict[str, float]:
+def image_encoder_name(model: SEDForSemanticSegmentation) -> str:
+    """Where a model holds its image encoder."""
+    return next(name for name, _ in model.named_modules() if name.endswith("image_encoder"))
+
+
+def compare_with_float32(
+    point: Point, folder: Path, model: SEDForSemanticSegmentation, processor: SEDProcessor
+) -> dict[str, float]:
     """What a lower precision costs: the share of pixels with the label of float32, and the largest difference."""
-    pixel_values, class_embeddings = make_inputs(point, model, processor)
-    low = model(pixel_values, class_embeddings=class_embeddings, early_rejection_topk=point.topk).all_logits()
-    torch.manual_seed(0)
-    exact_model = load(point)[0].to(model.device).eval()
-    high = exact_model(
-        pixel_values.float(), class_embeddings=class_embeddings.float(), early_rejection_topk=point.topk
-    ).all_logits()
+    images, class_embeddings = make_inputs(point, model, processor)
+    inputs = processor(images=images, return_tensors="pt").to(model.device)
+    low = model(
+        inputs["pixel_values"].to(model.dtype), class_embeddings=class_embeddings, early_rejection_topk=point.topk
+    )
+    exact = SEDForSemanticSegmentation.from_pretrained(folder if point.model in VARIANTS else point.model)
+    exact = exact.to(model.device).eval()
+    high = exact(**inputs, class_embeddings=class_embeddings.float(), early_rejection_topk=point.topk)
+    low, high = low.all_logits().float(), high.all_logits()
     return {
         "same_label_as_float32": (low.argmax(1) == high.argmax(1)).float().mean().item(),
-        "largest_difference_of_a_probability": (low.float().sigmoid() - high.sigmoid()).abs().max().item(),
+        "largest_difference_of_a_probability": (low.sigmoid() - high.sigmoid()).abs().max().item(),
     }
 
 
-def plain_decoder(model: SEDForSemanticSegmentation) -> Callable:
-    """The decoder of the tests, in the form of that of the package."""
-
-    def decode(dense_embeddings: Tensor, class_embeddings: Tensor, hidden_states: Any, topk: int | None) -> Any:
-        plain = plain_decode(model.decoder, dense_embeddings, class_embeddings, hidden_states, topk)
-        if topk is None:
-            return SEDSemanticSegmentationOutput(logits=plain.logits)
-        kept = torch.zeros(1, len(plain.kept), len(class_embeddings), dtype=torch.bool)
-        for stage, classes in enumerate(plain.kept):
-            kept[0, stage, classes] = True
-        return SEDSemanticSegmentationOutput(logits=plain.logits, logit_classes=plain.kept[-1], kept_classes=kept)
-
-    return decode
-
-
-def time_training_step(
-    point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def time_training_step(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
     """Forward, backward and optimizer step, with gradient checkpointing and the text encoder frozen."""
-    model.train().text_encoder.requires_grad_(False)
-    enable_gradient_checkpointing(model)
-    if point.decoder == "plain":
-        replace_decoder(model)
+    model, processor = load(point, folder, device)
+    enable_gradient_checkpointing(model.train())
+    model.get_submodule(image_encoder_name(model).replace("image", "text")).requires_grad_(False)
+    images, class_embeddings = make_inputs(point, model, processor)
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(device, model.dtype)
+    labels = torch.randint(point.classes, (point.batch_size, point.size, point.size), device=device)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-6)
-    pixel_values, class_embeddings = make_inputs(point, model, processor)
-    labels = torch.randint(point.classes, (point.batch_size, point.size, point.size), device=model.device)
-    seconds: dict[str, list[float]] = defaultdict(list)
+    step: Callable = torch.compile(model) if point.compiled else model
+    stopwatch = Stopwatch(device)
     for _ in range(repeats):  # a step takes so long that a first one is like any other
-        parts: dict[str, float] = defaultdict(float)
-        with timed(parts, "whole", model.device):
-            with timed(parts, "forward", model.device):
-                loss = model(pixel_values, class_embeddings=class_embeddings, labels=labels).loss
-            with timed(parts, "backward", model.device):
+        with stopwatch.time("whole"):
+            with stopwatch.time("forward"):
+                loss = step(pixel_values, class_embeddings=class_embeddings, labels=labels).loss
+            with stopwatch.time("backward"):
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        for name, part in parts.items():
-            seconds[name].append(part)
-    return seconds, {}
+    return stopwatch.seconds(), {}
 
 
-def replace_decoder(model: SEDForSemanticSegmentation) -> None:
-    """Let a model decode with the plain decoder, without checkpointing in it."""
-
-    def forward(dense_embeddings: Tensor, class_embeddings: Tensor, hidden_states: Any, *_: Any) -> Any:
-        plain = plain_decode(model.decoder, dense_embeddings, class_embeddings, hidden_states)
-        return SEDSemanticSegmentationOutput(logits=plain.logits, aux_logits=tuple(plain.aux_logits))
-
-    object.__setattr__(model.decoder, "forward", forward)
-
-
-@torch.no_grad()
-def time_text(
-    point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+@torch.inference_mode()
+def time_text(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
     """The first T names of ade20k_847 in all templates; "plain" pads every prompt to the full length."""
+    model, processor = load(Point(**{**asdict(point), "decoder": "fast"}), folder, device)
     names = load_vocabulary("ade20k_847")[: point.classes]
-    inputs = processor(text=names, padding="max_length", return_tensors="pt").to(model.device)
+    inputs = processor(text=names, padding="max_length", return_tensors="pt").to(device)
     prompts = inputs["input_ids"].flatten(0, 1)
-    seconds: dict[str, list[float]] = defaultdict(list)
+    text_encoder = model.get_submodule(image_encoder_name(model).replace("image", "text"))
+    stopwatch = Stopwatch(device)
     for _ in range(repeats):
-        parts: dict[str, float] = defaultdict(float)
-        with timed(parts, "whole", model.device):
+        with stopwatch.time("whole"):
             if point.decoder == "plain":
                 for batch in prompts.split(256):
-                    model.text_encoder(input_ids=batch)
+                    text_encoder(input_ids=batch)
             else:
                 model.get_class_embeddings(**inputs)
-        seconds["whole"].append(parts["whole"])
-    return seconds, {"prompts": len(prompts)}
+    return stopwatch.seconds(), {"prompts": len(prompts)}
 
 
-def make_inputs(point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor) -> tuple[Tensor, Tensor]:
-    """Pixel values (B, 3, size, size) and class embeddings (T, P, D)."""
-    shape = (point.batch_size, 3, point.size, point.size)
+@torch.inference_mode()
+def time_peer(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
+    """One image with T names by a model that transformers ships, with random weights; its text is encoded before."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, Sam3Config, Sam3Model
+
+    dtype = getattr(torch, point.dtype)
+    stopwatch = Stopwatch(device)
+    prompts = torch.randint(1, 40000, (point.classes, 8), device=device)
+    if point.model == "clipseg":
+        clipseg = CLIPSegForImageSegmentation(CLIPSegConfig()).to(device, dtype).eval()
+        pixel_values = torch.randn(1, 3, 352, 352, device=device, dtype=dtype)
+        conditions = torch.randn(point.classes, clipseg.config.projection_dim, device=device, dtype=dtype)
+
+        def segment() -> None:  # it takes an image for each name
+            for part in conditions.split(10):
+                clipseg(pixel_values=pixel_values.expand(len(part), -1, -1, -1), conditional_embeddings=part)
+
+    else:
+        sam3 = Sam3Model(Sam3Config()).to(device, dtype).eval()
+        size = sam3.config.vision_config.image_size
+        pixel_values = torch.randn(1, 3, size, size, device=device, dtype=dtype)
+        texts = [sam3.get_text_features(input_ids=prompt[None], return_dict=True) for prompt in prompts]
+
+        def segment() -> None:
+            vision = sam3.get_vision_features(pixel_values=pixel_values)
+            for text in texts:
+                sam3(vision_embeds=vision, text_embeds=text)
+
+    for repeat in range(repeats + 1):
+        with stopwatch.time("whole"):
+            segment()
+        if repeat == 0:
+            stopwatch.restart()
+    return stopwatch.seconds(), {}
+
+
+def make_inputs(
+    point: Point, model: SEDForSemanticSegmentation, processor: SEDProcessor
+) -> tuple[list[Image.Image], Tensor]:
+    """Images, and class embeddings (T, P, D)."""
     if point.model in VARIANTS:
-        pixel_values = torch.randn(shape, device=model.device, dtype=model.dtype)
-        return pixel_values.contiguous(memory_format=torch.channels_last), random_class_embeddings(point, model)
+        noise = torch.randint(256, (*IMAGE_SIZE[::-1], 3), dtype=torch.uint8).numpy()
+        return [Image.fromarray(noise)] * point.batch_size, random_class_embeddings(point, model)
     dataset = SceneDataset("test", point.batch_size, size=point.size)
     scenes = [dataset[index]["image"] for index in range(point.batch_size)]
-    size = {"height": point.size, "width": point.size}
-    pixel_values = processor(images=scenes, input_size=size)["pixel_values"].to(model.device, model.dtype)
     names = [*scene_vocabulary(), *distractors(scene_vocabulary(), ["pascal_context_459", "ade20k_847"])]
     if point.classes > len(names):
         raise ValueError(f"--classes {point.classes}: expected at most {len(names)} with a model folder")
-    class_embeddings = encode_classes(model, processor, names[: point.classes], ClassEmbeddingCache())
-    return pixel_values.contiguous(memory_format=torch.channels_last), class_embeddings
+    return scenes, encode_classes(model, processor, names[: point.classes], ClassEmbeddingCache())
 
 
 def random_class_embeddings(point: Point, model: SEDForSemanticSegmentation) -> Tensor:
@@ -329,48 +382,43 @@ def random_class_embeddings(point: Point, model: SEDForSemanticSegmentation) -> 
     return class_embeddings
 
 
-@contextmanager
-def timed(parts: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    """Add the seconds that the block takes."""
-    synchronize(device)
-    start = time.perf_counter()
-    yield
-    synchronize(device)
-    parts[name] += time.perf_counter() - start
+class Stopwatch:
+    """Seconds of named parts; on a GPU by its own events, so that nothing waits for it until the end."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.is_cuda = device.type == "cuda"
+        self.restart()
 
-@contextmanager
-def timed_stages(parts: dict[str, float], point: Point, model: SEDForSemanticSegmentation) -> Iterator[None]:
-    """Time the parts of each decoder stage too; on a CPU, where that costs nothing and hides nothing."""
-    if model.device.type != "cpu" or point.decoder == "plain" or point.compiled:
+    def restart(self) -> None:
+        """Forget what was measured."""
+        self.marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Measure a block."""
+        start = self._mark()
         yield
-        return
-    patched = []
-    decoder: Any = model.decoder
-    for number, stage in enumerate(decoder.stages, start=1):
-        for method, part in STAGES.items():
-            owner, attribute = (stage.skip_fusion, "forward") if method == "skip_fusion" else (stage, method)
-            original = getattr(owner, attribute)
+        self.marks[name].append((start, self._mark()))
 
-            def call(*args: Any, name: str = f"stage {number} {part}", original: Callable = original) -> Any:
-                with timed(parts, name, model.device):
-                    return original(*args)
+    def watch(self, module: nn.Module, name: str) -> None:
+        """Measure each call of a module."""
+        starts: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: starts.append(self._mark()))
+        module.register_forward_hook(lambda *_: self.marks[name].append((starts.pop(), self._mark())))
 
-            object.__setattr__(owner, attribute, call)
-            patched.append((owner, attribute))
-    try:
-        yield
-    finally:
-        for owner, attribute in patched:
-            object.__delattr__(owner, attribute)
-    inside = sum(seconds for name, seconds in parts.items() if name.startswith("stage"))
-    parts["cost map, guidance and heads"] = parts["decoder"] - inside
+    def seconds(self) -> Times:
+        """All measurements of each part."""
+        if not self.is_cuda:
+            return {name: [end - start for start, end in pairs] for name, pairs in self.marks.items()}
+        torch.cuda.synchronize()
+        return {name: [start.elapsed_time(end) / 1e3 for start, end in pairs] for name, pairs in self.marks.items()}
 
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def _mark(self) -> Any:
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def peak_memory(device: torch.device) -> float:
@@ -381,63 +429,124 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+# Trace ---------------------------------------------------------------------------------------------------------------
+
+
+class Trace(TorchDispatchMode):
+    """Counts the operations that are no views, the bytes that they read and write, and those with tensors on the host.
+
+    Bytes are counted without caches, so that they compare versions of the code rather than predict milliseconds.
+    """
+
+    # fmt: off
+    VIEWS = frozenset({
+        "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "diagonal", "empty", "empty_like",
+        "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute",
+        "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold",
+        "unsqueeze", "view",
+    })
+    # fmt: on
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+        self.host: Counter[str] = Counter()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[-1]
+        tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        written = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in [*tensors.values(), *written]):
+            self.host[name] += 1
+        if name.rstrip("_") not in self.VIEWS and not func.is_view:
+            self.kernels[name] += 1
+            self.num_bytes += sum(stored_bytes(tensor) for tensor in tensors.values())
+            self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in written)
+        return outputs
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """The bytes that reading a tensor takes: what is expanded is read once."""
+    lengths = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return torch.Size(lengths).numel() * tensor.element_size()
+
+
+def trace(task: str, classes: int, dtype: torch.dtype, batch_size: int = 1, size: int = 768) -> Trace:
+    """What a forward of SED-B asks of a GPU, with the loss and backward for the task "train"; needs no GPU."""
+    with torch.device("meta"):
+        model = SEDForSemanticSegmentation(SEDConfig()).to(dtype)
+    config = model.config
+    counts = Trace()
+    with FakeTensorMode(), pretended_gpu():
+        model = model.to_empty(device="cuda").train(task == "train")
+        model.get_submodule(image_encoder_name(model).replace("image", "text")).requires_grad_(False)
+        inputs = {
+            "pixel_values": torch.empty(batch_size, 3, size, size, device="cuda", dtype=dtype),
+            "class_embeddings": torch.empty(
+                classes, len(config.prompt_templates), config.projection_dim, device="cuda", dtype=dtype
+            ),
+        }
+        if task == "train":
+            inputs["labels"] = torch.zeros(batch_size, size, size, device="cuda", dtype=torch.int64)
+        with nullcontext() if task == "train" else torch.no_grad(), counts:
+            outputs = model(**inputs)
+            if task == "train":
+                outputs.loss.backward()
+    return counts
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[None]:
+    """Let tensors be faked on a GPU that is not there."""
+    current_device = torch.cuda.current_device
+    torch.cuda.current_device = lambda: 0  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.cuda.current_device = current_device
+
+
+def print_traces(arguments: argparse.Namespace) -> None:
+    """The counts of each point, as a table."""
+    print("| point | kernels | GB | operations with host tensors |\n|---|---|---|---|")
+    for task, classes, dtype, batch_size, size in itertools.product(
+        arguments.tasks, arguments.classes, arguments.dtypes, arguments.batch_sizes, arguments.sizes
+    ):
+        counts = trace(task, classes, getattr(torch, dtype), batch_size, size)
+        name = f"{task} base T={classes} {size} {dtype} B={batch_size}"
+        print(f"| {name} | {counts.kernels.total()} | {counts.num_bytes / 1e9:.1f} | {counts.host.total()} |")
+
+
 # Report --------------------------------------------------------------------------------------------------------------
 
 
 def to_markdown(results: dict[str, dict[str, Any]]) -> str:
     """A table of all points, with the machine and the versions."""
     measured = [result for result in results.values() if "error" not in result]
-    machines = {json.dumps(result["environment"], sort_keys=True) for result in measured}
     lines = []
-    for machine in sorted(machines):
+    for machine in sorted({json.dumps(result["environment"], sort_keys=True) for result in measured}):
         environment = json.loads(machine)
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
         lines.append(f"{environment['hardware']}, {environment['threads']} threads; {versions}\n")
-    lines += ["| point | whole | image encoder | decoder | encoder times a class | post-processing | peak memory |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    parts = ("whole", "image encoder", "decoder", "post-processing")
+    lines += [f"| point | {' | '.join(parts)} | encoder times a class | peak memory | labels as in float32 |"]
+    lines += ["|---" * 8 + "|"]
     for name, result in results.items():
         if "error" in result:
-            lines.append(f"| {name} | {result['error'].replace('|', '/')} | | | | | |")
+            lines.append(f"| {name} | {result['error'].replace('|', '/')} |" + " |" * 6)
             continue
         seconds = result["seconds"]
-        whole, encoder, decoder, post = (
-            format_seconds(seconds.get(part)) for part in ("whole", "image encoder", "decoder", "post-processing")
-        )
+        cells = [format_seconds(seconds.get(part)) for part in parts]
         ratio = ""
-        if "decoder" in seconds:
-            # Of as many pictures in both, so that the batch size cancels out.
+        if "decoder" in seconds:  # of as many images in both, so that the batch size cancels out
             encoder_times = seconds["decoder"]["median"] / seconds["image encoder"]["median"]
             ratio = f"{encoder_times / result['classes']:.4f}"
-        memory = f"{result['peak_memory_gib']:.2f} GiB"
-        lines.append(f"| {name} | {whole} | {encoder} | {decoder} | {ratio} | {post} | {memory} |")
-    lines += ["", *stage_table(results), *precision_table(results)]
+        same = f"{result['same_label_as_float32']:.2%}" if "same_label_as_float32" in result else ""
+        cells += [ratio, f"{result['peak_memory_gib']:.2f} GiB", same]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def stage_table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Milliseconds a class of each part of the decoder."""
-    rows = {name: result for name, result in results.items() if "stage 1 classes" in result.get("seconds", {})}
-    if not rows:
-        return []
-    parts = [f"stage {number} {part}" for number in (1, 2, 3) for part in STAGES.values()]
-    parts.append("cost map, guidance and heads")
-    lines = ["Milliseconds a class:", "", "| point | " + " | ".join(parts) + " |", "|---" * (len(parts) + 1) + "|"]
-    for name, result in rows.items():
-        values = [f"{result['seconds'][part]['median'] / result['classes'] * 1e3:.2f}" for part in parts]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return lines
-
-
-def precision_table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """How far lower precision is from float32."""
-    rows = {name: result for name, result in results.items() if "same_label_as_float32" in result}
-    if not rows:
-        return []
-    lines = ["", "| point | pixels labelled as in float32 | largest difference of a probability |", "|---|---|---|"]
-    for name, result in rows.items():
-        share, difference = result["same_label_as_float32"], result["largest_difference_of_a_probability"]
-        lines.append(f"| {name} | {100 * share:.2f} % | {difference:.4f} |")
-    return lines
 
 
 def format_seconds(times: dict[str, float] | None) -> str:
@@ -454,15 +563,13 @@ def draw_plots(results: dict[str, dict[str, Any]], folder: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("benchmark.py: no plots without matplotlib: pip install '.[benchmark]'", file=sys.stderr)
+        print("benchmark.py: no plots without matplotlib: pip install matplotlib", file=sys.stderr)
         return
     lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for result in results.values():
+    for name, result in results.items():
         if "error" not in result and result["task"] == "segment":
-            lines[
-                str(Point(**{key: result[key] for key in Point.__annotations__})).replace(f" T={result['classes']}", "")
-            ].append(result)
-    for quantity, label in (("time", "seconds, whole forward"), ("memory", "peak memory, GiB")):
+            lines[name.replace(f" T={result['classes']}", "")].append(result)
+    for quantity, label in (("time", "seconds, whole"), ("memory", "peak memory, GiB")):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot(xlabel="classes T", ylabel=label, xscale="log", yscale="log")
         for name, line in sorted(lines.items()):
