@@ -35,7 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
 from sed_hf.conversion import build_processor, config_from_open_clip
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
@@ -219,11 +219,21 @@ class PlainDecoder(nn.Module):
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
-        self.decode = runpy.run_path(str(PLAIN_DECODER))["plain_decoder_output"]
+        self.decode = runpy.run_path(str(PLAIN_DECODER))["plain_decode"]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, cost_map: Any, encoder_hidden_states: Any, early_rejection_topk: int | None = None, *_: Any
+    ) -> SEDSemanticSegmentationOutput:
         """What the package's decoder returns."""
-        return self.decode(self.decoder, *args, **kwargs)
+        plain = self.decode(self.decoder, *cost_map, encoder_hidden_states, early_rejection_topk)
+        output = SEDSemanticSegmentationOutput(logits=plain.logits, aux_logits=tuple(plain.aux_logits))
+        if early_rejection_topk is not None:
+            output.logit_classes = plain.kept[-1]
+            num_classes = len(cost_map.class_embeddings)
+            output.kept_classes = torch.zeros(1, len(plain.kept), num_classes, dtype=torch.bool)
+            for stage, classes in enumerate(plain.kept):
+                output.kept_classes[0, stage, classes] = True
+        return output
 
 
 @torch.inference_mode()
