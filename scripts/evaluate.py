@@ -19,7 +19,7 @@ from sed_hf.evaluation.environment import require_launched_processes
 from sed_hf.evaluation.label_space import label_space
 from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS
 from sed_hf.hub.load import check_model_source, load
-from sed_hf.utils import run_command
+from sed_hf.terminal import run_command
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

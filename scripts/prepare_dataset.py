@@ -11,10 +11,11 @@ from pathlib import Path
 
 from sed_hf.data.benchmarks import BENCHMARKS, OWN_DATA
 from sed_hf.data.prepare import prepare_benchmark, push_to_hub
-from sed_hf.utils import run_command
+from sed_hf.terminal import run_command
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=[*BENCHMARKS, OWN_DATA], metavar="NAME", help="one of: %(choices)s")
     parser.add_argument("--data-dir", type=Path, required=True, metavar="RAW", help="the unpacked download")
@@ -26,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Prepare, and upload if asked to; return the exit status."""
     arguments = parse_arguments()
     prepare_benchmark(
         arguments.name, arguments.data_dir, arguments.output, arguments.split, num_proc=arguments.num_proc

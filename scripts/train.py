@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from sed_hf.utils import run_command
+from sed_hf.terminal import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

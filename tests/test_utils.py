@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sed_hf.terminal import printable, progress_bar
-from sed_hf.utils import atomic_path, run_command
+from sed_hf.terminal import printable, progress_bar, run_command
+from sed_hf.utils import atomic_path
 
 
 def write(path: Path, text: str) -> None:

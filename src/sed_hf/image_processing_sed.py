@@ -67,7 +67,9 @@ class NonFiniteLogitsError(ValueError):
 
 
 class SEDImageProcessor(TorchvisionBackend):
-    """The preprocessing that SED's benchmark numbers were measured with, in three steps:
+    """The preprocessing that SED's benchmark numbers were measured with.
+
+    It has three steps:
 
     1. `do_resize`, `size`: shortest edge to 640 pixels, the longest capped at 2560; bilinear with antialiasing.
     2. `do_rescale`, `do_normalize`: to [0, 1], then by the mean and standard deviation of OpenAI CLIP.

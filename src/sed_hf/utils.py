@@ -1,18 +1,13 @@
-"""Atomic writes, errors in one line, and how a command ends."""
+"""Atomic writes, and errors in one line."""
 
 import shutil
-import signal
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from .terminal import printable
-
 MAX_ERROR_CHARACTERS = 200
-OUT_OF_MEMORY = "Out of memory: try early rejection (--topk 8), a smaller batch or bfloat16"
 
 
 @contextmanager
@@ -61,32 +56,3 @@ def short_error(error: BaseException) -> str:
     if not text or not isinstance(error, OSError | ValueError | RuntimeError):
         text = f"{type(error).__name__}: {text}"  # of a KeyError, for one
     return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
-
-
-def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit status: 2 after an error in one line, 130 after Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return command()
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    except (OSError, ValueError) as error:
-        text = str(error)
-        if "Original Traceback" in text:  # of a data loader's worker; what it says stands in the last line
-            text = text.strip().splitlines()[-1]
-        message, status = f"error: {text}", 2
-    except (MemoryError, RuntimeError) as error:
-        from .chunking_sed import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        message, status = f"error: {error if 'topk' in str(error) else OUT_OF_MEMORY}", 2
-    print(f"{program}: {printable(message)}", file=sys.stderr)
-    return status
-
-
-def require_file(path: str | PathLike[str]) -> Path:
-    """Transitional: callers let `open` speak."""
-    if not (path := Path(path)).is_file():
-        raise FileNotFoundError(f"{path}: expected a file; there is none")
-    return path

@@ -9,8 +9,7 @@ import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from ..terminal import say
-from ..utils import run_command
+from ..terminal import run_command, say
 from . import cache, convert, demo, encode, explain, export, init, push, segment
 
 COMMANDS = (segment, explain, encode, cache, convert, init, export, push, demo)

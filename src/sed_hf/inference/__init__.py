@@ -1,0 +1,1 @@
+"""From images to results: segmenter, class embeddings, videos, explanations, files."""
