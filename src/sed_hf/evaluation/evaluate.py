@@ -9,8 +9,8 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from .. import terminal
 from ..image_processing_sed import NonFiniteLogitsError
 from ..inference.class_embeddings import encode_classes
 from ..inference.segmenter import Segmenter
@@ -110,7 +110,9 @@ def _count_images(
             metric.confusion_matrix = matrix
     num_saved, images_per_step = num_counted, batch_size * processes.num_processes
     loader = build_loader(dataset, num_counted, batch_size, num_workers)
-    bar = tqdm(total=len(dataset), initial=num_counted, desc=progress_bar, unit="image", disable=progress_bar is None)
+    bar = terminal.progress_bar(
+        total=len(dataset), initial=num_counted, desc=progress_bar or "", unit="image", disable=progress_bar is None
+    )
     with bar:
         for examples in loader:
             try:

@@ -9,12 +9,12 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm import trange
 
 from ..data.distractors import distractors
 from ..evaluation import evaluate_benchmark, load_evaluation_set
 from ..evaluation.report import markdown_table
 from ..hub.save import push_hub_folder, save_hub_folder
+from ..terminal import progress_bar
 from .alignment import TowerAlignment
 from .checkpoints import load_checkpoint, save_checkpoint, steps_done
 from .classes import TrainingClasses, present_classes, relabel, sample_vocabulary
@@ -46,7 +46,8 @@ def train(recipe: Recipe) -> Path:
     """
     run = TrainingRun(recipe)
     is_main_process = run.accelerator.is_main_process
-    bar = trange(run.start, recipe.steps, initial=run.start, total=recipe.steps, disable=not is_main_process)
+    steps = range(run.start, recipe.steps)
+    bar = progress_bar(steps, initial=run.start, total=recipe.steps, disable=not is_main_process)
     for step in bar:
         loss, grad_norm = run.train_step(step)
         if line := run.log.record(step + 1, loss, grad_norm, run.schedule.get_last_lr()):
