@@ -40,7 +40,6 @@ from raw_copies import (
 )
 
 from sed_hf import SEDForSemanticSegmentation, cli, conversion
-from sed_hf.training import loop
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -49,9 +48,6 @@ SHORTENED = {
     "train.py": "--steps 1 --images_per_step 1 --crop_size 64 --num_workers 0 --mixed_precision no"
     " --classes_per_step 5 --gradient_accumulation_steps 1",
     "evaluate.py": "--limit 1",
-    "fuzz.py": "--readers vocabulary --cases 20",
-    "limit_memory.py": "--model sed-base --vocabulary pascal_voc_20 --least 500 --most 500",
-    "interrupt.py": "--help",  # the arguments alone: tests/test_interruption.py tries it
     "benchmark.py": "--models sed-base --classes 2 --sizes 64 --repeats 1 --decoders fast",
 }
 SCENE_RECIPES = "--min_classes_per_step 2"
@@ -105,7 +101,7 @@ def write_video(path: Path) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Each benchmark with a picture or two."""
+    """Each benchmark with an image or two."""
     ids = np.arange(1, 65).reshape(8, 8) % 20 + 1
     write_coco_stuff(folder, {"000000000001": ids})
     write_coco_stuff(folder, {f"{number:012}": ids for number in range(2, 6)}, "train")
@@ -126,7 +122,7 @@ def _without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(conversion, "recognise_variant", lambda official: make_tiny_config())
     monkeypatch.setattr(conversion, "from_open_clip", from_open_clip)
-    monkeypatch.setattr(loop, "from_open_clip", from_open_clip)
+    monkeypatch.setattr("sed_hf.training.setup.from_open_clip", from_open_clip)
 
 
 class Page:
@@ -193,8 +189,8 @@ class Page:
 
     def run_sed_hf(self, arguments: list[str]) -> None:
         """`sed-hf`, which replaces the models that are there already."""
-        if arguments[0] == "push" or "camera:0" in arguments:
-            return  # the Hub, a camera: tests/test_hub.py, tests/test_camera.py
+        if arguments[0] == "push":
+            return  # the Hub: tests/test_hub.py
         if arguments[0] == "demo":
             space = make_space(self.workplace / "space-of-the-page")
             self.address, _ = self.servers.enter_context(running_space(space, self.workplace))
@@ -210,7 +206,7 @@ class Page:
             assert cli.main(arguments) == 0, shlex.join(arguments)
 
     def check_launch(self, arguments: list[str]) -> None:
-        """`accelerate launch`, on this process alone; its configuration is read."""
+        """`accelerate launch`, on this process only; its configuration is read."""
         assert arguments[0] == "launch"
         if arguments[1] == "--config_file":
             assert load_config_from_file(arguments[2]).num_processes > 1
