@@ -1,7 +1,7 @@
 """SED's decoder as the paper writes it, all classes at once and one operation after the other.
 
-What the decoder of the package must be equal to, and what `scripts/benchmark.py` compares its speed and memory with. It
-shares the weights of that decoder, but none of its code.
+The decoder of the package must equal it; `scripts/benchmark.py` compares its speed and memory with it. It shares the
+weights of that decoder, but none of its code.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ def plain_decode(
     encoder_hidden_states: tuple[Tensor, ...],
     topk: int | None = None,
 ) -> PlainOutput:
-    """Decode (B, D, h, w) dense embeddings and (T, P, D) class embeddings; with rejection for one image alone."""
+    """Decode (B, D, h, w) dense embeddings and (T, P, D) class embeddings; with rejection of one image only."""
     config = decoder.config
     pooling_size = config.train_pooling_size if decoder.training else config.inference_pooling_size
     attend = {"linear": linear_attention, "full": full_attention}[config.class_attention_type]

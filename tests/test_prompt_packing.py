@@ -66,14 +66,13 @@ def test_no_sequence_is_longer_than_asked() -> None:
         assert packed.input_ids.shape[1] <= 12
 
 
-def test_without_room_to_share_each_prompt_is_alone() -> None:
+def test_without_room_to_share_each_prompt_has_a_sequence_of_its_own() -> None:
     prompts, lengths = random_prompts(0)
     packed = list(pack_prompts(prompts, lengths, max_tokens=0))
     assert sum(len(batch.input_ids) for batch in packed) == len(prompts)
 
 
-def test_many_packs_come_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sed_hf.prompt_packing_sed.PACKS_PER_BATCH", 2)
-    batches = list(pack_prompts(*random_prompts(0), max_tokens=12))
+def test_many_packs_come_in_batches() -> None:
+    batches = list(pack_prompts(*random_prompts(0), max_tokens=12, packs_per_batch=2))
     assert len(batches) > 2
     assert max(len(packed.input_ids) for packed in batches) == 2

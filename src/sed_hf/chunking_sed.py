@@ -1,54 +1,150 @@
-"""Recognise that a device's memory is full, and find out how much of it is free."""
+"""How the decoder fits thousands of classes into memory, and a few into a cache: the only file that knows about it.
 
-import mmap
+All of the decoder but class aggregation treats each class on its own, and class aggregation treats each location on its
+own. So a step can run on a few classes, or on a few locations, at a time; the result does not depend on how many. A
+program that is compiled or exported takes all at once, since their numbers stay open in it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from transformers.utils import logging
 
-# What torch, oneDNN and NVIDIA's libraries say in errors that have no type of their own.
-MESSAGES = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "could not create a primitive",
-    "could not create a memory",
-    "ALLOC_FAILED",
-)
-# For the code of a few of oneDNN's kernels, each of up to 4 MB. Those that found none are called all the same: a crash.
-KERNEL_BYTES = 2**25
+logger = logging.get_logger(__name__)
+# The largest tensor of a step: what stays in the cache of a CPU core, and what fills a GPU.
+CHUNK_BYTES = {"decoder": {"cpu": 2**23, "cuda": 2**29}, "loss": {"cpu": 2**26, "cuda": 2**28}}
+# Features held together: more than glibc ever keeps for itself of what is freed, so that the system gets them back.
+PART_BYTES = 2**25
+OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a", "ALLOC_FAILED")
+
+
+def chunk_bytes(step: Literal["decoder", "loss"], device: torch.device) -> int:
+    """Bytes of the largest tensor that a step of the network should make on a device."""
+    return CHUNK_BYTES[step].get(device.type, CHUNK_BYTES[step]["cuda"])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
+    """Whether an error says that memory ran out; torch, oneDNN and NVIDIA's libraries say it in several ways."""
+    is_message = isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
+    return is_message or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def require_room(num_bytes: int, device: torch.device) -> None:
-    """See that a device has memory for tensors of so many bytes, and for the code that computes them.
+class Chunks:
+    """Runs the steps of the decoder on a few classes, or a few locations, at a time.
 
-    On a CPU nothing is touched, and it takes microseconds.
-
-    Raises:
-        RuntimeError, torch.OutOfMemoryError: It has not; [`is_out_of_memory`] recognises both.
+    The features of T classes are a list of parts (t, B, H, W, C), whose t add up to T. Every method changes the list
+    that it is given, so that what has been used is released on the way; and the parts too, where no gradient is lost.
+    It takes `num_classes` at a time, or as many classes or locations as make no tensor of more than `max_bytes`, which
+    by default suit the device. A part of the cost embedding has about `part_bytes`.
     """
-    tensors = torch.UntypedStorage(num_bytes, device=device)
-    if device.type == "cpu":
-        try:
-            mmap.mmap(-1, KERNEL_BYTES).close()  # what is left of the heap is of no use to code
-        except OSError as error:
-            raise torch.OutOfMemoryError(f"no memory for code: {error}") from None
-    del tensors  # held until here, so that no byte counts twice
+
+    def __init__(self, num_classes: int | None = None, max_bytes: int | None = None, part_bytes: int = PART_BYTES):
+        self.num_classes, self.max_bytes, self.part_bytes = num_classes, max_bytes, part_bytes
+        self.divisor = 1  # grows when memory runs out
+
+    def map(
+        self, function: Callable, classes: Tensor, size: int, features: list[Tensor] | None = None, keep: bool = True
+    ) -> tuple[list[Tensor], Tensor]:
+        """New features, if they are to be kept, and logits (T, B, H, W) of the classes with numbers (T,).
+
+        The function takes a few numbers (t,), and their features if there are any. It returns new features and logits
+        (t, B, H, W), and makes no tensor of more than `size` bytes for a class.
+        """
+        if torch.compiler.is_compiling():
+            whole, all_logits = function(classes, *(features or ()))
+            return [whole], all_logits
+        count = self._count(size, classes.device, self.num_classes)
+        part_sizes = [len(part) for part in features] if features else max(count, 4 * self.part_bytes // size + 1)
+        new_features, logits = [], []
+
+        def outputs(*inputs: Tensor) -> Iterable[Tensor]:
+            for piece in zip(*(each.split(count) for each in inputs), strict=True):
+                new, new_logits = function(*piece)
+                logits.append(new_logits)
+                yield new
+
+        for numbers in classes.split(part_sizes):
+            part = outputs(numbers, features.pop(0)) if features else outputs(numbers)
+            if keep:
+                new_features.append(_join(part, len(numbers)))
+            else:
+                deque(part, maxlen=0)
+        return new_features, torch.cat(logits)
+
+    def update_classes(self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int) -> None:
+        """Replace features by a function of a few classes (t, B, H, W, C), which makes `width` channels at most."""
+        for index, part in enumerate(features):
+            count = self._count(part[0, ..., 0].nbytes * width, part.device, self.num_classes)
+            pieces = (part,) if torch.compiler.is_compiling() else part.split(count)
+            features[index] = _join(map(function, pieces), part.shape[0], out=part)
+
+    def update_locations(
+        self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int, add: bool = False
+    ) -> None:
+        """Replace features by a function of a few locations (T, n, C), or add it; it makes `width` channels at most."""
+        parts, sizes = [part.flatten(1, 3) for part in features], [part.shape[0] for part in features]
+        count = self._count(sum(sizes) * features[0].element_size() * width, features[0].device)
+        is_whole = torch.compiler.is_compiling() or count >= parts[0].shape[1]
+        tiles = [parts] if is_whole else list(zip(*(part.split(count, dim=1) for part in parts), strict=True))
+        results = (function(torch.cat(tile) if len(tile) > 1 else tile[0]).split(sizes) for tile in tiles)
+        if is_whole or torch.is_grad_enabled():
+            for index, new in enumerate(zip(*results, strict=True)):
+                joined = (new[0] if is_whole else torch.cat(new, dim=1)).unflatten(1, features[index].shape[1:4])
+                features[index] = features[index] + joined if add else joined
+        else:
+            for tile, result in zip(tiles, results, strict=True):
+                for part, new in zip(tile, result, strict=True):
+                    part.add_(new) if add else part.copy_(new)
+
+    def select(self, features: list[Tensor], classes: Tensor) -> list[Tensor]:
+        """The features of the classes at sorted indices (K,)."""
+        if len(features) == 1:
+            return [features.pop()[classes]]
+        selected, first = [], 0
+        while features:
+            part = features.pop(0)
+            selected.append(part[classes[(classes >= first) & (classes < first + len(part))] - first])
+            first += len(part)
+        return [part for part in selected if len(part)]
+
+    def retry(self, function: Callable, *arguments: Any, num_classes: int) -> Any:
+        """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return function(*arguments)
+        while True:
+            try:
+                return function(*arguments)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = " ".join(str(error).split())[:60]
+            # Only here, after the handler, is what the failed attempt held released.
+            if self.divisor >= num_classes:
+                self.divisor = 1
+                advice = "try early_rejection_topk=8, a smaller batch or bfloat16"
+                raise torch.OutOfMemoryError(f"Out of memory with {num_classes} classes: {advice} ({message})")
+            if self.divisor == 1:
+                logger.warning(f"Out of memory with {num_classes} classes: decoding in smaller chunks from now on.")
+            self.divisor *= 4
+
+    def _count(self, size: int, device: torch.device, num_classes: int | None = None) -> int:
+        """How many classes or locations to take at a time, each with a tensor of `size` bytes."""
+        return max(1, (num_classes or (self.max_bytes or chunk_bytes("decoder", device)) // size) // self.divisor)
 
 
-def allocatable_bytes(most: int, device: torch.device) -> int:
-    """About how many bytes tensors can still take on a device, up to `most`; found by trying, within a quarter."""
-    size = most
-    while size:
-        try:
-            require_room(size, device)
-            return size
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        size = size * 3 // 4
-    return 0
+def _join(pieces: Iterable[Tensor], num_classes: int, out: Any = None) -> Tensor:
+    """Joins pieces (t, ...) of so many classes; without gradients each as it comes, in the memory of `out` if given."""
+    if torch.is_grad_enabled():
+        parts = list(pieces)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    first = 0
+    for piece in pieces:
+        if piece.shape[0] == num_classes:
+            return piece
+        out = piece.new_empty(num_classes, *piece.shape[1:]) if out is None else out
+        out[first : first + len(piece)] = piece
+        first += len(piece)
+    return out

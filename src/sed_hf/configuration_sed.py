@@ -1,109 +1,38 @@
 """Configuration of SED (Xie et al., CVPR 2024, arXiv 2311.15537)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import field
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
 
 # The 80 ImageNet prompt templates of OpenAI CLIP (https://github.com/openai/CLIP, MIT licence), as in open_clip.
+# fmt: off
 OPENAI_IMAGENET_TEMPLATES: tuple[str, ...] = (
-    "a bad photo of a {}.",
-    "a photo of many {}.",
-    "a sculpture of a {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of the {}.",
-    "a rendering of a {}.",
-    "graffiti of a {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
-    "a tattoo of a {}.",
-    "the embroidered {}.",
-    "a photo of a hard to see {}.",
-    "a bright photo of a {}.",
-    "a photo of a clean {}.",
-    "a photo of a dirty {}.",
-    "a dark photo of the {}.",
-    "a drawing of a {}.",
-    "a photo of my {}.",
-    "the plastic {}.",
-    "a photo of the cool {}.",
-    "a close-up photo of a {}.",
-    "a black and white photo of the {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-    "a pixelated photo of the {}.",
-    "a sculpture of the {}.",
-    "a bright photo of the {}.",
-    "a cropped photo of a {}.",
-    "a plastic {}.",
-    "a photo of the dirty {}.",
-    "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.",
-    "a photo of the {}.",
-    "a good photo of the {}.",
-    "a rendering of the {}.",
-    "a {} in a video game.",
-    "a photo of one {}.",
-    "a doodle of a {}.",
-    "a close-up photo of the {}.",
-    "a photo of a {}.",
-    "the origami {}.",
-    "the {} in a video game.",
-    "a sketch of a {}.",
-    "a doodle of the {}.",
-    "a origami {}.",
-    "a low resolution photo of a {}.",
-    "the toy {}.",
-    "a rendition of the {}.",
-    "a photo of the clean {}.",
-    "a photo of a large {}.",
-    "a rendition of a {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a blurry photo of a {}.",
-    "a cartoon {}.",
-    "art of a {}.",
-    "a sketch of the {}.",
-    "a embroidered {}.",
-    "a pixelated photo of a {}.",
-    "itap of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a good photo of a {}.",
-    "a plushie {}.",
-    "a photo of the nice {}.",
-    "a photo of the small {}.",
-    "a photo of the weird {}.",
-    "the cartoon {}.",
-    "art of the {}.",
-    "a drawing of the {}.",
-    "a photo of the large {}.",
-    "a black and white photo of a {}.",
-    "the plushie {}.",
-    "a dark photo of a {}.",
-    "itap of a {}.",
-    "graffiti of the {}.",
-    "a toy {}.",
-    "itap of my {}.",
-    "a photo of a cool {}.",
-    "a photo of a small {}.",
+    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
+    "a cropped photo of the {}.", "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.",
+    "a bright photo of a {}.", "a photo of a clean {}.", "a photo of a dirty {}.", "a dark photo of the {}.",
+    "a drawing of a {}.", "a photo of my {}.", "the plastic {}.", "a photo of the cool {}.",
+    "a close-up photo of a {}.", "a black and white photo of the {}.", "a painting of the {}.", "a painting of a {}.",
+    "a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}.", "a cropped photo of a {}.",
+    "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.", "a blurry photo of the {}.",
+    "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}.", "a {} in a video game.",
+    "a photo of one {}.", "a doodle of a {}.", "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.",
+    "the {} in a video game.", "a sketch of a {}.", "a doodle of the {}.", "a origami {}.",
+    "a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.",
+    "a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
+    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}.",
+    "a pixelated photo of a {}.", "itap of the {}.", "a jpeg corrupted photo of the {}.", "a good photo of a {}.",
+    "a plushie {}.", "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.",
+    "the cartoon {}.", "art of the {}.", "a drawing of the {}.", "a photo of the large {}.",
+    "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
+    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.",
     "a tattoo of the {}.",
 )
+# fmt: on
 
-
-# Far beyond any model; a configuration with a digit too many is refused before it takes all time and memory.
-MAX_WIDTH = 2**16
-MAX_LAYERS = 200
-MAX_TOKENS = 2**22
-MAX_KERNEL = 255
-
-# Arguments of `timm.create_model` that are no part of a network's shape.
-READING_MODEL_ARGS = frozenset(
-    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
-)
 
 # The code that a Hub repository carries: what each Auto class and `pipeline` make with `trust_remote_code=True`.
 AUTO_MAP = {
@@ -121,40 +50,20 @@ CUSTOM_PIPELINES = {
 }
 
 
-def require_at_least_1(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse numbers less than 1, by name; `None` is no number."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+# Arguments of `timm.create_model` that do not describe the shape of a network.
+READING_MODEL_ARGS = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
+)
 
 
-def require_probabilities(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse, by name, what is no probability of dropping something."""
-    for name in names:
-        value = getattr(config, name)
-        if value is None or not 0 <= value < 1:
-            raise ValueError(f"{name}={value}: expected a probability in [0, 1)")
+def check(config: PreTrainedConfig, name: str, is_valid: bool, expected: str) -> None:
+    """Refuse a value by its name.
 
-
-def require_finite(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse infinities and NaN, by name."""
-    for name in names:
-        value = getattr(config, name)
-        if not math.isfinite(value):
-            raise ValueError(f"{name}={value}: expected a finite number")
-
-
-def require_epsilon(config: PreTrainedConfig, name: str) -> None:
-    """Refuse what a variance cannot be kept from 0 with, by name."""
-    value = getattr(config, name)
-    if value is None or not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: expected a finite number above 0")
-
-
-def _is_up_to(largest: int) -> Callable[[Any], bool]:
-    """A test for whole numbers from 1 to the largest."""
-    return lambda value: type(value) is int and 1 <= value <= largest
+    Raises:
+        ValueError: It is not valid.
+    """
+    if not is_valid:
+        raise ValueError(f"{name}={getattr(config, name)!r:.80}: expected {expected}")
 
 
 @strict
@@ -180,18 +89,12 @@ class SEDVisionConfig(PreTrainedConfig):
     projection_dropout: float | int = 0.0
 
     def validate_architecture(self) -> None:
-        """Refuse values that cannot be built, by name."""
-        for name in READING_MODEL_ARGS & self.model_args.keys():
-            raise ValueError(
-                f"model_args: {name} would read or download weights; expected the shape of a network alone"
-            )
-        for name, largest in (("depths", MAX_LAYERS), ("dims", MAX_WIDTH)):
-            values = self.model_args.get(name, [1] * 4)
-            if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(_is_up_to(largest), values)):
-                raise ValueError(f"model_args: expected as {name} 4 numbers from 1 to {largest}, got {values!r:.80}")
-        if not self.architecture.startswith("convnext"):
-            raise ValueError(f"architecture={self.architecture!r}: expected the name of a ConvNeXt model in timm")
-        require_probabilities(self, "drop_path_rate", "projection_dropout")
+        """Refuse what would be wrong without a word, or would read or download weights."""
+        check(self, "architecture", self.architecture.startswith("convnext"), "the name of a ConvNeXt in timm")
+        reading = READING_MODEL_ARGS & self.model_args.keys()
+        check(self, "model_args", not reading, f"the shape of a network; {', '.join(reading)} would read weights")
+        for name in ("drop_path_rate", "projection_dropout"):
+            check(self, name, 0 <= getattr(self, name) < 1, "a probability in [0, 1)")
 
 
 @strict
@@ -207,29 +110,6 @@ class SEDTextConfig(CLIPTextConfig):
     num_attention_heads: int = 10
     hidden_act: str = "gelu"
     pad_token_id: int | None = 0  # open_clip pads with 0
-
-    def validate_architecture(self) -> None:
-        """Refuse values that cannot be built, by name."""
-        for name, largest in (
-            ("hidden_size", MAX_WIDTH),
-            ("intermediate_size", MAX_WIDTH),
-            ("projection_dim", MAX_WIDTH),
-            ("num_attention_heads", MAX_WIDTH),
-            ("max_position_embeddings", MAX_WIDTH),
-            ("num_hidden_layers", MAX_LAYERS),
-            ("vocab_size", MAX_TOKENS),
-        ):
-            value = getattr(self, name)
-            if value is not None and not _is_up_to(largest)(value):
-                raise ValueError(f"text_config.{name}={value!r:.80}: expected a number from 1 to {largest}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads}: expected a divisor of hidden_size={self.hidden_size}"
-            )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r}: expected one of {', '.join(ACT2FN)}")
-        require_epsilon(self, "layer_norm_eps")
-        require_probabilities(self, "attention_dropout")
 
 
 @strict
@@ -310,77 +190,31 @@ class SEDConfig(PreTrainedConfig):
         super().__post_init__(**{**remote_code, **kwargs})
 
     def validate_architecture(self) -> None:
-        """Refuse values that cannot be built, by name."""
-        require_at_least_1(
-            self,
-            "projection_dim",
-            "decoder_mlp_ratio",
-            "group_norm_group_size",
-            "num_attention_heads",
-            "train_pooling_size",
-            "inference_pooling_size",
-            "early_rejection_topk",
-            "class_chunk_size",
-        )
-        for name in ("projection_dim", "decoder_mlp_ratio"):
-            if getattr(self, name) > MAX_WIDTH:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at most {MAX_WIDTH}")
-        require_finite(self, "layer_scale_init_value", "logit_scale_init_value")
-        require_epsilon(self, "layer_norm_eps")
-        if not -(2**63) <= self.ignore_index < 2**63:
-            raise ValueError(f"ignore_index={self.ignore_index}: expected a number of 64 bits, as labels are")
-        for name in ("cost_embedding_kernel_size", "decoder_kernel_size"):
+        """Refuse what would be wrong without a word."""
+        positive = ("decoder_mlp_ratio", "group_norm_group_size", "train_pooling_size", "inference_pooling_size")
+        for name in (*positive, "early_rejection_topk", "class_chunk_size"):
             value = getattr(self, name)
-            if value > MAX_KERNEL:
-                raise ValueError(f"{name}={value}: expected at most {MAX_KERNEL}")
-            if value < 1 or value % 2 == 0:
-                raise ValueError(f"{name}={value}: expected an odd size, so that the output keeps the input's size")
-        self._validate_decoder_widths()
-        self._validate_prompt_templates()
-        if isinstance(self.text_config, PreTrainedConfig) and self.text_config.projection_dim != self.projection_dim:
-            raise ValueError(
-                f"projection_dim={self.projection_dim}: expected text_config.projection_dim"
-                f" ({self.text_config.projection_dim}); images and class names share one embedding space"
-            )
+            check(self, name, value is None or value > 0, "at least 1")
+        for name in ("cost_embedding_kernel_size", "decoder_kernel_size"):
+            check(self, name, getattr(self, name) % 2 == 1, "an odd size, which keeps the size of its input")
+        for name in ("layer_scale_init_value", "logit_scale_init_value"):
+            check(self, name, math.isfinite(getattr(self, name)), "a finite number")
+        check(self, "layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "a finite number above 0")
 
-    def _validate_decoder_widths(self) -> None:
         widths = self.decoder_hidden_sizes
-        if len(widths) != 4:
-            raise ValueError(
-                f"decoder_hidden_sizes={widths}: expected 4 widths, of the cost embedding and three stages"
-            )
+        fits = len(widths) == 4 and min(widths) > 0
+        check(self, "decoder_hidden_sizes", fits, "4 widths of at least 1, of the cost embedding and three stages")
         for name in ("skip_guidance_sizes", "cost_guidance_sizes"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 3 widths, one for each stage")
-        for name in ("decoder_hidden_sizes", "skip_guidance_sizes", "cost_guidance_sizes"):
-            if not all(map(_is_up_to(MAX_WIDTH), getattr(self, name))):
-                raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected widths from 1 to {MAX_WIDTH}")
-        for stage, (width_in, width_out, skip) in enumerate(
-            zip(widths[:-1], widths[1:], self.skip_guidance_sizes, strict=True)
-        ):
-            if width_in % self.num_attention_heads:
-                raise ValueError(
-                    f"num_attention_heads={self.num_attention_heads}: expected a divisor of"
-                    f" decoder_hidden_sizes[{stage}]={width_in}"
-                )
-            if width_out % self.group_norm_group_size:
-                raise ValueError(
-                    f"group_norm_group_size={self.group_norm_group_size}: expected a divisor of"
-                    f" decoder_hidden_sizes[{stage + 1}]={width_out}"
-                )
-            if skip >= width_in:
-                raise ValueError(
-                    f"skip_guidance_sizes[{stage}]={skip}: expected less than decoder_hidden_sizes[{stage}]={width_in}"
-                )
+            sizes = getattr(self, name)
+            check(self, name, len(sizes) == 3 and min(sizes) > 0, "3 widths of at least 1, one for each stage")
+        fits = all(skip < width for skip, width in zip(self.skip_guidance_sizes, widths[:-1], strict=True))
+        check(self, "skip_guidance_sizes", fits, f"each less than decoder_hidden_sizes={widths[:-1]}")
+        fits = not any(width % self.group_norm_group_size for width in widths[1:])
+        check(self, "group_norm_group_size", fits, f"a divisor of decoder_hidden_sizes={widths[1:]}")
 
-    def _validate_prompt_templates(self) -> None:
-        if len(self.prompt_templates) > MAX_WIDTH:
-            raise ValueError(f"prompt_templates: expected at most {MAX_WIDTH}, got {len(self.prompt_templates)}")
-        if not self.prompt_templates:
-            raise ValueError("prompt_templates=[]: expected at least one template")
-        for template in self.prompt_templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"prompt_templates: expected exactly one {{}} in each template, got {template!r:.80}")
+        templates = self.prompt_templates
+        fits = bool(templates) and all(template.count("{}") == 1 for template in templates)
+        check(self, "prompt_templates", fits, "templates with one {} each")
 
 
 __all__ = ["OPENAI_IMAGENET_TEMPLATES", "SEDConfig", "SEDTextConfig", "SEDVisionConfig"]

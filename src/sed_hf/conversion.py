@@ -223,13 +223,14 @@ def convert_weights(
 def official_name(name: str) -> str:
     """The official name of the tensor that holds one of our parameters."""
     for pattern, replacement in NAME_RULES:
-        if match := re.fullmatch(pattern, name):
+        if match := re.fullmatch(rf"(?:sed\.)?{pattern}", name):
             return re.sub(r"\{(\d)\}", lambda number: str(int(number[1]) + 1), match.expand(replacement))
     raise ValueError(f"no official name for {name!r}")
 
 
 def select_weights(name: str, tensor: Tensor) -> Tensor:
     """The part of an official tensor that is one of our parameters."""
+    name = name.removeprefix("sed.")
     if name == "text_encoder.text_projection.weight":
         return tensor.T  # open_clip multiplies from the right
     if name == "logit_scale":

@@ -1,17 +1,16 @@
 """SED: a simple encoder-decoder for open-vocabulary semantic segmentation (Xie et al., CVPR 2024, arXiv 2311.15537).
 
-Top to bottom: the hierarchical image encoder, the loss, and the model with its text encoder. The gradual fusion decoder
-is a module of its own, `decoder_sed.py`.
+Top to bottom as in the paper's figure 2: hierarchical encoder, cost map, feature aggregation module, skip-layer fusion
+module, gradual fusion decoder (from the cost embedding on, with category early rejection), model.
 
-Shapes are written with B images, T classes, P prompt templates, D embedding channels and (h, w) = input size / 32.
+Shapes are written with B images, T classes, P prompt templates, D embedding channels and (h, w) = input size / 32. In
+the decoder features are (t, B, H, W, C) as they lie in memory: a few classes t first, channels C last.
 """
 
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import timm
 import torch
@@ -23,28 +22,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, cached_file
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
+from .chunking_sed import Chunks
 from .configuration_sed import SEDConfig, SEDVisionConfig
-from .decoder_sed import SEDConvNextBlock, SEDDecoder, compute_cost_map, restore_rejected_classes
-from .prompt_packing_sed import pack_prompts
+from .loss_sed import segmentation_losses
+from .prompt_packing_sed import encode_prompts
+
+if TYPE_CHECKING:
+    # transformers saves a model with every file that its code names in a relative import: so with the pipeline's too.
+    from .pipeline_sed import SEDPipeline  # noqa: F401
 
 ENCODER_STRIDE = 32
-LOSS_ELEMENTS_PER_CHUNK = 2**21
-# The code of the pipeline, beside that which the model and the processor import.
-PIPELINE_FILES = ("pipeline_sed.py", "sliding_window_sed.py")
 
 
-class SEDImageEncoderOutput(NamedTuple):
-    """What the image encoder sees.
+@dataclass
+class SEDModelOutput(ModelOutput):
+    """Output of [`SEDModel`].
 
     Attributes:
-        dense_embeddings: (B, D, h, w) embedding of every location, not normalised.
-        hidden_states: res2, res3, res4, res5, at strides 4, 8, 16, 32.
+        cost_map: (B, T, P, h, w) cosine similarity of every location and every prompt of every class.
+        dense_embeddings, class_embeddings: (B, D, h, w), not normalised, and (T, P, D), of length 1.
+        encoder_hidden_states: res2, res3, res4, res5, at strides 4, 8, 16, 32.
     """
 
-    dense_embeddings: Tensor
-    hidden_states: tuple[Tensor, ...]
+    cost_map: Tensor | None = None
+    dense_embeddings: Tensor | None = None
+    class_embeddings: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -54,18 +61,13 @@ class SEDSemanticSegmentationOutput(ModelOutput):
     Attributes:
         loss: Sum of `losses`, when labels are given.
         logits: (B, T, 8h, 8w), at a quarter of the input size. A sigmoid turns them into probabilities. With early
-            rejection (B, K, 8h, 8w), of the classes `logit_classes` alone; see also [`all_logits`].
-        aux_logits: (B, T, h, w), (B, T, 2h, 2w), (B, T, 4h, 4w): what the auxiliary heads see before each stage; in
-            dense decoding only.
+            rejection (B, K, 8h, 8w), of the classes `logit_classes` only; see also [`all_logits`].
+        aux_logits: (B, T, h, w), (B, T, 2h, 2w), (B, T, 4h, 4w) of the auxiliary heads; in dense decoding only.
         losses: The terms of the loss: of `logits`, then of each of `aux_logits`.
         logit_classes: (K,) sorted indices, with early rejection: the classes that survive in some image.
         kept_classes: (B, S, T) bool, with early rejection: the classes that enter each of the S stages.
-        class_embeddings: (T, P, D), on request (`output_hidden_states=True`, as all that follows).
-        dense_embeddings: (B, D, h, w), not normalised.
-        cost_map: (B, T, P, h, w) cosine similarities.
-        encoder_hidden_states: res2, res3, res4, res5.
-        decoder_hidden_states: Cost embedding (B, T, C, h, w) and the outputs of the stages; in dense decoding only,
-            since rejection leaves each image other classes.
+        class_embeddings, dense_embeddings, cost_map, encoder_hidden_states: On request; see [`SEDModelOutput`].
+        decoder_hidden_states: Cost embedding (B, T, C, h, w) and outputs of the stages, likewise; dense decoding only.
     """
 
     loss: Tensor | None = None
@@ -88,39 +90,33 @@ class SEDSemanticSegmentationOutput(ModelOutput):
         return restore_rejected_classes(self.logits, self.logit_classes, self.kept_classes.shape[-1])
 
 
-# Image encoder (section 3.2) -----------------------------------------------------------------------------------------
+# Hierarchical encoder (section 3.2) ----------------------------------------------------------------------------------
+
+
+class SEDImageEncoderOutput(NamedTuple):
+    """Embedding (B, D, h, w) of every location, not normalised, and res2, res3, res4, res5 at strides 4, 8, 16, 32."""
+
+    dense_embeddings: Tensor
+    hidden_states: tuple[Tensor, ...]
 
 
 class SEDImageEncoder(nn.Module):
-    """Hierarchical image encoder: CLIP's ConvNeXt, with its projection applied to every location of its last stage."""
+    """Hierarchical encoder: CLIP's ConvNeXt, with its projection applied to every location of its last stage."""
 
     def __init__(self, config: SEDVisionConfig, projection_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.trunk = timm.create_model(
-            config.architecture,
-            pretrained=False,
-            num_classes=0,
-            global_pool="",
-            drop_path_rate=config.drop_path_rate,
-            **config.model_args,
-        )
+        arguments = {"drop_path_rate": config.drop_path_rate, **config.model_args}
+        self.trunk = timm.create_model(config.architecture, num_classes=0, global_pool="", **arguments)
         if not isinstance(self.trunk, ConvNeXt):
-            raise ValueError(
-                f"architecture={config.architecture!r}: expected a ConvNeXt, got {type(self.trunk).__name__}"
-            )
+            raise ValueError(f"architecture={config.architecture!r}: expected a ConvNeXt")
         self.hidden_sizes = [info["num_chs"] for info in self.trunk.feature_info]
         self.projection: nn.Module
+        width, drop = self.hidden_sizes[-1], (config.projection_dropout, 0.0)
         if config.projection == "linear":
-            self.projection = nn.Linear(self.hidden_sizes[-1], projection_dim, bias=False)
+            self.projection = nn.Linear(width, projection_dim, bias=False)
         else:
-            self.projection = Mlp(
-                self.hidden_sizes[-1],
-                2 * projection_dim,
-                projection_dim,
-                bias=(True, False),
-                drop=(config.projection_dropout, 0.0),
-            )
+            self.projection = Mlp(width, 2 * projection_dim, projection_dim, bias=(True, False), drop=drop)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = checkpoint
 
@@ -137,70 +133,372 @@ class SEDImageEncoder(nn.Module):
                     features = block(features)
             hidden_states.append(features)
         # Each location is an image of its own: CLIP's head without its global pooling.
-        features = self.trunk.head.norm(features)
-        dense_embeddings = self.projection(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return SEDImageEncoderOutput(dense_embeddings=dense_embeddings, hidden_states=tuple(hidden_states))
+        dense_embeddings = self.projection(self.trunk.head.norm(features).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return SEDImageEncoderOutput(dense_embeddings, tuple(hidden_states))
 
 
-# Loss (section 3.5) --------------------------------------------------------------------------------------------------
+# Cost map (section 3.2) ----------------------------------------------------------------------------------------------
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int, ignored_as_negative: bool) -> Tensor:
-    """Binary cross-entropy of logits, resized to the labels' size, against one-hot labels; mean of pixels and classes.
+class SEDCostMap(NamedTuple):
+    """Cost map: cosine similarity of every location and every prompt of every class, with no temperature.
 
-    Args:
-        logits: (B, T, h, w).
-        labels: (B, H, W) integers: a class, or `ignore_index`.
-        ignore_index: Label of pixels without a class.
-        ignored_as_negative: Whether those count as pixels whose every class is negative; otherwise not at all.
-    """
-    labels = labels.long()
-    ignored = labels == ignore_index
-    positive = labels.masked_fill(ignored, -1)
-    uncounted = None if ignored_as_negative else ignored
-    num_counted = labels.numel() if uncounted is None else (~uncounted).sum().clamp(min=1)
-    total: Tensor = ChunkedBinaryCrossEntropy.apply(logits, positive, uncounted)
-    return total / (num_counted * logits.shape[1])
-
-
-class ChunkedBinaryCrossEntropy(torch.autograd.Function):
-    """The sum of the binary cross-entropy over all classes and all counted pixels, with logits resized to the labels.
-
-    Classes are handled in chunks, and a chunk's gradient is taken while its resized logits are at hand. So neither the
-    resized logits nor a one-hot target of (B, T, H, W) is ever held, and backward recomputes nothing.
+    Only the embeddings are held: costs of a few classes are computed when they are needed, which is cheaper.
     """
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, positive: Tensor, uncounted: Tensor | None) -> Tensor:
-        """Sum for (B, T, h, w) logits and (B, H, W) `positive` classes, -1 where there is none."""
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        dtype = torch.promote_types(logits.dtype, torch.float32)  # half precision is too coarse for sums
-        total = logits.new_zeros((), dtype=dtype)
-        chunk_size = max(1, LOSS_ELEMENTS_PER_CHUNK // positive.numel())
-        for first_class in range(0, logits.shape[1], chunk_size):
-            chunk = logits[:, first_class : first_class + chunk_size].to(dtype)
-            resized = F.interpolate(chunk, size=positive.shape[-2:], mode="bilinear", align_corners=False)
-            if uncounted is not None:
-                resized = resized.masked_fill_(uncounted.unsqueeze(1), -torch.inf)  # loss and gradient 0
-            index = (positive - first_class).unsqueeze(1)
-            inside = (index >= 0) & (index < chunk.shape[1])
-            index = index.clamp(0, chunk.shape[1] - 1)
-            # BCE(x, y) = softplus(x) - x y, whose derivative is sigmoid(x) - y.
-            total += F.softplus(resized).sum() - resized.gather(1, index).where(inside, 0).sum()
-            if gradient is not None:
-                difference = resized.sigmoid_().scatter_add_(1, index, -inside.to(dtype))
-                gradient[:, first_class : first_class + chunk_size] = torch.ops.aten.upsample_bilinear2d_backward(
-                    difference, list(difference.shape[-2:]), list(chunk.shape), False, None, None
-                )
-        ctx.save_for_backward(gradient)
-        return total
+    dense_embeddings: Tensor  # (B, D, h, w), of length 1
+    class_embeddings: Tensor  # (T, P, D), of length 1
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of the logits."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_total, None, None
+    @classmethod
+    def of(cls, dense_embeddings: Tensor, class_embeddings: Tensor) -> "SEDCostMap":
+        """The cost map of dense embeddings of any length."""
+        return cls(F.normalize(dense_embeddings, dim=1), class_embeddings.to(dense_embeddings))
+
+    def of_classes(self, classes: Tensor) -> Tensor:
+        """Cosine similarities (t, B, h, w, P) of some classes (t,)."""
+        return torch.einsum("bdhw,tpd->tbhwp", self.dense_embeddings, self.class_embeddings[classes]).contiguous()
+
+    def compute(self) -> Tensor:
+        """Cosine similarities (B, T, P, h, w) of all classes."""
+        return torch.einsum("bdhw,tpd->btphw", *self)
+
+
+# Gradual fusion decoder (section 3.3): feature aggregation module ----------------------------------------------------
+
+
+def for_each_class(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """Apply a layer on images (N, C, H, W) to every class of features (t, B, H, W, C)."""
+    images = layer(features.flatten(0, 1).permute(0, 3, 1, 2))
+    return images.permute(0, 2, 3, 1).unflatten(0, features.shape[:2])
+
+
+class SEDSpatialAggregation(GradientCheckpointingLayer):
+    """Spatial-level fusion of the feature aggregation module: a large-kernel ConvNeXt block, for each class."""
+
+    def __init__(self, config: SEDConfig, hidden_size: int) -> None:
+        super().__init__()
+        kernel_size = config.decoder_kernel_size
+        self.depthwise = nn.Conv2d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(hidden_size, config.decoder_mlp_ratio * hidden_size)
+        self.layer_scale = nn.Parameter(torch.full((hidden_size,), float(config.layer_scale_init_value)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (t, B, H, W, C) to the same shape."""
+        residual = self.mlp(self.norm(for_each_class(self.depthwise, features)))
+        return torch.addcmul(features, residual, self.layer_scale)
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Linear attention (Katharopoulos et al., 2020) of tokens (N, T, C), to the same shape; the cost is linear in T."""
+    num_classes, width = key.shape[-2:]
+    query, key = positive_features(query), positive_features(key)
+    eps = torch.sym_max(1e-6 / num_classes, torch.finfo(key.dtype).tiny)
+    # One product for all heads and their normalisers, with zeros where heads would mix, is faster than one for each.
+    heads = torch.eye(num_heads, dtype=key.dtype, device=key.device).repeat_interleave(width // num_heads, dim=0)
+    same_head = heads @ heads.T
+    # Means rather than sums over classes, which would overflow float16. (`beta=0`: the first argument does not count.)
+    context = torch.baddbmm(same_head, key.transpose(1, 2), value, beta=0, alpha=1 / num_classes)
+    context = torch.cat([context * same_head, key.mean(1).unsqueeze(-1) * heads], dim=-1)
+    mixed, normalizer = (query @ context).split([width, num_heads], dim=-1)
+    return (mixed.unflatten(-1, (num_heads, -1)) / (normalizer + eps).unsqueeze(-1)).flatten(-2)
+
+
+def positive_features(tokens: Tensor) -> Tensor:
+    """elu(x) + 1, the feature map of linear attention."""
+    if tokens.device.type == "cpu":  # whose elu is seven times slower than this
+        return tokens.clamp(max=0).exp() + tokens.relu()
+    return F.elu(tokens) + 1
+
+
+def full_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Softmax attention of tokens (N, T, C), to the same shape."""
+    heads = [part.unflatten(-1, (num_heads, -1)).transpose(-2, -3) for part in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads).transpose(-2, -3).flatten(-2)
+
+
+CLASS_ATTENTION = {"linear": linear_attention, "full": full_attention}
+
+
+class SEDClassAggregation(GradientCheckpointingLayer):
+    """Class-level fusion of the feature aggregation module: at each location, a transformer layer over the classes.
+
+    The only part of the decoder in which classes see each other; but no location sees another.
+    """
+
+    def __init__(self, config: SEDConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.num_attention_heads = config.num_attention_heads
+        self.attend = CLASS_ATTENTION[config.class_attention_type]
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp = Mlp(hidden_size, config.decoder_mlp_ratio * hidden_size, act_layer=partial(nn.ReLU, inplace=True))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix the T classes at each of n locations: (T, n, C) to the same shape."""
+        normed = self.attention_norm(tokens)
+        query, key, value = (layer(normed).transpose(0, 1) for layer in (self.query, self.key, self.value))
+        tokens = tokens + self.attend(query, key, value, self.num_attention_heads).transpose(0, 1)
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+# Gradual fusion decoder: skip-layer fusion module --------------------------------------------------------------------
+
+
+class SEDSkipLayerFusion(nn.Module):
+    """Skip-layer fusion module: doubles the resolution and merges skip guidance and cost guidance, for each class.
+
+    As a formula, `fuse(cat([upsample(features), skip_guidance, cost_guidance]))`. The first convolution of `fuse` is
+    linear in each of the three: of the skip guidance it is the same for every class, and after `upsample`, with nothing
+    between them, it is one transposed convolution.
+    """
+
+    def __init__(self, config: SEDConfig, hidden_size: int, out_size: int, skip_size: int, cost_size: int) -> None:
+        super().__init__()
+        num_groups = out_size // config.group_norm_group_size
+        self.sizes = [hidden_size - skip_size, skip_size, cost_size]
+        self.upsample: Any = nn.ConvTranspose2d(hidden_size, hidden_size - skip_size, kernel_size=2, stride=2)
+        self.fuse: Any = nn.Sequential(
+            nn.Conv2d(hidden_size + cost_size, out_size, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(num_groups, out_size),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_size, out_size, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(num_groups, out_size),
+            nn.ReLU(inplace=True),
+        )
+
+    def share(self, skip_guidance: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute what all classes share, for skip guidance (B, S, 2H, 2W); in every forward, to follow the weights.
+
+        Returns:
+            What skip guidance and the bias of `upsample` add to the first convolution (B, C_out, 2H, 2W); `upsample`
+            and the first convolution as one transposed convolution (C, C_out, 4, 4). Where something wraps one of the
+            two layers, as LoRA does: the skip guidance, and `None`.
+        """
+        upsample, convolution = self.upsample, self.fuse[0]
+        if not (is_plain(upsample, nn.ConvTranspose2d) and is_plain(convolution, nn.Conv2d)):
+            return skip_guidance, None
+        upsampled, skip, _ = convolution.weight.split(self.sizes, dim=1)
+        # The bias is the same everywhere, but for the zeros beyond the border.
+        bias = upsample.bias.view(1, -1, 1, 1).expand(skip_guidance.shape[0], -1, *skip_guidance.shape[2:])
+        shared = F.conv2d(torch.cat([bias, skip_guidance], 1), torch.cat([upsampled, skip], 1), padding=1)
+        return shared, F.conv2d(upsample.weight, upsampled, padding=2)
+
+    def forward(self, features: Tensor, cost_guidance: Tensor, shared: Tensor, kernel: Tensor | None) -> Tensor:
+        """Merge features (t, B, H, W, C) and cost guidance (t, B, 2H, 2W, G) with what `share` gives."""
+        if kernel is None:
+            skip_guidance = shared.permute(0, 2, 3, 1).expand(features.shape[0], -1, -1, -1, -1)
+            upsampled = for_each_class(self.upsample, features)
+            return for_each_class(self.fuse, torch.cat([upsampled, skip_guidance, cost_guidance], dim=-1))
+        fused = for_each_class(partial(F.conv_transpose2d, weight=kernel, stride=2, padding=1), features)
+        cost_kernel = self.fuse[0].weight[:, -self.sizes[-1] :]
+        fused.add_(for_each_class(partial(F.conv2d, weight=cost_kernel, padding=1), cost_guidance))
+        fused.add_(shared.permute(0, 2, 3, 1))
+        return for_each_class(self.fuse[1:], fused)
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is its weights and no more: no adapter, parametrization or hook, and nothing that offloads it."""
+    return type(layer) is kind and not (layer._forward_pre_hooks or layer._forward_hooks or hasattr(layer, "_hf_hook"))
+
+
+# Gradual fusion decoder: stages and category early rejection ---------------------------------------------------------
+
+
+class SEDDecoderStage(nn.Module):
+    """One stage: feature aggregation (spatial, then class), then skip-layer fusion at twice the resolution."""
+
+    def __init__(self, config: SEDConfig, index: int, skip_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        hidden_size, out_size = config.decoder_hidden_sizes[index : index + 2]
+        skip_size, cost_size = config.skip_guidance_sizes[index], config.cost_guidance_sizes[index]
+        cost_channels = config.cost_guidance_sizes[index - 1] if index else len(config.prompt_templates)
+        self.widest = max(config.decoder_mlp_ratio * hidden_size, 4 * out_size)  # most channels made of a location
+        self.spatial_block = SEDSpatialAggregation(config, hidden_size)
+        self.class_attention = SEDClassAggregation(config, hidden_size)
+        self.skip_guidance = nn.Sequential(nn.Conv2d(skip_channels, skip_size, 3, padding=1), nn.ReLU(inplace=True))
+        upsample = nn.ConvTranspose2d(cost_channels, cost_size, kernel_size=2, stride=2)
+        self.cost_guidance = nn.Sequential(upsample, nn.ReLU(inplace=True))
+        self.skip_fusion = SEDSkipLayerFusion(config, hidden_size, out_size, skip_size, cost_size)
+
+    def aggregate(self, features: list[Tensor], chunks: Chunks) -> None:
+        """Feature aggregation: refine features (T, B, H, W, C) of all classes.
+
+        What class aggregation gives, itself with a residual, is added: without pooling the input counts twice, as it
+        officially does.
+        """
+        chunks.update_classes(self.spatial_block, features, self.widest)
+        pooled = [self.pool(part) for part in features]
+        if pooled[0] is features[0]:
+            chunks.update_locations(self.class_attention, features, self.widest, add=True)
+            return
+        chunks.update_locations(self.class_attention, pooled, self.widest)
+        resize = partial(F.interpolate, size=features[0].shape[2:4], mode="bilinear", align_corners=True)
+        for index, part in enumerate(pooled):
+            features[index] = features[index] + for_each_class(resize, part)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The mean of each window of locations of (t, B, H, W, C)."""
+        size = self.config.train_pooling_size if self.training else self.config.inference_pooling_size
+        window = tuple(min(size, length) for length in features.shape[2:4])
+        return features if window == (1, 1) else for_each_class(partial(F.avg_pool2d, kernel_size=window), features)
+
+
+class SEDDecoder(nn.Module):
+    """Gradual fusion decoder: from a cost map to a logit for each class and pixel."""
+
+    def __init__(self, config: SEDConfig, encoder_hidden_sizes: list[int]) -> None:
+        super().__init__()
+        self.config = config
+        kernel_size, widths = config.cost_embedding_kernel_size, config.decoder_hidden_sizes
+        self.cost_embedding = nn.Conv2d(len(config.prompt_templates), widths[0], kernel_size, padding=kernel_size // 2)
+        self.auxiliary_heads = nn.ModuleList(nn.Conv2d(width, 1, kernel_size=3, padding=1) for width in widths[:-1])
+        self.stages: Any = nn.ModuleList(
+            SEDDecoderStage(config, index, skip_channels)
+            for index, skip_channels in enumerate(reversed(encoder_hidden_sizes[:-1]))
+        )
+        self.head = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
+        self.chunks = Chunks(config.class_chunk_size)
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable = checkpoint
+
+    def forward(
+        self,
+        cost_map: SEDCostMap,
+        encoder_hidden_states: Sequence[Tensor],
+        early_rejection_topk: int | None = None,
+        output_hidden_states: bool = False,
+    ) -> SEDSemanticSegmentationOutput:
+        """Decode the cost map of B images and T classes.
+
+        Args:
+            cost_map: The cost map.
+            encoder_hidden_states: res2, res3, res4, res5 of the image encoder.
+            early_rejection_topk: Keep the classes that are among the k best at some pixel; `None` keeps all.
+            output_hidden_states: Return what each stage gives; in dense decoding only.
+        """
+        # Detached: the image encoder learns through the cost map only.
+        skip_features = [features.detach() for features in reversed(encoder_hidden_states[:-1])]
+        decode = partial(self.chunks.retry, self.decode, num_classes=cost_map.class_embeddings.shape[0])
+        if early_rejection_topk is None:
+            return decode(cost_map, skip_features, None, output_hidden_states)
+        # Each image keeps classes of its own.
+        maps = (SEDCostMap(part, cost_map.class_embeddings) for part in cost_map.dense_embeddings.split(1))
+        skips = zip(*(features.split(1) for features in skip_features), strict=True)
+        return join_images([decode(*image, early_rejection_topk) for image in zip(maps, skips, strict=True)])
+
+    def decode(
+        self, cost_map: SEDCostMap, skip_features: Sequence[Tensor], topk: int | None, keep_hidden: bool = False
+    ) -> SEDSemanticSegmentationOutput:
+        """Decode B images, or with category early rejection (section 3.4) a single one; see `forward`."""
+        classes = torch.arange(cost_map.class_embeddings.shape[0], device=cost_map.class_embeddings.device)
+        kept = classes.new_zeros(1, len(self.stages), *classes.shape, dtype=torch.bool)
+        aux_logits, hidden_states = [], []
+        channel_bytes = cost_map.dense_embeddings[:, 0].nbytes
+        class_bytes = [channel_bytes * 4**index * stage.widest for index, stage in enumerate(self.stages)]
+        embed = partial(self.chunks.map, partial(self.embed, *cost_map), size=class_bytes[0])
+
+        # With rejection the cost embedding of all classes is never held: that of the survivors is computed again.
+        features, logits = embed(classes, keep=topk is None)
+        for index, stage in enumerate(self.stages):
+            aux_logits.append(images_first(logits))
+            if topk is not None:
+                # The classes that are among the k best at some pixel.
+                survivors = logits[:, 0].topk(min(topk, len(logits)), dim=0).indices.unique()
+                classes = classes[survivors]
+                kept[0, index, classes] = True
+                features = self.chunks.select(features, survivors) if index else embed(classes)[0]
+            if keep_hidden:
+                hidden_states.append(torch.cat(features))
+
+            stage.aggregate(features, self.chunks)
+            shared = stage.skip_fusion.share(stage.skip_guidance(skip_features[index]))
+            fuse = partial(self.checkpointed, self.fuse, index, *cost_map, *shared)
+            keep = keep_hidden or index + 1 < len(self.stages)
+            features, logits = self.chunks.map(fuse, classes, class_bytes[index], features, keep)
+        if topk is not None:
+            return SEDSemanticSegmentationOutput(logits=images_first(logits), logit_classes=classes, kept_classes=kept)
+        if keep_hidden:
+            hidden_states = [part.permute(1, 0, 4, 2, 3) for part in (*hidden_states, torch.cat(features))]
+        return SEDSemanticSegmentationOutput(
+            logits=images_first(logits),
+            aux_logits=tuple(aux_logits),
+            decoder_hidden_states=tuple(hidden_states) if keep_hidden else None,
+        )
+
+    def embed(self, dense_embeddings: Tensor, class_embeddings: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Cost embedding (t, B, h, w, C) and first auxiliary logits (t, B, h, w) of some classes (t,)."""
+        costs = SEDCostMap(dense_embeddings, class_embeddings).of_classes(classes)
+        features = for_each_class(self.cost_embedding, costs)
+        if self.gradient_checkpointing and self.training:
+            features.requires_grad_()  # or reentrant checkpointing would give none to what follows frozen layers
+        return features, self.predict(0, features)
+
+    def fuse(
+        self,
+        index: int,
+        dense_embeddings: Tensor,
+        class_embeddings: Tensor,
+        shared: Tensor,
+        kernel: Tensor | None,
+        classes: Tensor,
+        features: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Skip-layer fusion of a stage for some classes (t,): their features and logits at twice the resolution.
+
+        Cost guidance is computed from the embeddings again, which costs less than to hold it.
+        """
+        cost_guidance = SEDCostMap(dense_embeddings, class_embeddings).of_classes(classes)
+        for stage in self.stages[: index + 1]:
+            cost_guidance = for_each_class(stage.cost_guidance, cost_guidance)
+        features = self.stages[index].skip_fusion(features, cost_guidance, shared, kernel)
+        return features, self.predict(index + 1, features)
+
+    def predict(self, index: int, features: Tensor) -> Tensor:
+        """Logits (t, B, H, W) of the head before a stage, or after the last. Auxiliary heads train only themselves."""
+        if index < len(self.auxiliary_heads):
+            return for_each_class(self.auxiliary_heads[index], features.detach()).squeeze(-1)
+        return for_each_class(self.head, features).squeeze(-1)
+
+    def checkpointed(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function, in training with gradient checkpointing again in backward instead of holding all.
+
+        What needs a gradient must be an argument of the function: reentrant checkpointing follows nothing else.
+        """
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(function, *arguments)
+        return function(*arguments)
+
+
+def images_first(logits: Tensor) -> Tensor:
+    """Logits (B, T, H, W) of (T, B, H, W)."""
+    return logits.transpose(0, 1).contiguous()
+
+
+def join_images(images: Sequence[Any]) -> SEDSemanticSegmentationOutput:
+    """One output of several images, with logits of all classes that survive in some image."""
+    if len(images) == 1:
+        return images[0]
+    kept_classes = torch.cat([image.kept_classes for image in images])
+    classes = kept_classes[:, -1].any(0).nonzero().squeeze(1)
+    logits = [
+        restore_rejected_classes(image.logits, torch.searchsorted(classes, image.logit_classes), len(classes))
+        for image in images
+    ]
+    return SEDSemanticSegmentationOutput(logits=torch.cat(logits), logit_classes=classes, kept_classes=kept_classes)
+
+
+def restore_rejected_classes(logits: Tensor, kept: Tensor, num_classes: int) -> Tensor:
+    """Spread (B, K, H, W) logits of the classes `kept` over (B, T, H, W); the others get probability exactly 0."""
+    if len(kept) == num_classes:
+        return logits
+    # The lowest finite number rather than -inf, whose interpolation gives NaN.
+    restored = logits.new_full((len(logits), num_classes, *logits.shape[2:]), torch.finfo(logits.dtype).min)
+    return restored.index_copy_(1, kept, logits)
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
@@ -210,7 +508,6 @@ class SEDPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation."""
 
     config: SEDConfig
-    config_class = SEDConfig
     base_model_prefix = "sed"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
@@ -223,69 +520,102 @@ class SEDPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """What SED's training starts from: the trunk as timm initialises it, the rest as torch does."""
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            if any(module is layer for layer in self.image_encoder.trunk.modules()):
-                init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    init.zeros_(module.bias)
-            else:
-                module.reset_parameters()
+        image_encoder = self.base_model.image_encoder
+        if isinstance(module, nn.Conv2d | nn.Linear) and module in set(image_encoder.trunk.modules()):
+            init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm | nn.GroupNorm):
+            module.reset_parameters()
         elif isinstance(module, ConvNeXtBlock) and module.gamma is not None:
-            init.constant_(module.gamma, self.image_encoder.config.model_args.get("ls_init_value", 1e-6))
+            init.constant_(module.gamma, image_encoder.config.model_args.get("ls_init_value", 1e-6))
         elif isinstance(module, GlobalResponseNorm):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, SEDConvNextBlock):
+        elif isinstance(module, SEDSpatialAggregation):
             init.constant_(module.layer_scale, self.config.layer_scale_init_value)
-        elif isinstance(module, SEDForSemanticSegmentation):
+        elif isinstance(module, SEDModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what no checkpoint has provided."""
-        is_first_time = not getattr(self, "_is_hf_initialized", False)
+        """Initialise what no checkpoint has provided, and lay out convolutions as the features are: channels last."""
         super().initialize_weights()
-        if is_first_time:
-            init_text_encoder_as_open_clip(self.text_encoder)
+        self.to(memory_format=torch.channels_last)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model, with the pipeline's code beside the model's own, which transformers adds."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        for name in PIPELINE_FILES:
-            file: Any = Path(__file__).with_name(name)
-            if not file.is_file():  # remote code, of which transformers fetches only what it needs
-                file = cached_file(self.config.name_or_path, name)
-            if Path(file).resolve().parent != Path(save_directory).resolve():
-                shutil.copy(file, save_directory)
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of the text encoder."""
+        return self.base_model.text_encoder.get_input_embeddings()
 
 
-def init_text_encoder_as_open_clip(text_encoder: CLIPTextModelWithProjection) -> None:
-    """Initialise by the rule of open_clip, from which that of transformers differs.
+class SEDModel(SEDPreTrainedModel):
+    """SED without its decoder: image encoder, text encoder and cost map."""
 
-    By name, and so not in `_init_weights`, which is shown a layer but not its role.
-    """
-    width, depth = text_encoder.config.hidden_size, text_encoder.config.num_hidden_layers
-    std = {
-        "token_embedding": 0.02,
-        "position_embedding": 0.01,
-        "q_proj": width**-0.5,
-        "k_proj": width**-0.5,
-        "v_proj": width**-0.5,
-        "out_proj": width**-0.5 * (2 * depth) ** -0.5,
-        "fc1": (2 * width) ** -0.5,
-        "fc2": width**-0.5 * (2 * depth) ** -0.5,
-        "text_projection": width**-0.5,
-    }
-    for name, module in text_encoder.named_modules():
-        role = name.rpartition(".")[-1]
-        if role in std:
-            init.normal_(module.weight, std=std[role])
-        if role in ("fc1", "fc2"):
-            bound = module.in_features**-0.5
-            init.uniform_(module.bias, -bound, bound)
+    def __init__(self, config: SEDConfig) -> None:
+        super().__init__(config)
+        self.image_encoder = SEDImageEncoder(config.vision_config, config.projection_dim)  # type: ignore[arg-type]
+        self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
+        # Of one element rather than a scalar, which FSDP cannot shard.
+        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        class_ids: Tensor | None = None,
+        class_embeddings: Tensor | None = None,
+    ) -> SEDModelOutput:
+        """Compare images with classes; arguments as those of [`SEDForSemanticSegmentation`]."""
+        image_features = self.get_image_features(pixel_values)
+        class_embeddings = self.find_classes(input_ids, class_ids, class_embeddings)
+        cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
+        embeddings = image_features.dense_embeddings, cost_map.class_embeddings
+        return SEDModelOutput(cost_map.compute(), *embeddings, image_features.hidden_states)
+
+    def get_image_features(self, pixel_values: Tensor) -> SEDImageEncoderOutput:
+        """Encode images (B, 3, H, W), with an H and a W that are multiples of 32."""
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != 3 or any(not size or size % ENCODER_STRIDE for size in shape[2:]):
+            expected = f"(batch, 3, height, width) with multiples of {ENCODER_STRIDE}"
+            raise ValueError(f"pixel_values: expected {expected}, got {shape}")
+        return self.image_encoder(pixel_values.to(self.logit_scale.dtype, memory_format=torch.channels_last))
+
+    def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor | None = None) -> Tensor:
+        """Encode class names: `get_class_embeddings(**processor(text=["cat", "dog, puppy"], return_tensors="pt"))`.
+
+        Every prompt is encoded, normalised, averaged over the synonyms of a class and normalised again: (T, P, D).
+        Templates are not averaged: they become the channels of the cost map.
+
+        Args:
+            input_ids: (S, P, L) tokens of S synonyms in P templates; what follows the end-of-text token is padding.
+            class_ids: (S,) the class of each synonym. Defaults to one synonym a class.
+        """
+        shape, num_templates = tuple(input_ids.shape), len(self.config.prompt_templates)
+        if len(shape) != 3 or shape[1] != num_templates:
+            raise ValueError(f"input_ids: expected (synonyms, {num_templates} prompt templates, tokens), got {shape}")
+        if class_ids is None:
+            class_ids = torch.arange(shape[0], device=input_ids.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_encoder):
+            prompts = F.normalize(encode_prompts(self.text_encoder, input_ids.flatten(0, 1)), dim=-1)
+            # A sum, since the length of the mean is normalised away.
+            summed = prompts.new_zeros(int(class_ids.max()) + 1, num_templates, prompts.shape[-1])
+            return F.normalize(summed.index_add(0, class_ids, prompts.unflatten(0, shape[:2])), dim=-1)
+
+    def find_classes(
+        self, input_ids: Tensor | None, class_ids: Tensor | None, class_embeddings: Tensor | None
+    ) -> Tensor:
+        """The class embeddings (T, P, D), from tokens or as they are given."""
+        if (input_ids is None) == (class_embeddings is None):
+            raise ValueError("expected exactly one of input_ids and class_embeddings")
+        if class_embeddings is None:
+            return self.get_class_embeddings(input_ids, class_ids)  # type: ignore[arg-type]
+        shape, expected = tuple(class_embeddings.shape), (len(self.config.prompt_templates), self.config.projection_dim)
+        if len(shape) != 3 or shape[1:] != expected or not shape[0]:
+            expectation = f"(classes, {expected[0]} prompt templates, {expected[1]} channels)"
+            raise ValueError(f"class_embeddings: expected {expectation}, got {shape}")
+        return class_embeddings
 
 
 class SEDForSemanticSegmentation(SEDPreTrainedModel):
@@ -302,17 +632,11 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
 
     def __init__(self, config: SEDConfig) -> None:
         super().__init__(config)
-        self.image_encoder = SEDImageEncoder(config.vision_config, config.projection_dim)  # type: ignore[arg-type]
-        self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
-        # Of one element rather than a scalar, which FSDP cannot shard.
-        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
-        self.decoder = SEDDecoder(config, self.image_encoder.hidden_sizes)
+        self.sed = SEDModel(config)
+        self.decoder = SEDDecoder(config, self.sed.image_encoder.hidden_sizes)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding of the text encoder."""
-        return self.text_encoder.get_input_embeddings()
-
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -322,8 +646,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         labels: Tensor | None = None,
         early_rejection_topk: int | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SEDSemanticSegmentationOutput | tuple[Tensor, ...]:
+    ) -> SEDSemanticSegmentationOutput:
         """Segment images. The classes come as `input_ids` and `class_ids`, or as `class_embeddings`.
 
         Args:
@@ -336,170 +659,42 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
                 Defaults to `config.early_rejection_topk`. Not with labels: the loss is of all classes.
             output_hidden_states: Return intermediate results too. Defaults to `config.output_hidden_states`.
             return_dict: `False` returns a tuple. Defaults to `config.return_dict`.
-
-        Raises:
-            ValueError: An argument is missing, given twice, or of another shape than stated above.
         """
-        if (input_ids is None) == (class_embeddings is None):
-            raise ValueError("expected exactly one of input_ids and class_embeddings")
-        topk = self._resolve_early_rejection(early_rejection_topk, labels)
-
-        image_features = self.get_image_features(pixel_values)
-        if input_ids is not None:
-            class_embeddings = self.get_class_embeddings(input_ids, class_ids)
-        assert class_embeddings is not None
-        self._check_class_embeddings(class_embeddings)
-        dense_embeddings = image_features.dense_embeddings
-        class_embeddings = class_embeddings.to(dense_embeddings)
+        topk = early_rejection_topk
+        if topk is None and labels is None:
+            topk = self.config.early_rejection_topk
+        if topk is not None and (not isinstance(topk, int) or topk < 0):
+            raise ValueError(f"early_rejection_topk={topk}: expected a whole number; 0 is every class")
+        if topk and labels is not None:
+            raise ValueError(f"early_rejection_topk={topk}: expected none with labels; the loss is of all classes")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        locations = F.normalize(dense_embeddings, dim=1)
-        decoded = self.decoder(
-            locations,
-            class_embeddings,
-            image_features.hidden_states,
-            topk,
-            output_hidden_states,
-        )
-        losses = None
-        if labels is not None:
-            losses = self._compute_losses((decoded.logits, *decoded.aux_logits), labels)
 
-        output = SEDSemanticSegmentationOutput(
-            loss=None if losses is None else torch.stack(losses).sum(),
-            logits=decoded.logits,
-            aux_logits=decoded.aux_logits,
-            losses=losses,
-            logit_classes=decoded.logit_classes,
-            kept_classes=decoded.kept_classes,
-        )
+        image_features = self.get_image_features(pixel_values)
+        class_embeddings = self.sed.find_classes(input_ids, class_ids, class_embeddings)
+        cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
+        output = self.decoder(cost_map, image_features.hidden_states, topk or None, output_hidden_states)
+        if labels is not None:
+            output["losses"] = segmentation_losses((output.logits, *output.aux_logits), labels, self.config)
+            output["loss"] = torch.stack(output.losses).sum()
         if output_hidden_states:
-            output.class_embeddings = class_embeddings
-            output.dense_embeddings = dense_embeddings
-            output.cost_map = compute_cost_map(locations, class_embeddings)
-            output.encoder_hidden_states = image_features.hidden_states
-            output.decoder_hidden_states = decoded.hidden_states
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+            output["class_embeddings"] = cost_map.class_embeddings
+            output["dense_embeddings"] = image_features.dense_embeddings
+            output["cost_map"] = cost_map.compute()
+            output["encoder_hidden_states"] = image_features.hidden_states
+        return SEDSemanticSegmentationOutput(**output)  # in the order of the fields
 
     def get_image_features(self, pixel_values: Tensor) -> SEDImageEncoderOutput:
-        """Encode images.
-
-        Args:
-            pixel_values: (B, 3, H, W); H and W are multiples of 32.
-
-        Raises:
-            ValueError: `pixel_values` has another shape.
-        """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values: expected (batch, 3, height, width), got {tuple(pixel_values.shape)}")
-        height, width = pixel_values.shape[-2:]
-        if height % ENCODER_STRIDE or width % ENCODER_STRIDE or not height or not width:
-            raise ValueError(
-                f"pixel_values: expected a height and a width that are multiples of {ENCODER_STRIDE},"
-                f" got {height}x{width}"
-            )
-        return self.image_encoder(pixel_values.to(self.logit_scale.dtype))
+        """Encode images; see [`SEDModel.get_image_features`]."""
+        return self.sed.get_image_features(pixel_values)
 
     def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor | None = None) -> Tensor:
-        """Encode class names: `get_class_embeddings(**processor(text=["cat", "dog, puppy"], return_tensors="pt"))`.
+        """Encode class names; see [`SEDModel.get_class_embeddings`]."""
+        return self.sed.get_class_embeddings(input_ids, class_ids)
 
-        Every prompt is encoded, normalised, averaged over the synonyms of a class and normalised again. Templates are
-        not averaged: they become the channels of the cost map.
-
-        Args:
-            input_ids: (S, P, L) tokens of S synonyms in P prompt templates; what follows the end-of-text token is
-                padding.
-            class_ids: (S,) the class of each synonym. Defaults to one synonym a class.
-
-        Returns:
-            (T, P, D), of length 1.
-
-        Raises:
-            ValueError: The shapes are others, or a prompt has no end-of-text token.
-        """
-        num_templates = len(self.config.prompt_templates)
-        if input_ids.ndim != 3 or input_ids.shape[1] != num_templates:
-            raise ValueError(
-                f"input_ids: expected (synonyms, {num_templates} prompt templates, tokens),"
-                f" got {tuple(input_ids.shape)}"
-            )
-        if class_ids is None:
-            class_ids = torch.arange(len(input_ids), device=input_ids.device)
-        if class_ids.shape != input_ids.shape[:1]:
-            raise ValueError(f"class_ids: expected ({len(input_ids)},), got {tuple(class_ids.shape)}")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_encoder):
-            prompt_embeddings = self._encode_prompts(input_ids.flatten(0, 1)).unflatten(0, input_ids.shape[:2])
-            prompt_embeddings = F.normalize(prompt_embeddings, dim=-1)
-            # A sum, since the length of the mean is normalised away.
-            summed = prompt_embeddings.new_zeros(int(class_ids.max()) + 1, *prompt_embeddings.shape[1:])
-            return F.normalize(summed.index_add(0, class_ids, prompt_embeddings), dim=-1)
-
-    def _encode_prompts(self, input_ids: Tensor) -> Tensor:
-        """Encode (N, L) tokens to (N, D): each different prompt once, none with padding, and shared beginnings once.
-
-        Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
-        """
-        text_config = self.text_encoder.config
-        is_end = input_ids == text_config.eos_token_id
-        if not is_end.any(1).all():
-            raise ValueError(f"input_ids: expected the end-of-text token {text_config.eos_token_id} in every prompt")
-        lengths = is_end.int().argmax(1) + 1
-        is_padding = torch.arange(input_ids.shape[1], device=input_ids.device) >= lengths[:, None]
-        prompts, inverse = input_ids.masked_fill(is_padding, 0).unique(dim=0, return_inverse=True)
-        lengths = lengths.new_empty(len(prompts)).index_copy_(0, inverse, lengths)
-        takes_masks = text_config._attn_implementation in ("eager", "sdpa")  # else each prompt is a pack of its own
-        encoded = []
-        for packed in pack_prompts(prompts, lengths, text_config.max_position_embeddings if takes_masks else 0):
-            mask = torch.zeros_like(packed.may_attend, dtype=self.dtype)
-            mask.masked_fill_(~packed.may_attend, torch.finfo(mask.dtype).min)
-            hidden_states = self.text_encoder(
-                input_ids=packed.input_ids,
-                position_ids=packed.position_ids,
-                attention_mask=mask if takes_masks else None,
-            ).last_hidden_state
-            encoded.append(self.text_encoder.text_projection(hidden_states[packed.sequences, packed.ends]))
-        return torch.cat(encoded)[inverse]
-
-    def _resolve_early_rejection(self, early_rejection_topk: int | None, labels: Tensor | None) -> int | None:
-        if early_rejection_topk is None:
-            return self.config.early_rejection_topk if labels is None else None
-        if not isinstance(early_rejection_topk, int) or early_rejection_topk < 0:
-            raise ValueError(f"early_rejection_topk={early_rejection_topk}: expected a whole number; 0 is every class")
-        if early_rejection_topk and labels is not None:
-            raise ValueError(
-                f"early_rejection_topk={early_rejection_topk}: expected none with labels; the loss is of all classes"
-            )
-        return early_rejection_topk or None
-
-    def _check_class_embeddings(self, class_embeddings: Tensor) -> None:
-        expected = (len(self.config.prompt_templates), self.config.projection_dim)
-        if class_embeddings.ndim != 3 or class_embeddings.shape[1:] != expected or not class_embeddings.shape[0]:
-            raise ValueError(
-                f"class_embeddings: expected (classes, {expected[0]} prompt templates, {expected[1]} channels),"
-                f" got {tuple(class_embeddings.shape)}"
-            )
-
-    def _compute_losses(self, all_logits: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, ...]:
-        batch_size, num_classes = all_logits[0].shape[:2]
-        if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
-            got = f"{labels.dtype} of {tuple(labels.shape)}"
-            raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
-        if not torch.compiler.is_compiling():
-            wrong = (labels != self.config.ignore_index) & ((labels < 0) | (labels >= num_classes))
-            if wrong.any():
-                raise ValueError(
-                    f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={self.config.ignore_index},"
-                    f" got {labels[wrong][0].item()}"
-                )
-        return tuple(
-            segmentation_loss(logits, labels, self.config.ignore_index, self.config.ignored_as_negative)
-            for logits in all_logits
-        )
+    image_encoder = property(lambda self: self.sed.image_encoder)
+    text_encoder = property(lambda self: self.sed.text_encoder)
+    logit_scale = property(lambda self: self.sed.logit_scale)
 
 
-__all__ = [
-    "SEDForSemanticSegmentation",
-    "SEDImageEncoderOutput",
-    "SEDPreTrainedModel",
-    "SEDSemanticSegmentationOutput",
-]
+__all__ = ["SEDForSemanticSegmentation", "SEDModel", "SEDPreTrainedModel", "SEDSemanticSegmentationOutput"]

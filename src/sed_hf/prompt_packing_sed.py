@@ -1,4 +1,4 @@
-"""Prompts packed into sequences in which what they share is encoded once.
+"""Prompts packed into sequences in which what they share is encoded once, and the text encoder run on them.
 
 Attention is causal: a token depends on those before it alone. So prompts that begin alike ("a photo of the cat.", "a
 photo of the dog.") are a tree, and a token that several share needs to be encoded only once, if every token attends to
@@ -10,8 +10,37 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import CLIPTextModelWithProjection
 
-PACKS_PER_BATCH = 64
+
+def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor) -> Tensor:
+    """Encode (N, L) tokens to (N, D): each different prompt once, none with padding, and shared beginnings once.
+
+    Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
+
+    Raises:
+        ValueError: A prompt has no end-of-text token.
+    """
+    config = text_encoder.config
+    is_end = input_ids == config.eos_token_id
+    if not is_end.any(1).all():
+        raise ValueError(f"input_ids: expected the end-of-text token {config.eos_token_id} in every prompt")
+    lengths = is_end.int().argmax(1) + 1
+    is_padding = torch.arange(input_ids.shape[1], device=input_ids.device) >= lengths[:, None]
+    prompts, inverse = input_ids.masked_fill(is_padding, 0).unique(dim=0, return_inverse=True)
+    lengths = lengths.new_empty(len(prompts)).index_copy_(0, inverse, lengths)
+    takes_masks = config._attn_implementation in ("eager", "sdpa")  # else each prompt is a pack of its own
+    encoded = []
+    for packed in pack_prompts(prompts, lengths, config.max_position_embeddings if takes_masks else 0):
+        mask = torch.zeros_like(packed.may_attend, dtype=text_encoder.dtype)
+        mask.masked_fill_(~packed.may_attend, torch.finfo(mask.dtype).min)
+        hidden_states = text_encoder(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=mask if takes_masks else None,
+        ).last_hidden_state
+        encoded.append(text_encoder.text_projection(hidden_states[packed.sequences, packed.ends]))
+    return torch.cat(encoded)[inverse]
 
 
 class PackedPrompts(NamedTuple):
@@ -32,7 +61,9 @@ class PackedPrompts(NamedTuple):
     ends: Tensor
 
 
-def pack_prompts(prompts: Tensor, lengths: Tensor, max_tokens: int) -> Iterator[PackedPrompts]:
+def pack_prompts(
+    prompts: Tensor, lengths: Tensor, max_tokens: int, packs_per_batch: int = 64
+) -> Iterator[PackedPrompts]:
     """Pack prompts in their order, in batches.
 
     Args:
@@ -40,6 +71,7 @@ def pack_prompts(prompts: Tensor, lengths: Tensor, max_tokens: int) -> Iterator[
             another, since each ends with the end-of-text token.
         lengths: (N,) tokens of each prompt; what follows them does not count.
         max_tokens: Most tokens W of a sequence, unless a single prompt is longer.
+        packs_per_batch: Most sequences S of a batch.
     """
     shared = torch.zeros_like(lengths)
     shared[1:] = (prompts[1:] == prompts[:-1]).cummin(dim=1).values.sum(dim=1)
@@ -47,7 +79,7 @@ def pack_prompts(prompts: Tensor, lengths: Tensor, max_tokens: int) -> Iterator[
     shared[first_prompts] = 0
     sizes = torch.tensor([*first_prompts, len(prompts)]).diff().to(prompts.device)
     first_prompt = 0
-    for batch in sizes.split(PACKS_PER_BATCH):
+    for batch in sizes.split(packs_per_batch):
         inside = slice(first_prompt, first_prompt + int(batch.sum()))
         sequences = torch.arange(len(batch), device=prompts.device).repeat_interleave(batch)
         yield lay_out(prompts[inside], lengths[inside], shared[inside], sequences)

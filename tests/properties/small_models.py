@@ -8,7 +8,7 @@ from torch import nn
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
 from sed_hf.conversion import build_clip_tokenizer
-from sed_hf.decoder_sed import SEDDecoder
+from sed_hf.modeling_sed import SEDDecoder
 
 TEMPLATES = ["a photo of a {}.", "itap of my {}.", "{}"]
 ENCODER_HIDDEN_SIZES = [4, 6, 8, 10]

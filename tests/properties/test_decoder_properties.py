@@ -1,26 +1,28 @@
-"""The decoder equals the plain one for any configuration, classes, pictures, resolution and chunks."""
+"""The decoder equals the plain one for any configuration, classes, images, resolution and chunks."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from decoder_inputs import decode, one_image
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_decoder import plain_decode
 from small_models import ENCODER_HIDDEN_SIZES, make_decoder
 from strategies import decoder_settings, examples, normal, orders, seeds
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from sed_hf import SEDConfig, decoder_sed
-from sed_hf.decoder_sed import CHUNK_BYTES, SEDDecoder
+from sed_hf import SEDConfig
+from sed_hf.chunking_sed import Chunks
+from sed_hf.modeling_sed import SEDDecoder
 
 LOGITS = 1e-4
 LOGITS_FLOAT64 = 1e-10
+GRADIENTS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Case:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """The arguments of the decoder's `forward`."""
         height, width = self.size
         dim, num_templates = self.settings["projection_dim"], len(self.settings["prompt_templates"])
         dense_embeddings = normal(self.batch_size, dim, height, width, seed=self.seed, dtype=self.dtype)
@@ -55,17 +56,8 @@ class Case:
             ),
         }
 
-    def image(self, index: int) -> dict[str, Any]:
-        """The arguments for one image alone."""
-        one = slice(index, index + 1)
-        return {
-            "dense_embeddings": self.inputs["dense_embeddings"][one],
-            "class_embeddings": self.inputs["class_embeddings"],
-            "encoder_hidden_states": tuple(features[one] for features in self.inputs["encoder_hidden_states"]),
-        }
-
     def classes(self, indices: list[int]) -> dict[str, Any]:
-        """The arguments for some classes in an order."""
+        """The inputs for some classes in an order."""
         return {**self.inputs, "class_embeddings": self.inputs["class_embeddings"][indices]}
 
 
@@ -87,27 +79,13 @@ def cases(dtype: torch.dtype = torch.float32, max_classes: int = 9, max_edge: in
     )
 
 
-class Limits(NamedTuple):
-    """Bytes of a chunk's activations, and of the features that are held together."""
-
-    chunk_bytes: int
-    group_bytes: int
-
-
 # From a class and a location at a time to everything at once.
-limits = st.builds(
-    Limits, st.integers(8, 23).map(lambda power: 2**power), st.integers(0, 26).map(lambda power: 2**power)
+chunks = st.builds(
+    Chunks,
+    st.none() | st.integers(1, 12),
+    st.integers(8, 23).map(lambda power: 2**power),
+    st.integers(0, 26).map(lambda power: 2**power),
 )
-
-
-@contextmanager
-def limited(limits: Limits) -> Any:
-    """Decode within limits."""
-    with (
-        mock.patch.dict(CHUNK_BYTES, {"cpu": limits.chunk_bytes}),
-        mock.patch.object(decoder_sed, "GROUP_BYTES", limits.group_bytes),
-    ):
-        yield
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = LOGITS) -> None:
@@ -115,34 +93,30 @@ def assert_close(actual: Any, expected: Any, tolerance: float = LOGITS) -> None:
 
 
 class TestDenseDecoding:
-    @given(cases(), limits)
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, LOGITS), (torch.float64, LOGITS_FLOAT64)])
+    @given(data=st.data(), chunks=chunks)
     @torch.no_grad()
-    def test_any_decoder_in_any_chunks_equals_the_plain_one(self, case: Case, limits: Limits) -> None:
+    def test_any_decoder_in_any_chunks_equals_the_plain_one(
+        self, dtype: torch.dtype, tolerance: float, data: st.DataObject, chunks: Chunks
+    ) -> None:
+        case = data.draw(cases(dtype))
         expected = plain_decode(case.decoder, **case.inputs)
-        with limited(limits):
-            actual = case.decoder(**case.inputs)
-        assert_close([actual.logits, *actual.aux_logits], [expected.logits, *expected.aux_logits])
+        case.decoder.chunks = chunks
+        actual = decode(case.decoder, **case.inputs, output_hidden_states=True)
+        assert_close([actual.logits, *actual.aux_logits], [expected.logits, *expected.aux_logits], tolerance)
 
-    @given(cases(torch.float64), limits)
+    @given(cases(), chunks)
     @torch.no_grad()
-    def test_in_double_precision_nothing_but_rounding_differs(self, case: Case, limits: Limits) -> None:
-        expected = plain_decode(case.decoder, **case.inputs)
-        with limited(limits):
-            actual = case.decoder(**case.inputs)
-        assert_close([actual.logits, *actual.aux_logits], [expected.logits, *expected.aux_logits], LOGITS_FLOAT64)
-
-    @given(cases(), limits)
-    @torch.no_grad()
-    def test_hidden_states_do_not_depend_on_chunks(self, case: Case, limits: Limits) -> None:
-        expected = case.decoder(**case.inputs, output_hidden_states=True).hidden_states
-        with limited(limits):
-            assert_close(case.decoder(**case.inputs, output_hidden_states=True).hidden_states, expected)
+    def test_hidden_states_do_not_depend_on_chunks(self, case: Case, chunks: Chunks) -> None:
+        expected = decode(case.decoder, **case.inputs, output_hidden_states=True).decoder_hidden_states
+        case.decoder.chunks = chunks
+        assert_close(decode(case.decoder, **case.inputs, output_hidden_states=True).decoder_hidden_states, expected)
 
     @given(cases(), st.data())
     @torch.no_grad()
     def test_any_order_of_classes_permutes_the_logits(self, case: Case, data: st.DataObject) -> None:
         order = data.draw(orders(case.num_classes))
-        actual, expected = case.decoder(**case.classes(order)), case.decoder(**case.inputs)
+        actual, expected = decode(case.decoder, **case.classes(order)), decode(case.decoder, **case.inputs)
         assert_close(actual.logits, expected.logits[:, order])
         assert_close(actual.aux_logits, tuple(logits[:, order] for logits in expected.aux_logits))
 
@@ -150,14 +124,14 @@ class TestDenseDecoding:
     @torch.no_grad()
     def test_a_class_that_is_asked_for_twice_gets_the_same_logits_twice(self, case: Case, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, case.num_classes - 1))
-        logits = case.decoder(**case.classes([*range(case.num_classes), index])).logits
+        logits = decode(case.decoder, **case.classes([*range(case.num_classes), index])).logits
         assert_close(logits[:, -1], logits[:, index])
 
     @given(cases())
     @torch.no_grad()
     def test_a_batch_equals_its_images_one_by_one(self, case: Case) -> None:
-        alone = [case.decoder(**case.image(index)).logits for index in range(case.batch_size)]
-        assert_close(case.decoder(**case.inputs).logits, torch.cat(alone))
+        alone = [decode(case.decoder, **one_image(case.inputs, index)).logits for index in range(case.batch_size)]
+        assert_close(decode(case.decoder, **case.inputs).logits, torch.cat(alone))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     @given(data=st.data())
@@ -165,7 +139,7 @@ class TestDenseDecoding:
     @torch.no_grad()
     def test_shape_and_dtype_are_those_of_the_inputs(self, dtype: torch.dtype, data: st.DataObject) -> None:
         case = data.draw(cases(dtype))
-        output = case.decoder(**case.inputs)
+        output = decode(case.decoder, **case.inputs)
         height, width = case.size
         for scale, logits in zip((8, 1, 2, 4), (output.logits, *output.aux_logits), strict=True):
             assert logits.shape == (case.batch_size, case.num_classes, scale * height, scale * width)
@@ -179,8 +153,8 @@ class TestDenseDecoding:
         self, settings: dict[str, Any], batch_size: int, num_classes: int, height: int, width: int
     ) -> None:
         with torch.device("meta"):
-            decoder = SEDDecoder(SEDConfig(**settings), ENCODER_HIDDEN_SIZES)
-            output = decoder(
+            output = decode(
+                SEDDecoder(SEDConfig(**settings), ENCODER_HIDDEN_SIZES),
                 torch.empty(batch_size, settings["projection_dim"], height, width),
                 torch.empty(num_classes, len(settings["prompt_templates"]), settings["projection_dim"]),
                 tuple(
@@ -195,41 +169,31 @@ class TestDenseDecoding:
 class TestEarlyRejection:
     """In double precision, where rounding decides about no class."""
 
-    @given(cases(torch.float64), st.integers(1, 10), limits)
+    @given(cases(torch.float64), st.integers(1, 10), chunks)
     @torch.no_grad()
-    def test_in_any_chunks_it_equals_the_plain_decoder(self, case: Case, topk: int, limits: Limits) -> None:
-        with limited(limits):
-            output = case.decoder(**case.inputs, early_rejection_topk=topk)
+    def test_in_any_chunks_it_equals_the_plain_decoder(self, case: Case, topk: int, chunks: Chunks) -> None:
+        case.decoder.chunks = chunks
+        output = decode(case.decoder, **case.inputs, early_rejection_topk=topk)
         for index, (logits, kept_classes) in enumerate(zip(output.logits, output.kept_classes, strict=True)):
-            expected = plain_decode(case.decoder, **case.image(index), topk=topk)
+            expected = plain_decode(case.decoder, **one_image(case.inputs, index), topk=topk)
             assert [kept.nonzero().squeeze(1).tolist() for kept in kept_classes] == [
                 kept.tolist() for kept in expected.kept
             ]
             survivors = torch.searchsorted(output.logit_classes, expected.kept[-1])
             assert_close(logits[survivors], expected.logits[0], LOGITS_FLOAT64)
 
-    @given(cases(torch.float64), st.integers(1, 4))
-    @torch.no_grad()
-    def test_a_batch_equals_its_images_one_by_one(self, case: Case, topk: int) -> None:
-        together = case.decoder(**case.inputs, early_rejection_topk=topk)
-        for index in range(case.batch_size):
-            alone = case.decoder(**case.image(index), early_rejection_topk=topk)
-            assert torch.equal(together.kept_classes[index], alone.kept_classes[0])
-            survivors = torch.searchsorted(together.logit_classes, alone.logit_classes)
-            assert_close(together.logits[index, survivors], alone.logits[0], LOGITS_FLOAT64)
-
     @given(cases(torch.float64), st.integers(1, 4), st.data())
     @torch.no_grad()
     def test_any_order_of_classes_keeps_the_same_ones(self, case: Case, topk: int, data: st.DataObject) -> None:
         order = data.draw(orders(case.num_classes))
-        expected = case.decoder(**case.inputs, early_rejection_topk=topk).kept_classes
-        actual = case.decoder(**case.classes(order), early_rejection_topk=topk).kept_classes
+        expected = decode(case.decoder, **case.inputs, early_rejection_topk=topk).kept_classes
+        actual = decode(case.decoder, **case.classes(order), early_rejection_topk=topk).kept_classes
         assert torch.equal(actual, expected[:, :, order])
 
     @given(cases(), st.integers(1, 4))
     @torch.no_grad()
     def test_no_rejected_class_comes_back_and_one_always_stays(self, case: Case, topk: int) -> None:
-        output = case.decoder(**case.inputs, early_rejection_topk=topk)
+        output = decode(case.decoder, **case.inputs, early_rejection_topk=topk)
         kept = output.kept_classes
         assert (kept[:, 1:] <= kept[:, :-1]).all()
         assert (kept.sum(-1) >= min(topk, kept.shape[-1])).all()
@@ -239,10 +203,9 @@ class TestEarlyRejection:
     @given(cases(), st.integers(0, 3))
     @torch.no_grad()
     def test_as_many_places_as_classes_reject_none(self, case: Case, more: int) -> None:
-        topk = case.num_classes + more
-        output = case.decoder(**case.inputs, early_rejection_topk=topk)
+        output = decode(case.decoder, **case.inputs, early_rejection_topk=case.num_classes + more)
         assert output.kept_classes.all()
-        assert_close(output.logits, case.decoder(**case.inputs).logits)
+        assert_close(output.logits, decode(case.decoder, **case.inputs).logits)
 
 
 class TestGradients:
@@ -251,7 +214,7 @@ class TestGradients:
         case.decoder.zero_grad()
         inputs = case.inputs
         embeddings = {name: inputs[name].clone().requires_grad_() for name in ("dense_embeddings", "class_embeddings")}
-        output = decode(**{**inputs, **embeddings})
+        output = decode(case.decoder, **{**inputs, **embeddings})
         sum(
             (logits * normal(*logits.shape, seed=1, dtype=logits.dtype)).sum()
             for logits in (output.logits, *output.aux_logits)
@@ -259,16 +222,18 @@ class TestGradients:
         gradients = {name: parameter.grad for name, parameter in case.decoder.named_parameters()}
         return gradients | {name: tensor.grad for name, tensor in embeddings.items()}
 
-    @given(cases(torch.float64, max_classes=5, max_edge=2), limits, st.booleans(), st.booleans())
+    @given(cases(torch.float64, max_classes=5, max_edge=2), chunks, st.booleans(), st.sampled_from([None, True, False]))
     @examples(10)
     def test_every_gradient_equals_the_plain_decoder(
-        self, case: Case, limits: Limits, is_training: bool, gradient_checkpointing: bool
+        self, case: Case, chunks: Chunks, is_training: bool, use_reentrant: bool | None
     ) -> None:
-        case.decoder.train(is_training).gradient_checkpointing = gradient_checkpointing
-        case.decoder._gradient_checkpointing_func = lambda function, *arguments: torch.utils.checkpoint.checkpoint(
-            function, *arguments, use_reentrant=False
-        )
-        expected = self.gradients(lambda **inputs: plain_decode(case.decoder, **inputs), case)
-        with limited(limits):
-            actual = self.gradients(case.decoder, case)
-        assert_close(actual, expected, 1e-8)
+        case.decoder.train(is_training)
+        expected = self.gradients(plain_decode, case)
+        for module in case.decoder.modules():
+            if use_reentrant is not None and hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = True
+                module._gradient_checkpointing_func = lambda function, *arguments: checkpoint(
+                    function, *arguments, use_reentrant=use_reentrant
+                )
+        case.decoder.chunks = chunks
+        assert_close(self.gradients(decode, case), expected, GRADIENTS)

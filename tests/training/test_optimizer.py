@@ -33,9 +33,9 @@ def test_parameter_groups_follow_the_official_rules(make_tiny_model: Callable) -
     expected = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(module_name, recurse=False):
-            if name.startswith("text_encoder") or name == "logit_scale":
+            if name.startswith("sed.text_encoder") or name == "sed.logit_scale":
                 continue
-            learning_rate = 2e-6 if name.startswith("image_encoder") else 2e-4
+            learning_rate = 2e-6 if name.startswith("sed.image_encoder") else 2e-4
             is_exempt = isinstance(module, nn.LayerNorm | nn.GroupNorm) and ".spatial_block.norm." not in name
             expected[name] = (pytest.approx(learning_rate), 0.0 if is_exempt else 1e-4)
     assert settings == expected
@@ -59,14 +59,19 @@ def test_learning_rate_falls_as_a_cosine_without_warm_up(make_tiny_model: Callab
 @pytest.mark.parametrize(
     ("finetuning", "prefixes"),
     [
-        ("full", ("image_encoder.", "decoder.")),
+        ("full", ("sed.image_encoder.", "decoder.")),
         (
             "last_stage",
-            ("image_encoder.trunk.stages.3.", "image_encoder.trunk.head.", "image_encoder.projection.", "decoder."),
+            (
+                "sed.image_encoder.trunk.stages.3.",
+                "sed.image_encoder.trunk.head.",
+                "sed.image_encoder.projection.",
+                "decoder.",
+            ),
         ),
         ("frozen", ("decoder.",)),
         ("auxiliary_heads", ("decoder.auxiliary_heads.",)),
-        ("text", ("image_encoder.", "text_encoder.", "decoder.")),
+        ("text", ("sed.image_encoder.", "sed.text_encoder.", "decoder.")),
     ],
 )
 def test_finetuning_modes_train_what_they_say(
@@ -82,5 +87,5 @@ def test_finetuning_modes_train_what_they_say(
 def test_alignment_trains_the_towers_and_the_temperature(make_tiny_model: Callable) -> None:
     model, recipe = make_tiny_model(), make_recipe(objective="alignment")
     set_trainable(model, recipe)
-    trained = {name.partition(".")[0] for name in settings_by_name(model, build_optimizer(model, recipe))}
+    trained = {name.split(".")[1] for name in settings_by_name(model, build_optimizer(model, recipe))}
     assert trained == {"image_encoder", "text_encoder", "logit_scale"}

@@ -6,8 +6,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from ..decoder_sed import compute_cost_map
-from ..modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
+from ..modeling_sed import ENCODER_STRIDE, SEDCostMap, SEDForSemanticSegmentation
 
 MAX_LOGIT_SCALE = 4.6052  # a temperature of 1/100, where CLIP's training stops it
 
@@ -33,7 +32,7 @@ class TowerAlignment(nn.Module):
         """
         class_embeddings = self.model.get_class_embeddings(input_ids, class_ids)
         dense_embeddings = self.model.get_image_features(pixel_values).dense_embeddings
-        cost_map = compute_cost_map(F.normalize(dense_embeddings, dim=1), class_embeddings)
+        cost_map = SEDCostMap.of(dense_embeddings, class_embeddings).compute()
         logits = self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cost_map
         return alignment_loss(logits, cell_shares(labels, len(class_embeddings)))
 

@@ -20,13 +20,7 @@ from .checkpoints import load_checkpoint, save_checkpoint, steps_done
 from .classes import TrainingClasses, present_classes, relabel, sample_vocabulary
 from .data import load_training_data
 from .log import TrainingLog
-from .optimizer import (
-    build_optimizer,
-    build_schedule,
-    enable_gradient_checkpointing,
-    match_gradient_strides,
-    set_trainable,
-)
+from .optimizer import build_optimizer, build_schedule, enable_gradient_checkpointing, set_trainable
 from .recipe import Recipe
 from .setup import build_accelerator, checkpoint_to_resume, images_per_batch, load_starting_model, model_folder
 
@@ -88,7 +82,6 @@ class TrainingRun:
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
         self.classes = TrainingClasses(class_names, self.processor, self.model.to(self.accelerator.device))
-        match_gradient_strides(self.model)
         optimizer = build_optimizer(self.model, recipe)
         self.schedule = build_schedule(optimizer, recipe)
         self.network, self.optimizer, dataloader = self.accelerator.prepare(

@@ -8,7 +8,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from ..modeling_sed import SEDConvNextBlock, SEDForSemanticSegmentation
+from ..modeling_sed import SEDForSemanticSegmentation, SEDSpatialAggregation
 from .recipe import Recipe
 
 
@@ -44,19 +44,6 @@ def enable_gradient_checkpointing(model: SEDForSemanticSegmentation) -> None:
     enable()
 
 
-def match_gradient_strides(model: SEDForSemanticSegmentation) -> None:
-    """Give depthwise kernels (C, 1, k, k) the strides of channels last, which lie in memory as before.
-
-    Convolutions of channels-last images give such strides to the kernels' gradients, and PyTorch's distributed training
-    warns where a parameter's differ.
-    """
-    for parameter in model.parameters():
-        if parameter.ndim == 4 and parameter.shape[1] == 1:
-            height, width = parameter.shape[-2:]
-            strides = (height * width, 1, width, 1)
-            parameter.data = parameter.data.contiguous().as_strided(parameter.shape, strides)
-
-
 def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
     """AdamW over the trainable parameters, in groups of one learning rate and one weight decay each.
 
@@ -65,7 +52,7 @@ def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     exempt = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, GlobalResponseNorm)
-    decayed_norms = {id(block.norm) for block in model.modules() if isinstance(block, SEDConvNextBlock)}
+    decayed_norms = {id(block.norm) for block in model.modules() if isinstance(block, SEDSpatialAggregation)}
     for module_name, module in model.named_modules():
         decays = not isinstance(module, exempt) or id(module) in decayed_norms
         for parameter in module.parameters(recurse=False):
@@ -80,9 +67,9 @@ def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
 
 def learning_rate_factor(module_name: str, recipe: Recipe) -> float:
     """What the learning rate of a module is multiplied with."""
-    if module_name.startswith("image_encoder"):
+    if module_name.startswith("sed.image_encoder"):
         return recipe.image_encoder_lr_factor
-    if module_name.startswith("text_encoder"):
+    if module_name.startswith("sed.text_encoder"):
         return recipe.text_encoder_lr_factor
     return 1.0
 

@@ -1,0 +1,107 @@
+"""SED's loss: binary cross-entropy of every class at every pixel (section 3.5 of the paper)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .chunking_sed import chunk_bytes
+from .configuration_sed import SEDConfig
+
+
+def segmentation_losses(all_logits: Sequence[Tensor], labels: Tensor, config: SEDConfig) -> tuple[Tensor, ...]:
+    """The loss of the last head and of each auxiliary head.
+
+    Args:
+        all_logits: (B, T, h, w) of each head, of any (h, w).
+        labels: (B, H, W) integers: a class, or `config.ignore_index`.
+        config: Of the model.
+
+    Raises:
+        ValueError: Labels have another shape or type, or a class that is not there.
+    """
+    batch_size, num_classes = all_logits[0].shape[:2]
+    if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
+        got = f"{labels.dtype} of {tuple(labels.shape)}"
+        raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
+    if not torch.compiler.is_compiling():
+        wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= num_classes))
+        if wrong.any():
+            raise ValueError(
+                f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index},"
+                f" got {labels[wrong][0].item()}"
+            )
+    return tuple(
+        segmentation_loss(logits, labels, config.ignore_index, config.ignored_as_negative) for logits in all_logits
+    )
+
+
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, ignore_index: int, ignored_as_negative: bool, max_bytes: int | None = None
+) -> Tensor:
+    """Binary cross-entropy of logits, resized to the labels' size, against one-hot labels; mean of pixels and classes.
+
+    In short `F.binary_cross_entropy_with_logits(F.interpolate(logits, size), F.one_hot(labels))`.
+
+    Args:
+        logits: (B, T, h, w).
+        labels: (B, H, W) integers: a class, or `ignore_index`.
+        ignore_index: Label of pixels without a class.
+        ignored_as_negative: Whether those count as pixels whose every class is negative; otherwise not at all.
+        max_bytes: The most that resized logits take at a time; by default what suits the device.
+    """
+    labels = labels.long()
+    ignored = labels == ignore_index
+    positive = labels.masked_fill(ignored, -1)
+    uncounted = None if ignored_as_negative else ignored
+    num_counted = labels.numel() if uncounted is None else (~uncounted).sum().clamp(min=1)
+    total: Tensor = ChunkedBinaryCrossEntropy.apply(logits, positive, uncounted, max_bytes)
+    return total / (num_counted * logits.shape[1])
+
+
+class ChunkedBinaryCrossEntropy(torch.autograd.Function):
+    """The sum of the binary cross-entropy over all classes and counted pixels, of logits resized to the labels.
+
+    With x the resized logits and y the one-hot labels, the sum and its derivative are
+
+        BCE(x, y) = sum(softplus(x) - x y)        d BCE / d x = sigmoid(x) - y
+
+    Classes are taken in chunks, and the derivative of a chunk while its x is at hand: neither x nor y of (B, T, H, W)
+    is ever held, and backward only multiplies. That is 7 passes over x, where autograd with checkpointing takes 36.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, positive: Tensor, uncounted: Tensor | None, max_bytes: int | None = None
+    ) -> Tensor:
+        """Sum for (B, T, h, w) logits and (B, H, W) `positive` classes, -1 where there is none."""
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # half precision is too coarse for sums
+        total = logits.new_zeros((), dtype=dtype)
+        max_bytes = max_bytes or chunk_bytes("loss", logits.device)
+        chunk_size = max(1, max_bytes // (positive.numel() * dtype.itemsize))
+        for first_class in range(0, logits.shape[1], chunk_size):
+            chunk = logits[:, first_class : first_class + chunk_size].to(dtype)
+            resized = F.interpolate(chunk, size=positive.shape[-2:], mode="bilinear", align_corners=False)
+            if uncounted is not None:
+                resized = resized.masked_fill_(uncounted.unsqueeze(1), -torch.inf)  # loss and derivative 0
+            index = (positive - first_class).unsqueeze(1)
+            inside = (index >= 0) & (index < chunk.shape[1])
+            index = index.clamp(0, chunk.shape[1] - 1)
+            total += F.softplus(resized).sum() - resized.gather(1, index).where(inside, 0).sum()
+            if gradient is not None:
+                derivative = resized.sigmoid_().scatter_add_(1, index, -inside.to(dtype))
+                gradient[:, first_class : first_class + chunk_size] = torch.ops.aten.upsample_bilinear2d_backward(
+                    derivative, list(derivative.shape[-2:]), list(chunk.shape), False, None, None
+                )
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient of the logits."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total, None, None, None
