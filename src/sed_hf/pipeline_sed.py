@@ -20,7 +20,7 @@ VOCABULARIES_IN_MEMORY = 8
 EVERYTHING_ELSE = "everything else"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, after which FSDP cannot train
 def segment_images(
     model: Any,
     processor: Any,

@@ -16,8 +16,10 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from sed_hf import SEDForSemanticSegmentation
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.data.scenes import SceneDataset
+from sed_hf.evaluation import evaluate_benchmark
 
 folder, sharded_classes = sys.argv[1], sys.argv[2].split(",")
 torch.set_num_threads(1)
@@ -40,6 +42,10 @@ for module in list(sharded.modules()):
     if type(module).__name__ in sharded_classes:
         fully_shard(module, mesh=mesh)
 fully_shard(sharded, mesh=mesh)
+register_fsdp_forward_method(sharded, "get_class_embeddings")
+scenes, processor = SceneDataset("test", 3, size=64), SEDProcessor.from_pretrained(folder)
+figures = [evaluate_benchmark(model, processor, scenes, num_workers=0) for model in (whole, sharded)]
+assert figures[0] == figures[1] and sharded.training  # also, training can use the shards afterwards
 own = slice(rank, rank + 1)
 sharded(pixel_values[own], class_embeddings=class_embeddings, labels=labels[own]).loss.backward()
 expected = {name: parameter.grad for name, parameter in whole.named_parameters() if parameter.grad is not None}

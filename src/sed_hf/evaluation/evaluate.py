@@ -46,7 +46,7 @@ def evaluate_benchmark(
     """Segment every image of a data set with the names of its classes, and compare with its labels.
 
     Processes are those that accelerate knows; all of them must call this, and each takes its share of the images.
-    Predictions have the size of the label. Training may call this at any step: it leaves the random states alone.
+    Predictions have the size of the label. Training may call this at any step: it does not touch the random states.
 
     Args:
         model: On the device where it is to run.
@@ -78,7 +78,7 @@ def evaluate_benchmark(
         progress_bar = None
     was_training = model.training
     model.eval()
-    with torch.no_grad():  # not inference_mode, whose tensors FSDP cannot use
+    with torch.no_grad():
         if class_embeddings is None:
             is_shown = progress_bar is not None
             class_embeddings = encode_classes(model, processor, labels.vocabulary, show_progress=is_shown)

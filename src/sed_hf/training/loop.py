@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader, Subset
 
 from ..data.distractors import distractors
@@ -95,6 +96,7 @@ class TrainingRun:
                 generator=torch.Generator(),  # or starting it would draw from the random state of a checkpoint
             ),
         )
+        register_fsdp_forward_method(self.model, "get_class_embeddings")  # which evaluations call by itself
         self.network.train()
         self.log = TrainingLog(self.accelerator, recipe, self.start)
         self.accelerator.register_for_checkpointing(self.schedule, self.log)
