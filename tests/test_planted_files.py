@@ -1,4 +1,4 @@
-"""Whatever lies at the names that a command uses: nothing outside is opened, emptied or removed."""
+"""What lies at the names that a command uses: nothing outside is opened, emptied or removed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle

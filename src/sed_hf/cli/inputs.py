@@ -45,7 +45,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     """The images and videos that the INPUT arguments name, each once, in the order given.
 
     Of a folder these are the files directly in it whose name ends as an image's or a video's does; how many others
-    there are is said. A file that is named, or that a glob matches, is taken whatever its name.
+    there are is said. A file that is named, or that a glob matches, is taken by any name.
 
     Raises:
         FileNotFoundError: There is no such file, nothing matches, or a folder holds no image and no video.
