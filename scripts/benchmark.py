@@ -450,10 +450,10 @@ class Trace(TorchDispatchMode):
 
     # fmt: off
     VIEWS = frozenset({
-        "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "diagonal", "empty", "empty_like",
-        "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute",
-        "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold",
-        "unsqueeze", "view",
+        "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "device", "diagonal", "empty",
+        "empty_like", "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty",
+        "new_empty_strided", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose",
+        "unbind", "unflatten", "unfold", "unsqueeze", "view",
     })
     # fmt: on
 
@@ -489,7 +489,7 @@ def trace(task: str, classes: int, dtype: torch.dtype, batch_size: int = 1, size
         model = SEDForSemanticSegmentation(SEDConfig()).to(dtype)
     config = model.config
     counts = Trace()
-    with FakeTensorMode(), pretended_gpu():
+    with FakeTensorMode(allow_non_fake_inputs=True), pretended_gpu():
         model = model.to_empty(device="cuda").train(task == "train")
         model.get_submodule(image_encoder_name(model).replace("image", "text")).requires_grad_(False)
         inputs = {

@@ -1,11 +1,13 @@
-"""scripts/benchmark.py, on the model in the box."""
+"""scripts/benchmark.py, on the bundled toy model."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sed_hf.hub.load import TOY_MODEL
 
@@ -34,7 +36,7 @@ def test_every_point_has_times_memory_and_machine(output: Path) -> None:
         assert result["environment"]["hardware"]
         assert result["seconds"]["whole"]["min"] <= result["seconds"]["whole"]["median"]
     dense, rejecting = list(results.values())[:2]
-    assert {"image encoder", "decoder", "stage 1 locations", "stage 3 fusion"} <= set(dense["seconds"])
+    assert {"processor", "image encoder", "decoder", "post-processing"} <= set(dense["seconds"])
     assert len(rejecting["kept_classes"]) == 3
 
 
@@ -42,7 +44,6 @@ def test_the_report_has_a_table_and_plots(output: Path) -> None:
     table = (output / "results.md").read_text()
     assert "encoder times a class" in table
     assert "torch" in table
-    assert "stage 2 classes" in table
     assert (output / "time.png").stat().st_size > 1000
     assert (output / "memory.png").stat().st_size > 1000
 
@@ -72,3 +73,20 @@ def test_impossible_options_are_refused_by_name(tmp_path: Path, options: list[ob
     process = benchmark(tmp_path, *options)
     assert process.returncode == 2
     assert message in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "classes", "dtype", "batch_size", "kernels", "gigabytes"),
+    [
+        ("segment", 150, torch.bfloat16, 1, 450, 23),
+        ("segment", 150, torch.bfloat16, 4, 720, 94),
+    ],
+)
+def test_a_gpu_is_asked_for_few_kernels_and_bytes_and_for_nothing_of_the_host(
+    task: str, classes: int, dtype: torch.dtype, batch_size: int, kernels: int, gigabytes: int
+) -> None:
+    counts = runpy.run_path(str(SCRIPT))["trace"](task, classes, dtype, batch_size)
+    assert counts.kernels.total() <= kernels
+    assert counts.num_bytes <= gigabytes * 1e9
+    assert counts.host.total() == 0

@@ -494,7 +494,7 @@ class TestConvert:
         assert convert(checkpoint="none.pth") == 2
         assert "none.pth" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("config", ["not JSON", '{"num_attention_heads": 0}', "[]"])
+    @pytest.mark.parametrize("config", ["not JSON", '{"projection_dim": "many"}', "[]"])
     def test_refuses_a_bad_config(
         self, convert: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str
     ) -> None:

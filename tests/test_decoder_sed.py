@@ -114,11 +114,9 @@ class TestEarlyRejection:
         for kept_classes, one in zip(output.kept_classes, plain, strict=True):
             assert [stage.nonzero().squeeze(1).tolist() for stage in kept_classes] == [k.tolist() for k in one.kept]
 
-    @pytest.mark.parametrize("part_bytes", [1, 2**16, None])
+    @pytest.mark.parametrize("part_bytes", [1, 2**16, 2**25])
     @torch.no_grad()
-    def test_logits_of_the_survivors_equal_the_plain_decoder(
-        self, make_tiny_model: Callable, part_bytes: int | None
-    ) -> None:
+    def test_logits_of_the_survivors_equal_the_plain_decoder(self, make_tiny_model: Callable, part_bytes: int) -> None:
         decoder = make_tiny_model().decoder
         decoder.chunks = Chunks(num_classes=3, part_bytes=part_bytes)
         output, plain = self.decode(decoder, 1)
@@ -288,8 +286,11 @@ class TestWeightsThatChange:
 
     @torch.no_grad()
     def test_after_pruning(self, used_model: SEDForSemanticSegmentation) -> None:
-        prune.random_unstructured(used_model.decoder.stages[0].skip_fusion.upsample, "weight", amount=0.5)
-        prune.random_unstructured(used_model.decoder.stages[1].skip_fusion.fuse[0], "weight", amount=0.5)
+        for layer in (
+            used_model.decoder.stages[0].skip_fusion.upsample,
+            used_model.decoder.stages[1].skip_fusion.fuse[0],
+        ):
+            prune.custom_from_mask(layer, "weight", mask=seeded(*layer.weight.shape) > 0)
         assert_decodes_as_plain(used_model.decoder, random_inputs())
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ from raw_copies import (
 )
 
 from sed_hf import SEDForSemanticSegmentation, cli, conversion
+from sed_hf.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -196,7 +197,7 @@ class Page:
             self.address, _ = self.servers.enter_context(running_space(space, self.workplace))
             return
         if arguments[0] == "export":  # once is enough
-            parsed = cli.build_parser().parse_args(arguments)
+            parsed = build_parser().parse_args(arguments)
             assert parsed.classes in (None, EXPORTED_NAMES)
             shutil.copytree(self.fixture(f"{parsed.format}_folder"), parsed.out)
             return

@@ -1,6 +1,5 @@
 """When memory runs out, the decoder takes smaller chunks, and says what to do when none are left."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,12 +34,6 @@ class MemoryLimit(TorchDispatchMode):
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    return caplog.records
-
-
-@pytest.fixture
 def decoder(make_tiny_model: Callable) -> SEDDecoder:
     return make_tiny_model().decoder
 
@@ -58,7 +51,7 @@ def limit_between(decoder: SEDDecoder, **inputs: Any) -> int:
 @pytest.mark.parametrize("topk", [None, 8])
 @torch.no_grad()
 def test_where_the_default_chunk_does_not_fit_the_result_is_the_same_with_one_warning(
-    decoder: SEDDecoder, warnings: list[logging.LogRecord], topk: int | None
+    decoder: SEDDecoder, sed_hf_log: pytest.LogCaptureFixture, topk: int | None
 ) -> None:
     inputs = random_inputs(num_classes=9, height=128) | {"early_rejection_topk": topk}
     expected = decode(decoder, **inputs).logits
@@ -66,7 +59,7 @@ def test_where_the_default_chunk_does_not_fit_the_result_is_the_same_with_one_wa
         first, second = decode(decoder, **inputs).logits, decode(decoder, **inputs).logits
     torch.testing.assert_close(first, expected, rtol=0, atol=LOGITS)
     torch.testing.assert_close(second, expected, rtol=0, atol=LOGITS)
-    assert [record.getMessage()[:29] for record in warnings] == ["Out of memory with 9 classes:"]
+    assert [record.getMessage()[:29] for record in sed_hf_log.records] == ["Out of memory with 9 classes:"]
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class Chunks:
         if torch.compiler.is_compiling():
             whole, all_logits = function(classes, *(features or ()))
             return [whole], all_logits
-        count = self._count(size, classes.device, self.num_classes)
+        count = self._count(len(classes), size, classes.device, self.num_classes)
         part_sizes = [len(part) for part in features] if features else max(count, 4 * self.part_bytes // size + 1)
         new_features, logits = [], []
 
@@ -77,8 +77,8 @@ class Chunks:
     def update_classes(self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int) -> None:
         """Replace features by a function of a few classes (t, B, H, W, C), which makes `width` channels at most."""
         for index, part in enumerate(features):
-            count = self._count(part[0, ..., 0].nbytes * width, part.device, self.num_classes)
-            pieces = (part,) if torch.compiler.is_compiling() else part.split(count)
+            count = self._count(part.shape[0], part[0, ..., 0].nbytes * width, part.device, self.num_classes)
+            pieces = (part,) if count == part.shape[0] else part.split(count)
             features[index] = _join(map(function, pieces), part.shape[0], out=part)
 
     def update_locations(
@@ -86,8 +86,8 @@ class Chunks:
     ) -> None:
         """Replace features by a function of a few locations (T, n, C), or add it; it makes `width` channels at most."""
         parts, sizes = [part.flatten(1, 3) for part in features], [part.shape[0] for part in features]
-        count = self._count(sum(sizes) * features[0].element_size() * width, features[0].device)
-        is_whole = torch.compiler.is_compiling() or count >= parts[0].shape[1]
+        count = self._count(parts[0].shape[1], sum(sizes) * parts[0].element_size() * width, parts[0].device)
+        is_whole = count == parts[0].shape[1]
         tiles = [parts] if is_whole else list(zip(*(part.split(count, dim=1) for part in parts), strict=True))
         results = (function(torch.cat(tile) if len(tile) > 1 else tile[0]).split(sizes) for tile in tiles)
         if is_whole or torch.is_grad_enabled():
@@ -130,9 +130,12 @@ class Chunks:
                 logger.warning(f"Out of memory with {num_classes} classes: decoding in smaller chunks from now on.")
             self.divisor *= 4
 
-    def _count(self, size: int, device: torch.device, num_classes: int | None = None) -> int:
-        """How many classes or locations to take at a time, each with a tensor of `size` bytes."""
-        return max(1, (num_classes or (self.max_bytes or chunk_bytes("decoder", device)) // size) // self.divisor)
+    def _count(self, length: int, size: int, device: torch.device, num_classes: int | None = None) -> int:
+        """How many classes or locations, of so many, to take at a time, each with a tensor of `size` bytes."""
+        if torch.compiler.is_compiling():
+            return length
+        wanted = num_classes or (self.max_bytes or chunk_bytes("decoder", device)) // size
+        return max(1, min(wanted, length) // self.divisor)
 
 
 def _join(pieces: Iterable[Tensor], num_classes: int, out: Any = None) -> Tensor:

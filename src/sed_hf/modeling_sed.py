@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple
 from .chunking_sed import Chunks
 from .configuration_sed import SEDConfig, SEDVisionConfig
 from .loss_sed import segmentation_losses
-from .prompt_packing_sed import encode_prompts
+from .prompt_packing_sed import encode_prompts, init_text_encoder_as_open_clip
 
 if TYPE_CHECKING:
     # transformers saves a model with every file that its code names in a relative import: so with the pipeline's too.
@@ -540,7 +540,10 @@ class SEDPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Initialise what no checkpoint has provided, and lay out convolutions as the features are: channels last."""
+        is_first_time = not getattr(self, "_is_hf_initialized", False)
         super().initialize_weights()
+        if is_first_time:
+            init_text_encoder_as_open_clip(self.base_model.text_encoder)
         self.to(memory_format=torch.channels_last)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
+from transformers import initialization as init
 
 
 def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor) -> Tensor:
@@ -131,3 +132,26 @@ def lay_out(prompts: Tensor, lengths: Tensor, shared: Tensor, sequences: Tensor)
     may_attend[sequence[token], slot[token], slots[prompt[token], ancestor]] = True
     ends = slots.gather(1, lengths[:, None] - 1).squeeze(1)
     return PackedPrompts(input_ids, position_ids, may_attend.unsqueeze(1), sequences, ends)
+
+
+def init_text_encoder_as_open_clip(text_encoder: CLIPTextModelWithProjection) -> None:
+    """Initialise what no checkpoint has provided by the rule of open_clip, from which that of transformers differs."""
+    width, depth = text_encoder.config.hidden_size, text_encoder.config.num_hidden_layers
+    std = {
+        "token_embedding": 0.02,
+        "position_embedding": 0.01,
+        "q_proj": width**-0.5,
+        "k_proj": width**-0.5,
+        "v_proj": width**-0.5,
+        "out_proj": width**-0.5 * (2 * depth) ** -0.5,
+        "fc1": (2 * width) ** -0.5,
+        "fc2": width**-0.5 * (2 * depth) ** -0.5,
+        "text_projection": width**-0.5,
+    }
+    for name, module in text_encoder.named_modules():  # by name: the layer alone does not tell its role
+        role = name.rpartition(".")[-1]
+        if role in std:
+            init.normal_(module.weight, std=std[role])
+        if role in ("fc1", "fc2"):
+            bound = module.in_features**-0.5
+            init.uniform_(module.bias, -bound, bound)
