@@ -77,7 +77,9 @@ class Chunks:
     def update_classes(self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int) -> None:
         """Replace features by a function of a few classes (t, B, H, W, C), which makes `width` channels at most."""
         for index, part in enumerate(features):
-            count = self._count(part.shape[0], part[0, ..., 0].nbytes * width, part.device, self.num_classes)
+            count = self._count(
+                part.shape[0], part[0, ..., 0].numel() * part.element_size() * width, part.device, self.num_classes
+            )
             pieces = (part,) if count == part.shape[0] else part.split(count)
             features[index] = _join(map(function, pieces), part.shape[0], out=part)
 

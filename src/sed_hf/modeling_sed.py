@@ -398,7 +398,8 @@ class SEDDecoder(nn.Module):
         classes = torch.arange(cost_map.class_embeddings.shape[0], device=cost_map.class_embeddings.device)
         kept = classes.new_zeros(1, len(self.stages), *classes.shape, dtype=torch.bool)
         aux_logits, hidden_states = [], []
-        channel_bytes = cost_map.dense_embeddings[:, 0].nbytes
+        locations = cost_map.dense_embeddings[:, 0]
+        channel_bytes = locations.numel() * locations.element_size()
         class_bytes = [channel_bytes * 4**index * stage.widest for index, stage in enumerate(self.stages)]
         embed = partial(self.chunks.map, partial(self.embed, *cost_map), size=class_bytes[0])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader, Subset
@@ -82,6 +82,8 @@ class TrainingRun:
         set_trainable(self.model, recipe)
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
+        if self.accelerator.distributed_type == DistributedType.FSDP:  # which shards only contiguous parameters
+            self.model.to(memory_format=torch.contiguous_format)
         self.classes = TrainingClasses(class_names, self.processor, self.model.to(self.accelerator.device))
         optimizer = build_optimizer(self.model, recipe)
         self.schedule = build_schedule(optimizer, recipe)
