@@ -206,7 +206,7 @@ def load(point: Point, folder: Path, device: torch.device) -> tuple[SEDForSemant
     """A model as a user loads it."""
     folder = folder if point.model in VARIANTS else Path(point.model)
     model = SEDForSemanticSegmentation.from_pretrained(folder, dtype=getattr(torch, point.dtype)).to(device).eval()
-    processor = SEDProcessor.from_pretrained(folder)
+    processor = SEDProcessor.from_pretrained(folder, trust_remote_code=False)
     processor.image_processor.input_size = {"height": point.size, "width": point.size}
     if point.decoder == "plain":
         model.decoder = PlainDecoder(model.decoder)

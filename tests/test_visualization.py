@@ -144,3 +144,8 @@ def test_overlay_of_an_image_of_any_shape_fits_into_a_jpeg_file(size: tuple[int,
     overlay = overlay_array(np.zeros(size[::-1], dtype=np.uint8))
     assert max(overlay.shape) <= 65_500
     assert colors_in(overlay, NAMES)[0]
+
+
+def test_a_label_map_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(5, 4\): expected the image's \(4, 5\)"):
+        draw_regions(Image.new("RGB", (5, 4)), np.zeros((5, 4), dtype=np.int64), NAMES)

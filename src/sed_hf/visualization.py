@@ -184,15 +184,20 @@ def draw_regions(
 
     Args:
         image: RGB; it is drawn at [`display_size`].
-        segmentation: Class indices (height, width), stretched to the image.
+        segmentation: Class indices (height, width), of the image's size.
         class_names: The T class names; synonyms separated by ", ".
         numbered: Class indices; the n-th class gets the number n.
         ignore_index: Label of pixels that have no class; they keep the image's colours.
         number_scale: Size of the numbers relative to those of a legend.
+
+    Raises:
+        ValueError: The sizes differ.
     """
+    if segmentation.shape != image.size[::-1]:
+        raise ValueError(f"segmentation has shape {segmentation.shape}: expected the image's {image.size[::-1]}")
     size = display_size(image.size)
     original = image.resize(size, Image.Resampling.BICUBIC)
-    labels = np.asarray(Image.fromarray(segmentation.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+    labels = resize_labels(segmentation, size)
     has_class = labels != ignore_index
     colors = Image.fromarray(class_colors(class_names)[np.where(has_class, labels, 0)])
     colored = Image.blend(original.convert("L").convert("RGB"), colors, 0.5)
@@ -201,6 +206,11 @@ def draw_regions(
     regions.paste(WHITE, mask=Image.fromarray(contours))
     _number_regions(regions, labels, numbered, round(number_scale * font_size(size)))
     return regions
+
+
+def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
+    """Labels (height, width) at another width and height: the nearest label of each pixel."""
+    return np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
 
 
 def display_size(size: tuple[int, int]) -> tuple[int, int]:

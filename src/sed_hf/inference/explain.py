@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..visualization import INK, class_statistics, draw_overlay, first_synonym, shortened
+from ..visualization import INK, class_statistics, draw_overlay, first_synonym, resize_labels, shortened
 
 CELL_AREA = 200 * 150  # pixels
 LABEL_WIDTH = 270
@@ -102,7 +102,7 @@ def draw_explanation(image: Image.Image, explanation: Explanation, max_rows: int
     scale = (CELL_AREA / (image.width * image.height)) ** 0.5
     cell = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     large = image.resize((3 * cell[0], 3 * cell[1]))
-    overlay = draw_overlay(large, explanation.segmentation, explanation.class_names)
+    overlay = draw_overlay(large, resize_labels(explanation.segmentation, large.size), explanation.class_names)
     row_height = max(cell[1], 4 * LINE) + GAP
     headings_top = max(large.height, overlay.height) + 2 * GAP
     first_row = headings_top + 2 * LINE + GAP
