@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "sed_hf"
 # The extra that a file may presume as it is loaded: of the first prefix that fits. Without one it is `pip install .`.
 EXTRAS = {
     "src/sed_hf/data/": "train",
@@ -26,7 +28,6 @@ EXTRAS = {
 }
 FILES = [ROOT / "app.py", *(path for folder in ("src", "scripts", "tests") for path in (ROOT / folder).rglob("*.py"))]
 PRODUCT = [path for path in FILES if not path.is_relative_to(ROOT / "tests")]
-PACKAGE = ROOT / "src" / "sed_hf"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 CARRIED_LIBRARIES = {
     *("torch", "torchvision", "transformers", "timm", "numpy"),
@@ -48,36 +49,47 @@ LAYERS = [
 ]
 
 
-def extra_of(path: Path) -> str:
-    """The extra that a file may presume."""
-    return next(extra for prefix, extra in EXTRAS.items() if path.relative_to(ROOT).as_posix().startswith(prefix))
+def imports(path: Path, in_functions: bool) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements that run as a file is loaded, or also as its functions run."""
+    found, nodes = [], [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif in_functions or not isinstance(node, ast.FunctionDef):
+            nodes.extend(ast.iter_child_nodes(node))
+    return found
 
 
-@cache
-def declared(*extras: str) -> set[str]:
-    """The distributions that setup.cfg requires, with these extras, and those that they require themselves."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    options = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
-    direct = {distribution(line) for option in options for line in option.split("\n") if line}
-    return direct | {distribution(line) for name in direct for line in requires(name) or [] if "extra ==" not in line}
+def libraries(path: Path, in_functions: bool = True) -> set[str]:
+    """The first names of the modules that a file imports absolutely, but for those of the standard library."""
+    names = set()
+    for node in imports(path, in_functions):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif node.level == 0:
+            names.add(str(node.module).partition(".")[0])
+    return names - sys.stdlib_module_names
+
+
+def own_modules(module: str) -> set[str]:
+    """The modules of the package that one imports, also in its functions."""
+    path, found = PACKAGE / f"{module}.py", set()
+    for node in imports(path, in_functions=True):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+            for alias in node.names:
+                candidates = [base / f"{alias.name}.py", base.with_suffix(".py"), base / "__init__.py"]
+                source = next(file for file in candidates if file.is_file())
+                found.add(source.relative_to(PACKAGE).with_suffix("").as_posix())
+    return found - {module}
 
 
 def distribution(requirement: str) -> str:
     """The normal name of what is required: open-clip-torch of `open_clip_torch>=3.0`."""
     return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
-
-
-def imports(node: ast.AST, in_functions: bool) -> set[str]:
-    """The first names of the modules that are imported as a file is loaded, or also as its functions run."""
-    if isinstance(node, ast.Import):
-        return {alias.name.partition(".")[0] for alias in node.names}
-    if isinstance(node, ast.ImportFrom):
-        return {str(node.module).partition(".")[0]} if node.level == 0 else set()
-    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    if not in_functions and (for_types or isinstance(node, ast.FunctionDef)):
-        return set()
-    return {name for child in ast.iter_child_nodes(node) for name in imports(child, in_functions)}
 
 
 @cache
@@ -86,73 +98,68 @@ def providers() -> dict[str, set[str]]:
     return {module: {distribution(name) for name in names} for module, names in packages_distributions().items()}
 
 
-def undeclared(path: Path, allowed: set[str], in_functions: bool) -> set[str]:
-    """The modules that a file imports though no allowed distribution has them."""
+@cache
+def declared_modules(*extras: str) -> set[str]:
+    """The modules of what setup.cfg requires, with these extras, and of what that requires itself."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    options = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    direct = {distribution(line) for option in options for line in option.split("\n") if line}
+    allowed = direct | {
+        distribution(line) for name in direct for line in requires(name) or [] if "extra ==" not in line
+    }
+    return {module for module, names in providers().items() if names & allowed}
+
+
+def undeclared(path: Path, extras: set[str], in_functions: bool) -> set[str]:
+    """What a file imports that comes neither with the extras nor from this repository."""
     own = {"sed_hf", "scripts", *({file.stem for file in FILES} - providers().keys())}
-    foreign = imports(ast.parse(path.read_text(encoding="utf-8")), in_functions) - own - sys.stdlib_module_names
-    return {name for name in foreign if not allowed & providers().get(name, set())}
+    return libraries(path, in_functions) - own - declared_modules(*sorted(extras - {""}))
 
 
 @pytest.mark.parametrize("extra", sorted(set(EXTRAS.values())))
 def test_what_a_file_imports_as_it_is_loaded_comes_with_its_extra(extra: str) -> None:
-    files = [path for path in FILES if extra_of(path) == extra]
-    allowed = declared(extra) if extra else declared()
-    assert {path: names for path in files if (names := undeclared(path, allowed, in_functions=False))} == {}
+    extra_of = {
+        path: next(extra for prefix, extra in EXTRAS.items() if path.relative_to(ROOT).as_posix().startswith(prefix))
+        for path in FILES
+    }
+    files = [path for path in FILES if extra_of[path] == extra]
+    assert {path: names for path in files if (names := undeclared(path, {extra}, in_functions=False))} == {}
 
 
 def test_what_is_imported_as_functions_run_comes_with_some_extra() -> None:
     extras = {"train", "demo", "video", "benchmark", "export"}
-    allowed = {path: declared(*sorted(extras | {extra_of(path)} - {""})) for path in PRODUCT}
-    assert {path: names for path in PRODUCT if (names := undeclared(path, allowed[path], in_functions=True))} == {}
-
-
-def imported_modules(module: str) -> set[str]:
-    """The modules of the package that one imports, also in its functions; not those of which it only names types."""
-    path = PACKAGE / f"{module}.py"
-    found = set()
-
-    def visit(node: ast.AST) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.ImportFrom) and child.level:
-                base = path.parents[child.level - 1] / (child.module or "").replace(".", "/")
-                for alias in child.names:
-                    candidates = [base / f"{alias.name}.py", base.with_suffix(".py"), base / "__init__.py"]
-                    source = next(file for file in candidates if file.is_file())
-                    found.add(source.relative_to(PACKAGE).with_suffix("").as_posix())
-            elif not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
-                visit(child)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found - {module}
+    assert {path: names for path in PRODUCT if (names := undeclared(path, extras, in_functions=True))} == {}
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    TopologicalSorter({module: imported_modules(module) for module in MODULES}).prepare()
+    TopologicalSorter({module: own_modules(module) for module in MODULES}).prepare()
 
 
 def test_imports_point_in_one_direction() -> None:
     layers = {name: index for index, names in enumerate(LAYERS) for name in names}
-    layer = {module: layers.get(module.partition("/")[0]) for module in MODULES}
-    upward = {
-        f"{module} imports {imported}"
-        for module in MODULES
-        for imported in imported_modules(module)
-        if layer[module] is not None and layer[imported] is not None and layer[imported] > layer[module]  # type: ignore[operator]
-    }
-    assert upward == set()
+    layer = {module: layers[first] for module in MODULES if (first := module.partition("/")[0]) in layers}
+    pairs = {(module, imported) for module in layer for imported in own_modules(module) & layer.keys()}
+    assert {pair for pair in pairs if layer[pair[0]] < layer[pair[1]]} == set()
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.endswith("_sed")])
 def test_carried_files_import_only_each_other_and_what_their_users_have(module: str) -> None:
     assert "/" not in module
-    assert {name for name in imported_modules(module) if not name.endswith("_sed")} == set()
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    assert imports(tree, in_functions=True) <= CARRIED_LIBRARIES | sys.stdlib_module_names
+    assert {name for name in own_modules(module) if not name.endswith("_sed")} == set()
+    assert libraries(PACKAGE / f"{module}.py") <= CARRIED_LIBRARIES
 
 
 @pytest.mark.parametrize("path", [path for path in PRODUCT if path.name != "app.py"], ids=lambda path: path.name)
 def test_the_package_is_imported_relatively_and_no_path_is_edited(path: Path) -> None:
-    content = path.read_text(encoding="utf-8")
-    assert "sys.path" not in content
-    if path.is_relative_to(PACKAGE):
-        assert "sed_hf" not in imports(ast.parse(content), in_functions=True)
+    assert "sys.path" not in path.read_text(encoding="utf-8")
+    assert not (path.is_relative_to(PACKAGE) and "sed_hf" in libraries(path))
+
+
+@pytest.mark.parametrize(
+    "statement", ["import sed_hf", "from sed_hf import load; from sed_hf.cli.main import build_parser; build_parser()"]
+)
+def test_neither_the_package_nor_the_command_waits_for_torch(statement: str) -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'PIL', 'gdown'}"
+    code = f"{statement}; import sys; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

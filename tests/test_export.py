@@ -2,7 +2,6 @@
 
 import ast
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,24 +13,20 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import EXPORTED_NAMES, make_tiny_config
+from conftest import EXPORTED_NAMES
 from PIL import Image
 from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor, load
 from sed_hf.cli import main
-from sed_hf.conversion import convert_official_checkpoint
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
-from sed_hf.hub.export import DenseSegmentation, export_model, export_program, quantize_weights, save_onnx
-from sed_hf.hub.load import load
+from sed_hf.hub.export import export_model
 from sed_hf.metrics import MeanIoU
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "segment_with_onnxruntime.py"
 LOGITS = 1e-4
 EMBEDDINGS = 1e-5
-SIZES = [(64, 64), (96, 160), (224, 128)]
-VOCABULARIES = [2, 7, 60]
 
 Run = Callable[..., Tensor]
 
@@ -47,17 +42,17 @@ def processor() -> SEDProcessor:
 
 
 @pytest.fixture(scope="module")
-def int8_folder(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `--int8` makes of the same files."""
+def int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "int8"
-    shutil.copytree(onnx_folder, folder)
-    for path in folder.glob("*.onnx"):
-        quantize_weights(path)
+    assert main(["export", str(folder), "--int8"]) == 0
     return folder
 
 
-def run_onnx(path: Path) -> Run:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def program(folder: Path, name: str) -> Run:
+    """An exported program of either format."""
+    if (folder / f"{name}.pt2").exists():
+        return torch.export.load(folder / f"{name}.pt2").module()
+    session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
@@ -67,107 +62,88 @@ def run_onnx(path: Path) -> Run:
     return run
 
 
-def run_torch(path: Path) -> Run:
-    return torch.export.load(path).module()
-
-
-def image_and_classes(
-    model: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int, batch_size: int = 1
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(num_classes)
-    config = model.config
-    classes = torch.randn(num_classes, len(config.prompt_templates), config.projection_dim, generator=generator)
-    return torch.randn(batch_size, 3, *size, generator=generator), F.normalize(classes, dim=-1)
-
-
 @torch.no_grad()
-def assert_equals_eager(run: Run, model: SEDForSemanticSegmentation, inputs: tuple[Tensor, Tensor]) -> None:
-    pixel_values, class_embeddings = inputs
-    expected = model(pixel_values, class_embeddings=class_embeddings, early_rejection_topk=0).logits
-    torch.testing.assert_close(run(pixel_values, class_embeddings), expected, rtol=0, atol=LOGITS)
+def assert_equals_eager(
+    run: Run, model: SEDForSemanticSegmentation, num_classes: int, size: tuple[int, int], batch_size: int = 1
+) -> None:
+    generator = torch.Generator().manual_seed(num_classes)
+    pixel_values = torch.randn(batch_size, 3, *size, generator=generator)
+    shape = (num_classes, len(model.config.prompt_templates), model.config.projection_dim)
+    classes = F.normalize(torch.randn(shape, generator=generator), dim=-1)
+    expected = model(pixel_values, class_embeddings=classes, early_rejection_topk=0).logits
+    torch.testing.assert_close(run(pixel_values, classes), expected, rtol=0, atol=LOGITS)
 
 
 @pytest.mark.slow
 class TestPrograms:
     @pytest.fixture(scope="class", params=["onnx", "torch"])
     @classmethod
-    def segmentation(cls, request: pytest.FixtureRequest) -> Run:
-        """The program that segments, of both formats."""
-        folder = request.getfixturevalue(f"{request.param}_folder")
-        onnx = request.param == "onnx"
-        return run_onnx(folder / "segmentation.onnx") if onnx else run_torch(folder / "segmentation.pt2")
+    def folder(cls, request: pytest.FixtureRequest) -> Path:
+        """The bundled toy model in both formats."""
+        return request.getfixturevalue(f"{request.param}_folder")
 
-    @pytest.mark.parametrize("num_classes", VOCABULARIES)
-    @pytest.mark.parametrize("size", SIZES)
-    def test_any_size_and_vocabulary_equal_the_model(
-        self, segmentation: Run, model: SEDForSemanticSegmentation, size: tuple[int, int], num_classes: int
+    def test_any_size_vocabulary_and_batch_equal_the_model(
+        self, folder: Path, model: SEDForSemanticSegmentation
     ) -> None:
-        assert_equals_eager(segmentation, model, image_and_classes(model, size, num_classes))
-
-    def test_a_batch_equals_the_model(self, segmentation: Run, model: SEDForSemanticSegmentation) -> None:
-        assert_equals_eager(segmentation, model, image_and_classes(model, (96, 64), 5, batch_size=3))
+        run = program(folder, "segmentation")
+        for num_classes, size in ((2, (64, 64)), (7, (96, 160)), (60, (224, 128))):
+            assert_equals_eager(run, model, num_classes, size)
+        assert_equals_eager(run, model, 5, (96, 64), batch_size=3)
 
     def test_onnx_takes_a_single_class_and_a_single_location(
         self, onnx_folder: Path, model: SEDForSemanticSegmentation
     ) -> None:
-        run = run_onnx(onnx_folder / "segmentation.onnx")
-        assert_equals_eager(run, model, image_and_classes(model, (64, 96), 1))
-        assert_equals_eager(run, model, image_and_classes(model, (32, 32), 4))
+        run = program(onnx_folder, "segmentation")
+        assert_equals_eager(run, model, 1, (64, 96))
+        assert_equals_eager(run, model, 4, (32, 32))
 
-    def test_another_configuration_equals_the_model(self, tiny_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("program_format", ["onnx", "torch"])
+    def test_another_configuration_equals_the_model(
+        self, make_tiny_model: Callable, tiny_processor: SEDProcessor, program_format: Any, tmp_path: Path
+    ) -> None:
         """Pooled and full class attention; the projection, the skip widths and the 80 templates of SED-L."""
-        config = make_tiny_config(inference_pooling_size=2, class_attention_type="full")
-        model = convert_official_checkpoint(tiny_weights, config)
-        save_onnx(DenseSegmentation(model), tmp_path / "segmentation.onnx")
-        for run in (run_onnx(tmp_path / "segmentation.onnx"), export_program(DenseSegmentation(model)).module()):
-            for size, num_classes in zip([(128, 160), (192, 128), (224, 256)], VOCABULARIES, strict=True):
-                assert_equals_eager(run, model, image_and_classes(model, size, num_classes))
+        model = make_tiny_model(inference_pooling_size=2, class_attention_type="full")
+        export_model(model, tiny_processor, tmp_path / "out", program_format)
+        run = program(tmp_path / "out", "segmentation")
+        for num_classes, size in ((2, (128, 160)), (7, (192, 128)), (60, (224, 256))):
+            assert_equals_eager(run, model, num_classes, size)
 
     @pytest.mark.parametrize("padding", ["longest", "max_length"])
     @torch.no_grad()
     def test_the_text_encoder_equals_the_model(
-        self,
-        onnx_folder: Path,
-        torch_folder: Path,
-        model: SEDForSemanticSegmentation,
-        processor: SEDProcessor,
-        padding: Any,
+        self, folder: Path, model: SEDForSemanticSegmentation, processor: SEDProcessor, padding: Any
     ) -> None:
         input_ids = processor(text=["sky", "red triangle", "a"], padding=padding)["input_ids"]
         expected = model.get_class_embeddings(input_ids).flatten(0, 1)
-        for run in (run_onnx(onnx_folder / "text_encoder.onnx"), run_torch(torch_folder / "text_encoder.pt2")):
-            torch.testing.assert_close(run(input_ids.flatten(0, 1)), expected, rtol=0, atol=EMBEDDINGS)
+        actual = program(folder, "text_encoder")(input_ids.flatten(0, 1))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=EMBEDDINGS)
 
     @torch.no_grad()
-    def test_saved_classes_are_those_of_the_model(
+    def test_saved_classes_and_settings_are_those_of_the_model(
         self, onnx_folder: Path, model: SEDForSemanticSegmentation, processor: SEDProcessor
     ) -> None:
         classes = np.load(onnx_folder / "classes.npz")
         assert classes["names"].tolist() == EXPORTED_NAMES
         expected = model.get_class_embeddings(**processor(text=EXPORTED_NAMES))
         torch.testing.assert_close(torch.from_numpy(classes["embeddings"]), expected, rtol=0, atol=EMBEDDINGS)
-
-    def test_settings_are_those_of_the_processor(self, onnx_folder: Path, processor: SEDProcessor) -> None:
         settings = json.loads((onnx_folder / "settings.json").read_text())
         assert settings["image"]["size"] is None  # the toy model does not resize by edges
         assert settings["image"]["input_size"] == {"height": 192, "width": 192}
         assert settings["image"]["mean"] == pytest.approx(processor.image_processor.image_mean)
         assert settings["text"]["prompt_templates"] == processor.prompt_templates
 
-    def test_files_of_8_bits_are_less_than_half_as_large(self, int8_folder: Path, onnx_folder: Path) -> None:
-        for name in ("segmentation.onnx", "text_encoder.onnx"):
-            assert (int8_folder / name).stat().st_size < 0.5 * (onnx_folder / name).stat().st_size
-
     @torch.no_grad()
-    def test_scenes_have_the_mean_iou_of_the_model(
+    def test_scenes_have_the_mean_iou_of_the_model_also_in_half_the_size(
         self, onnx_folder: Path, int8_folder: Path, model: SEDForSemanticSegmentation, processor: SEDProcessor
     ) -> None:
         """5 scenes with the names of all 104 classes."""
+        for name in ("segmentation.onnx", "text_encoder.onnx"):
+            assert (int8_folder / name).stat().st_size < 0.5 * (onnx_folder / name).stat().st_size
         classes = model.get_class_embeddings(**processor(text=scene_vocabulary()))
         runs: dict[str, Run] = {
             "model": lambda pixel_values, classes: model(pixel_values, class_embeddings=classes).logits,
-            "onnx": run_onnx(onnx_folder / "segmentation.onnx"),
-            "int8": run_onnx(int8_folder / "segmentation.onnx"),
+            "onnx": program(onnx_folder, "segmentation"),
+            "int8": program(int8_folder, "segmentation"),
         }
         metrics = {name: MeanIoU(class_names=scene_vocabulary()) for name in runs}
         for scene in SceneDataset("test", 5):
@@ -181,20 +157,21 @@ class TestPrograms:
 
 
 class TestTheExample:
+    @pytest.fixture(autouse=True)
+    def _path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+
     def test_it_needs_only_numpy_and_onnxruntime(self) -> None:
         tree = ast.walk(ast.parse(EXAMPLE.read_text()))
         modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
-        assert {name for name in modules if name not in sys.stdlib_module_names} == {"numpy", "onnxruntime"}
+        assert modules - sys.stdlib_module_names == {"numpy", "onnxruntime"}
 
     @pytest.mark.slow
-    def test_it_labels_an_image_as_the_command_does(
-        self, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-        from segment_with_onnxruntime import read_png, segment
-
+    def test_it_labels_an_image_as_the_command_does(self, onnx_folder: Path, tmp_path: Path) -> None:
         image = ROOT / "examples" / "scene-3.png"
         assert main(["segment", str(image), "--classes", *EXPORTED_NAMES, "--output", str(tmp_path)]) == 0
+        from segment_with_onnxruntime import read_png, segment
+
         segmentation, _ = segment(onnx_folder, read_png(image))
         assert (segmentation == np.array(Image.open(tmp_path / "scene-3_labels.png"))).mean() > 0.9999
         command = [sys.executable, EXAMPLE, onnx_folder, image, tmp_path / "result.png"]
@@ -202,8 +179,7 @@ class TestTheExample:
         assert Image.open(tmp_path / "result.png").size == (384, 192)
 
     @pytest.mark.parametrize("size", [(64, 88), (40, 300), (200, 274)])
-    def test_it_resizes_as_pillow_to_a_level(self, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-        monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    def test_it_resizes_as_pillow_to_a_level(self, size: tuple[int, int]) -> None:
         from segment_with_onnxruntime import resize_antialiased
 
         image = np.random.default_rng(0).integers(0, 256, (97, 133, 3)).astype(np.uint8)
@@ -212,10 +188,9 @@ class TestTheExample:
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.01
 
-    @pytest.mark.parametrize("content", [b"", b"not a PNG", b"half"], ids=["empty", "text", "half"])
-    def test_it_refuses_what_is_not_a_png_in_one_line(self, tmp_path: Path, content: bytes) -> None:
-        whole = (ROOT / "examples" / "scene-1.png").read_bytes()
-        (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    @pytest.mark.parametrize("length", [0, 1000], ids=["empty", "half"])
+    def test_it_refuses_what_is_not_a_png_in_one_line(self, tmp_path: Path, length: int) -> None:
+        (tmp_path / "x.png").write_bytes((ROOT / "examples" / "scene-1.png").read_bytes()[:length])
         for name in ("segmentation.onnx", "settings.json", "classes.npz"):
             (tmp_path / name).touch()
         command = [sys.executable, EXAMPLE, tmp_path, tmp_path / "x.png", tmp_path / "result.png"]
@@ -225,35 +200,36 @@ class TestTheExample:
         assert "Traceback" not in ended.stderr
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (["--classes", "sky", "sea", "Sky"], "--classes[2]: 'Sky' is the same class name as --classes[0]='sky'"),
-            (["--format", "torch", "--int8"], "--int8: expected with --format onnx, got torch"),
-            (["--model", "nowhere"], "nowhere: no such folder; expected a model folder"),
-        ],
-    )
-    def test_the_command_refuses(
-        self, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["export", str(tmp_path / "out"), *options]) == 2
-        assert message in capsys.readouterr().err
-        assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "sky", "sea", "Sky"], "--classes[2]: 'Sky' is the same class name as --classes[0]='sky'"),
+        (["--format", "torch", "--int8"], "--int8: expected with --format onnx, got torch"),
+        (["--model", "nowhere"], "nowhere: no such folder; expected a model folder"),
+    ],
+)
+def test_the_command_refuses(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
-    def test_onnx_that_is_not_installed(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("sed_hf.cli.export.find_spec", lambda name: None)
-        assert main(["export", str(tmp_path / "out")]) == 2
-        assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in capsys.readouterr().err
 
-    def test_python_refuses(self, model: SEDForSemanticSegmentation, processor: SEDProcessor, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(FileExistsError, match="expected a new or empty folder"):
-            export_model(model, processor, tmp_path)
-        with pytest.raises(ValueError, match="int8: expected with the format onnx, got 'torch'"):
-            export_model(model, processor, tmp_path / "out", "torch", int8=True)
+def test_onnx_that_is_not_installed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sed_hf.cli.export.find_spec", lambda name: None)
+    assert main(["export", str(tmp_path / "out")]) == 2
+    assert "ONNX needs onnx, onnxscript, onnxruntime: pip install" in capsys.readouterr().err
+
+
+def test_python_refuses(model: SEDForSemanticSegmentation, processor: SEDProcessor, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="expected a new or empty folder"):
+        export_model(model, processor, tmp_path)
+    with pytest.raises(ValueError, match="int8: expected with the format onnx, got 'torch'"):
+        export_model(model, processor, tmp_path / "out", "torch", int8=True)
 
 
 def test_an_export_that_fails_leaves_nothing(
@@ -262,7 +238,6 @@ def test_an_export_that_fails_leaves_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch.onnx, "export", fail)
     monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(OSError, match="No space left"):
         export_model(model, processor, tmp_path / "out")

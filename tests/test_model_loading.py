@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import sed_hf
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.hub.load import TOY_MODEL, check_model_source, load
 
-PROCESSOR_FILES = ["tokenizer.json", "tokenizer_config.json", "processor_config.json"]
+BIAS = "decoder.head.bias"
+JSON_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
 
 
 @pytest.fixture
@@ -37,9 +38,9 @@ def refusal(folder: Path, error_type: type[Exception] = ValueError) -> str:
 
 
 class TestSources:
-    @pytest.mark.parametrize("source", [None, "toy", str(TOY_MODEL), TOY_MODEL])
+    @pytest.mark.parametrize("source", [None, "toy", TOY_MODEL])
     def test_the_toy_model_is_loaded_by_default_and_by_name(self, source: Any) -> None:
-        model, processor = load(source)
+        model, processor = sed_hf.load(source)
         assert not model.training
         assert model.config.projection_dim == 128
         assert processor.prompt_templates == model.config.prompt_templates
@@ -70,8 +71,8 @@ class TestSources:
             load(device="cuda")
 
     @pytest.mark.parametrize("source", ["nowhere", "./sed-base", "a/b/c"])
-    def test_what_is_neither_a_folder_nor_a_name_on_the_hub_is_refused(self, source: str) -> None:
-        with pytest.raises(FileNotFoundError, match=f"{source}: no such folder; expected a model folder or OWNER/NAME"):
+    def test_what_is_neither_a_folder_nor_a_name_is_refused(self, source: str) -> None:
+        with pytest.raises(FileNotFoundError, match=f"{source}: no such folder; expected a model folder"):
             check_model_source(source)
 
     def test_a_folder_without_a_model_is_refused(self, tmp_path: Path) -> None:
@@ -80,27 +81,20 @@ class TestSources:
 
 
 class TestWeights:
-    def change(self, folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> str:
-        weights = load_file(folder / "model.safetensors")
-        change(weights)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return refusal(folder)
-
-    def test_missing_weights_are_not_drawn_at_random(self, folder: Path) -> None:
-        message = self.change(folder, lambda weights: weights.pop("decoder.head.bias"))
-        assert "weights that are missing: decoder.head.bias" in message
-
-    def test_further_weights_are_refused(self, folder: Path) -> None:
-        message = self.change(folder, lambda weights: weights.update(stranger=torch.zeros(1)))
-        assert "weights that are unexpected: stranger" in message
-
-    def test_weights_of_another_shape_are_refused(self, folder: Path) -> None:
-        message = self.change(folder, lambda weights: weights.update({"decoder.head.bias": torch.zeros(2)}))
-        assert "weights that are of another shape: decoder.head.bias" in message
-
-    def test_weights_that_are_not_finite_are_refused(self, folder: Path) -> None:
-        message = self.change(folder, lambda weights: weights["decoder.head.bias"].fill_(torch.nan))
-        assert "weights that are not finite: decoder.head.bias" in message
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({BIAS: None}, f"missing: {BIAS}"),
+            ({"stranger": torch.zeros(1)}, "unexpected: stranger"),
+            ({BIAS: torch.zeros(2)}, f"of another shape: {BIAS}"),
+            ({BIAS: torch.tensor([torch.nan])}, f"not finite: {BIAS}"),
+        ],
+    )
+    def test_weights_that_do_not_fill_the_model_are_refused(self, folder: Path, change: dict, message: str) -> None:
+        weights = {**load_file(folder / "model.safetensors"), **change}
+        present = {name: tensor for name, tensor in weights.items() if tensor is not None}
+        save_file(present, folder / "model.safetensors", metadata={"format": "pt"})
+        assert f"weights that are {message}" in refusal(folder)
 
     @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"], ids=["empty", "LFS"])
     def test_a_file_that_is_not_the_weights_is_refused(self, folder: Path, content: bytes) -> None:
@@ -113,68 +107,51 @@ class TestWeights:
 
 
 class TestSettings:
-    @pytest.mark.parametrize(
-        "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
-    )
-    @pytest.mark.parametrize("content", ["", "5", "version https://git-lfs.github.com/spec/v1\n"])
+    @pytest.mark.parametrize("name", JSON_FILES)
+    @pytest.mark.parametrize("content", ["", "5"])
     def test_damaged_files_are_named(self, folder: Path, name: str, content: str) -> None:
         (folder / name).write_text(content)
-        assert name in refusal(folder)
+        assert f"{name} is not a JSON object" in refusal(folder)
 
-    @pytest.mark.parametrize("name", PROCESSOR_FILES)
+    @pytest.mark.parametrize("name", JSON_FILES)
     def test_missing_files_are_named(self, folder: Path, name: str) -> None:
         (folder / name).unlink()
         assert name in refusal(folder, OSError)
 
-    def test_other_prompt_templates_than_the_models_are_refused(self, folder: Path) -> None:
-        change_json(folder / "processor_config.json", prompt_templates=["a {}"])
-        assert "processor_config.json and config.json have different prompt_templates" in refusal(folder)
-
     @pytest.mark.parametrize(
-        ("values", "message"),
+        ("file", "values", "message"),
         [
-            ({"eos_token_id": 3}, "expected the tokenizer to end with token 3, as config.json says; got 675"),
-            ({"max_position_embeddings": 16}, "weights that are of another shape"),
-            ({"vocab_size": 600}, "weights that are of another shape"),
+            ("processor_config.json", {"prompt_templates": ["a {}"]}, "config.json: prompt_templates"),
+            ("tokenizer_config.json", {"model_max_length": 77}, "config.json: max_position_embeddings"),
+            ("config.json", {"eos_token_id": 3}, "config.json: eos_token_id"),
+            ("config.json", {"max_position_embeddings": 16}, "weights that are of another shape"),
+            ("config.json", {"vocab_size": 600}, "weights that are of another shape"),
         ],
     )
-    def test_another_tokenizer_than_the_models_is_refused(
-        self, folder: Path, values: dict[str, int], message: str
+    def test_a_processor_that_does_not_fit_the_model_is_refused(
+        self, folder: Path, file: str, values: dict, message: str
     ) -> None:
-        text_config = json.loads((folder / "config.json").read_text())["text_config"]
-        change_json(folder / "config.json", text_config=text_config | values)
+        if file == "config.json":
+            values = {"text_config": json.loads((folder / file).read_text())["text_config"] | values}
+        change_json(folder / file, **values)
         assert message in refusal(folder)
 
-    def test_longer_prompts_than_the_model_takes_are_refused(self, folder: Path) -> None:
-        change_json(folder / "tokenizer_config.json", model_max_length=77)
-        assert "the tokenizer needs max_position_embeddings 77, but config.json has 32" in refusal(folder)
 
-
-AUTO_MAP = {
-    "AutoConfig": "evil.Evil",
-    "AutoModel": "evil.Evil",
-    "AutoModelForSemanticSegmentation": "evil.Evil",
-    "AutoImageProcessor": "evil.Evil",
-    "AutoProcessor": "evil.Evil",
-    "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+EVIL = {
+    "auto_map": dict.fromkeys(
+        ["AutoConfig", "AutoModel", "AutoModelForSemanticSegmentation", "AutoImageProcessor", "AutoProcessor"],
+        "evil.Evil",
+    )
+    | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
 }
+AUDIO = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "FOLDER"}
 HOSTILE: dict[str, dict[str, dict[str, Any]]] = {
-    "code for every class": {
-        "config.json": {"auto_map": AUTO_MAP},
-        "tokenizer_config.json": {"auto_map": AUTO_MAP},
-        "processor_config.json": {"auto_map": AUTO_MAP},
-    },
-    "unknown model": {"config.json": {"model_type": "evil", "auto_map": AUTO_MAP}},
-    "unknown tokenizer": {"tokenizer_config.json": {"tokenizer_class": "Evil", "auto_map": AUTO_MAP}},
-    "unknown processor": {"processor_config.json": {"processor_class": "Evil", "auto_map": AUTO_MAP}},
-    "unknown image processor": {
-        "processor_config.json": {"image_processor": {"image_processor_type": "Evil", "auto_map": AUTO_MAP}}
-    },
-    "audio tokenizer": {
-        "processor_config.json": {
-            "audio_tokenizer": {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "FOLDER"}
-        }
-    },
+    "code for every class": dict.fromkeys(["config.json", "tokenizer_config.json", "processor_config.json"], EVIL),
+    "audio tokenizer": {"processor_config.json": {"audio_tokenizer": AUDIO}},
+    "unknown model": {"config.json": {"model_type": "evil", **EVIL}},
+    "unknown tokenizer": {"tokenizer_config.json": {"tokenizer_class": "Evil", **EVIL}},
+    "unknown processor": {"processor_config.json": {"processor_class": "Evil", **EVIL}},
+    "unknown image processor": {"processor_config.json": {"image_processor": {"image_processor_type": "Evil", **EVIL}}},
 }
 
 
@@ -190,13 +167,9 @@ def test_a_hostile_folder_runs_no_code_and_asks_for_no_consent(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     arguments = ["segment", str(folder.parent / "image.png"), "--model", str(folder), "--classes", "sky", "sand"]
     status = main([*arguments, "--output", str(folder.parent / "out")])
+    printed = capsys.readouterr()
     assert not trace.exists()
-    assert "custom code" not in capsys.readouterr().out
+    assert "custom code" not in printed.out
     assert status == (2 if kind.startswith("unknown") else 0)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if kind.startswith("unknown")])
-def test_a_class_that_needs_code_is_refused_by_name(folder: Path, kind: str) -> None:
-    for name, values in HOSTILE[kind].items():
-        change_json(folder / name, **values)
-    assert re.search("got '[eE]vil'; code that comes with a model is not run$", refusal(folder))
+    if status:
+        assert re.search("got '[eE]vil'; code that comes with a model is not run$", printed.err.strip())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration_sed import SEDConfig, SEDTextConfig, SEDVisionConfig
+    from .hub.load import load
     from .image_processing_sed import SEDImageProcessor
     from .modeling_sed import SEDForSemanticSegmentation, SEDModel, SEDSemanticSegmentationOutput
     from .pipeline_sed import SEDPipeline
@@ -26,7 +27,9 @@ _MODULES = {
     "SEDSemanticSegmentationOutput": "modeling_sed",
     "SEDTextConfig": "configuration_sed",
     "SEDVisionConfig": "configuration_sed",
+    "load": "hub.load",
 }
+__all__ = list(_MODULES)
 
 
 @cache
@@ -59,21 +62,10 @@ def _register() -> None:
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _register()
+    if name != "load":  # which imports transformers only when it is called
+        _register()
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 if "transformers" in sys.modules:
     _register()
-
-__all__ = [
-    "SEDConfig",
-    "SEDForSemanticSegmentation",
-    "SEDImageProcessor",
-    "SEDModel",
-    "SEDPipeline",
-    "SEDProcessor",
-    "SEDSemanticSegmentationOutput",
-    "SEDTextConfig",
-    "SEDVisionConfig",
-]

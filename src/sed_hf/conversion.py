@@ -4,13 +4,14 @@ import codecs
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from numpy._core import multiarray, numeric
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,9 +20,25 @@ from transformers import CLIPTokenizer
 from transformers.utils import logging
 
 from . import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from .hub.load import some
+from .utils import some
 
 logger = logging.get_logger(__name__)
+
+SED_BASE = "convnext_base_w_320"
+SED_LARGE = "convnext_large_d_320"
+VARIANTS = {128: SED_BASE, 192: SED_LARGE}  # by the width of the trunk's stem
+
+# What pickles of arrays, numpy scalars and state dicts refer to, by the names of numpy 1 and 2.
+SAFE_GLOBALS: dict[str, Any] = {
+    "_codecs.encode": codecs.encode,
+    "collections.OrderedDict": OrderedDict,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    **{f"numpy.dtypes.{type(np.dtype(code)).__name__}": type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+}
+for function in (multiarray._reconstruct, multiarray.scalar, numeric._frombuffer):
+    for package in ("numpy.core", "numpy._core"):
+        SAFE_GLOBALS[f"{package}.{function.__module__.rpartition('.')[2]}.{function.__name__}"] = function
 
 # What DistributedDataParallel, torch.compile and Detectron2 put before the names of SED's own tensors.
 WRAPPERS = re.compile(r"(module\.|_orig_mod\.)*(sem_seg_head\.predictor\.)?")
@@ -30,10 +47,6 @@ BUFFERS = re.compile(
     r"(.*\.)?((clip_)?(pixel|image)_(mean|std)|attn_mask|position_ids|num_batches_tracked|empty_weight"
     r"|input_resolution|context_length|vocab_size)"
 )
-CLIP_PREFIX = "clip_model."
-
-SED_BASE = "convnext_base_w_320"
-SED_LARGE = "convnext_large_d_320"
 
 TEXT = r"text_encoder\.text_model\."
 TEXT_LAYER, OFFICIAL_TEXT_LAYER = TEXT + r"encoder\.layers\.(\d+)\.", r"clip_model.transformer.resblocks.\1."
@@ -75,7 +88,7 @@ NAME_RULES: tuple[tuple[str, str], ...] = (
 def convert_official_checkpoint(
     checkpoint: str | Path | Mapping[str, Any], config: SEDConfig | None = None, ignore_extra: bool = False
 ) -> SEDForSemanticSegmentation:
-    """Turn an official SED checkpoint into this model, in evaluation mode.
+    """Turn an official SED checkpoint into this model, in evaluation mode, without running code that it may contain.
 
     Args:
         checkpoint: A `.pth`, `.pkl` (Detectron2's pickle of arrays) or `.safetensors` file, or what it holds: a dict
@@ -84,9 +97,7 @@ def convert_official_checkpoint(
         ignore_extra: Drop tensors that the model has no place for, rather than refuse them.
 
     Raises:
-        OSError: The file cannot be opened.
-        ValueError: The file cannot be read without running code, the variant is not recognised, or the checkpoint
-            does not fit: what is missing, left over or of another shape is listed.
+        ValueError: The file is refused, or does not fit: what is missing, left over or of another shape is listed.
     """
     if isinstance(checkpoint, str | Path):
         checkpoint = load_checkpoint(Path(checkpoint))
@@ -97,20 +108,14 @@ def convert_official_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint without running code that it may contain.
-
-    Raises:
-        OSError: The file cannot be opened.
-        ValueError: It is damaged, or holds more than tensors, arrays and numbers.
-    """
-    safe = numpy_globals()
+    """Read a checkpoint; a file that is damaged, or holds more than tensors, arrays and numbers, is a ValueError."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".pkl":
             with path.open("rb") as file:
                 return ArrayUnpickler(file, encoding="latin1").load()
-        with torch.serialization.safe_globals([(value, name) for name, value in safe.items()]):
+        with torch.serialization.safe_globals([(value, name) for name, value in SAFE_GLOBALS.items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         # torch's own message would advise to load the file without this protection.
@@ -122,36 +127,14 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: expected a checkpoint; this is another kind of file, or damaged") from error
 
 
-def numpy_globals() -> dict[str, Any]:
-    """What pickles of numpy arrays and scalars refer to, by the names of numpy 1 and 2."""
-    array, scalar = np.empty(0), np.float64(0)
-    functions: list[Any] = [array.__reduce__()[0], array.__reduce_ex__(5)[0], scalar.__reduce__()[0]]
-    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    return {
-        **{
-            f"{package}.{function.__module__.rpartition('.')[2]}.{function.__name__}": function
-            for package in ("numpy.core", "numpy._core")
-            for function in functions
-        },
-        **{f"numpy.dtypes.{dtype.__name__}": dtype for dtype in dtypes},
-        "numpy.ndarray": np.ndarray,
-        "numpy.dtype": np.dtype,
-    }
-
-
 class ArrayUnpickler(pickle.Unpickler):
     """Reads pickles of arrays and plain Python values, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle refers to by this name.
-
-        Raises:
-            UnpicklingError: It is not known to be harmless.
-        """
-        safe = {**numpy_globals(), "_codecs.encode": codecs.encode, "collections.OrderedDict": OrderedDict}
-        if f"{module}.{name}" not in safe:
+        """What a pickle refers to by this name, if it is known to be harmless."""
+        if f"{module}.{name}" not in SAFE_GLOBALS:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-        return safe[f"{module}.{name}"]
+        return SAFE_GLOBALS[f"{module}.{name}"]
 
 
 def official_state_dict(checkpoint: Any) -> dict[str, Tensor]:
@@ -171,53 +154,39 @@ def official_state_dict(checkpoint: Any) -> dict[str, Tensor]:
 
 def recognise_variant(official: Mapping[str, Tensor]) -> SEDConfig:
     """The configuration of SED-B or SED-L, by the width of the trunk."""
-    stem = official.get("clip_model.visual.trunk.stem.0.weight")
-    if stem is None:
-        raise ValueError("checkpoint: not of SED; it has no clip_model.visual.trunk.stem.0.weight")
-    variants = {(128, 3, 4, 4): SED_BASE, (192, 3, 4, 4): SED_LARGE}
-    if stem.shape not in variants:
-        raise ValueError(
-            f"checkpoint: neither SED-B nor SED-L (stem of the trunk: {tuple(stem.shape)}); pass the config of another"
-            " variant"
-        )
-    return config_from_open_clip(variants[stem.shape])
+    width = len(official.get("clip_model.visual.trunk.stem.0.weight", ()))
+    if width not in VARIANTS:
+        raise ValueError("checkpoint: expected weights of SED-B or SED-L; another variant of SED needs its config")
+    return config_from_open_clip(VARIANTS[width])
 
 
 def convert_weights(
     model: SEDForSemanticSegmentation, official: Mapping[str, Tensor], ignore_extra: bool = False
 ) -> dict[str, Tensor]:
     """A value for every parameter of the model, from exactly the given tensors; see [`convert_official_checkpoint`]."""
-    unused = set(official)
-    missing, misfits, converted = set(), [], {}
-    for name, parameter in model.state_dict().items():
-        source = official_name(name)
-        unused.discard(source)
-        if source not in official:
-            missing.add(source)
-            continue
-        tensor = select_weights(name, official[source])
-        if tensor.shape == parameter.shape and tensor.is_floating_point():
-            converted[name] = tensor.to(parameter.dtype)
-        else:
-            got = f"{tuple(tensor.shape)} of {tensor.dtype}"
-            misfits.append(f"{source}: expected {tuple(parameter.shape)} for {name}, got {got}")
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    sources = {name: official_name(name) for name in shapes}
+    weights = {name: select_weights(name, official[source]) for name, source in sources.items() if source in official}
+    unused = official.keys() - set(sources.values())
     dropped = unused if ignore_extra else {name for name in unused if BUFFERS.fullmatch(name)}
-    problems: dict[str, Collection[str]] = {
-        "missing": missing,
+    problems = {
+        "missing": set(sources.values()) - official.keys(),
         "left over": unused - dropped,
-        "of another shape or type": misfits,
+        "of another shape or type": {
+            f"{sources[name]}: expected {shapes[name]}, got {tuple(tensor.shape)} of {tensor.dtype}"
+            for name, tensor in weights.items()
+            if tensor.shape != shapes[name] or not tensor.is_floating_point()
+        },
+        "not finite": {sources[name] for name, tensor in weights.items() if not tensor.isfinite().all()},
     }
     if any(problems.values()):
         lists = "; ".join(f"{kind} ({len(names)}): {some(names)}" for kind, names in problems.items() if names)
-        hint = "; --ignore-extra drops what is left over" if unused - dropped else ""
+        hint = "; --ignore-extra drops what is left over" if problems["left over"] else ""
         raise ValueError(f"checkpoint: does not fit the configuration; {lists}{hint}")
-    if bad := [name for name, tensor in converted.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"checkpoint: numbers that are not finite, for {some(bad)}")
     if dropped:
-        logger.warning(
-            f"Dropped from the checkpoint, since the model has no place for them: {', '.join(sorted(dropped))}"
-        )
-    return converted
+        names = ", ".join(sorted(dropped))
+        logger.warning(f"Dropped from the checkpoint, since the model has no place for them: {names}")
+    return weights
 
 
 def official_name(name: str) -> str:
@@ -230,10 +199,9 @@ def official_name(name: str) -> str:
 
 def select_weights(name: str, tensor: Tensor) -> Tensor:
     """The part of an official tensor that is one of our parameters."""
-    name = name.removeprefix("sed.")
-    if name == "text_encoder.text_projection.weight":
+    if name.endswith("text_projection.weight"):
         return tensor.T  # open_clip multiplies from the right
-    if name == "logit_scale":
+    if name.endswith("logit_scale"):
         return tensor.reshape(1)
     if match := re.search(r"\.self_attn\.([qkv])_proj\.", name):
         return tensor.chunk(3)["qkv".index(match[1])]
@@ -247,23 +215,16 @@ def from_open_clip(variant: str = SED_BASE, pretrained: str | None = None) -> SE
         variant: Name of the model in open_clip. `convnext_base_w_320` makes SED-B, `convnext_large_d_320` SED-L.
         pretrained: Name of the weights in open_clip, or a file. SED-B trains from `laion_aesthetic_s13b_b82k`, SED-L
             from `laion2b_s29b_b131k_ft_soup`. `None` leaves the towers at open_clip's random initialisation.
-
-    Raises:
-        ValueError: open_clip has no such model, its image tower is not a timm ConvNeXt without pooling, or the weights
-            are unknown or cannot be downloaded.
     """
     config = config_from_open_clip(variant)
-    try:
-        clip = open_clip.create_model(variant, pretrained=pretrained)
-    except RuntimeError as error:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(variant))
-        raise ValueError(f"pretrained={pretrained!r}: expected a file or one of {tags} ({error})") from error
+    tags = open_clip.list_pretrained_tags_by_model(variant)
+    if pretrained is not None and pretrained not in tags and not Path(pretrained).exists():
+        raise ValueError(f"pretrained={pretrained!r}: expected a file or one of {', '.join(tags)}")
+    clip = open_clip.create_model(variant, pretrained=pretrained)
     model = SEDForSemanticSegmentation(config)
-    towers = {CLIP_PREFIX + name: tensor for name, tensor in clip.state_dict().items()}
-    decoder = {
-        official_name(name): tensor for name, tensor in model.state_dict().items() if name.startswith("decoder.")
-    }
-    model.load_state_dict(convert_weights(model, {**towers, **decoder}))
+    weights = {f"clip_model.{name}": tensor for name, tensor in clip.state_dict().items()}
+    weights |= {official_name(name): x for name, x in model.state_dict().items() if name.startswith("decoder.")}
+    model.load_state_dict(convert_weights(model, weights))
     return model
 
 
@@ -272,22 +233,22 @@ def config_from_open_clip(variant: str) -> SEDConfig:
 
     Drop path and dropout are those of official SED for its two variants, and open_clip's for others.
     """
-    clip = open_clip.get_model_config(variant)
-    if clip is None:
-        known = [name for name in open_clip.list_models() if name.startswith("convnext")]
-        raise ValueError(f"variant={variant!r}: expected a ConvNeXt model of open_clip: {', '.join(known)}")
-    vision, text, width = clip["vision_cfg"], clip["text_cfg"], clip["embed_dim"]
+    clip = open_clip.get_model_config(variant) or {"vision_cfg": {}}
+    vision = clip["vision_cfg"]
     architecture = vision.get("timm_model_name", "")
     if not architecture.startswith("convnext") or vision["timm_pool"] or vision["timm_proj"] not in ("linear", "mlp"):
-        raise ValueError(f"variant={variant!r}: expected a timm ConvNeXt without pooling as image tower")
-    regularisation = {"drop_path_rate": vision["timm_drop_path"], "projection_dropout": vision["timm_drop"]}
-    regularisation |= {
-        SED_BASE: {"drop_path_rate": 0.0, "projection_dropout": 0.0},
-        SED_LARGE: {"drop_path_rate": 0.1, "projection_dropout": 0.1},
-    }.get(variant, {})
+        known = ", ".join(name for name in open_clip.list_models() if name.startswith("convnext"))
+        raise ValueError(f"variant={variant!r}: expected a ConvNeXt of open_clip without pooling, such as {known}")
+    official = {SED_BASE: 0.0, SED_LARGE: 0.1}
+    text = clip["text_cfg"]
     return SEDConfig(
-        projection_dim=width,
-        vision_config={"architecture": architecture, "projection": vision["timm_proj"], **regularisation},
+        projection_dim=clip["embed_dim"],
+        vision_config={
+            "architecture": architecture,
+            "projection": vision["timm_proj"],
+            "drop_path_rate": official.get(variant, vision["timm_drop_path"]),
+            "projection_dropout": official.get(variant, vision["timm_drop"]),
+        },
         text_config={
             "vocab_size": text["vocab_size"],
             "max_position_embeddings": text["context_length"],

@@ -1,13 +1,14 @@
-"""Atomic writes, and errors in one line."""
+"""Atomic writes, and texts for errors in one line."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 MAX_ERROR_CHARACTERS = 200
+NAMES_SHOWN = 5
 
 
 @contextmanager
@@ -56,3 +57,10 @@ def short_error(error: BaseException) -> str:
     if not text or not isinstance(error, OSError | ValueError | RuntimeError):
         text = f"{type(error).__name__}: {text}"  # of a KeyError, for one
     return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many there are besides."""
+    listed = sorted(names)
+    more = f" and {len(listed) - NAMES_SHOWN} more" if len(listed) > NAMES_SHOWN else ""
+    return f"{', '.join(f'{name:.200}' for name in listed[:NAMES_SHOWN])}{more}"

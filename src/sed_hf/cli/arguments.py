@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.vocabularies import load_vocabulary, vocabulary_names
 from ..hub.load import check_model_source
+from ..hub.official import OFFICIAL
 from ..terminal import say
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="M",
-        help="model folder, or OWNER/NAME on the Hugging Face Hub (default: the bundled toy model, which knows only"
-        " generated scenes)",
+        help=f"{', '.join(OFFICIAL)} (the authors' weights, downloaded once), a model folder, or OWNER/NAME on the"
+        " Hugging Face Hub (default: the bundled toy model, which knows only generated scenes)",
     )
 
 

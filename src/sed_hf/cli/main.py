@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..terminal import run_command, say
-from . import cache, convert, demo, encode, explain, export, init, push, segment
+from . import cache, convert, demo, encode, explain, export, init, models, push, segment
 
-COMMANDS = (segment, explain, encode, cache, convert, init, export, push, demo)
+COMMANDS = (segment, explain, encode, models, cache, convert, init, export, push, demo)
 
 
 class MessageHandler(logging.Handler):

@@ -1,15 +1,12 @@
-"""Programs that run without this package, and without Python: of `torch.export`, or ONNX.
+"""Export to ONNX and `torch.export`: images and class embeddings to logits, and prompts to embeddings.
 
-A model becomes two: one segments images with class embeddings as an input (dense decoding; the numbers of images and
-classes and the size stay open), the other encodes prompts. What else their users need to know (sizes, normalisation,
-prompt templates) is written as JSON, the tokenizer as `tokenizer.json`; see docs/export.md.
+Dense decoding is exported, with open numbers of images and classes and an open size. See docs/export.md.
 """
 
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from torch.overrides import TorchFunctionMode
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import PILImageResampling
 
-from ..image_processing_sed import SEDImageProcessor
 from ..inference.class_embeddings import encode_classes
 from ..modeling_sed import ENCODER_STRIDE, SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
@@ -32,17 +28,14 @@ OPSET = 20  # the first with a GELU of its own
 
 
 class DenseSegmentation(nn.Module):
-    """Images and class embeddings to logits, with every class decoded.
-
-    torch treats a length of 1 as a special case when it traces: its programs want at least 2 classes and 64×64 pixels,
-    or 128×128 if class attention pools 2×2. ONNX takes any.
-    """
+    """Logits (B, T, H / 4, W / 4) of images (B, 3, H, W) and class embeddings (T, P, D)."""
 
     output_name = "logits"
 
     def __init__(self, model: SEDForSemanticSegmentation) -> None:
         super().__init__()
         self.model = model
+        # torch treats a length of 1 as a special case when it traces, also of what class attention pools.
         least = 2 * model.config.inference_pooling_size
         templates, channels = len(model.config.prompt_templates), model.config.projection_dim
         self.example = {
@@ -56,12 +49,15 @@ class DenseSegmentation(nn.Module):
         }
 
     def forward(self, pixel_values: Tensor, class_embeddings: Tensor) -> Tensor:
-        """Logits (B, T, H / 4, W / 4) of images (B, 3, H, W) and class embeddings (T, P, D)."""
+        """Decode every class."""
         return self.model(pixel_values, class_embeddings=class_embeddings, early_rejection_topk=0).logits
 
 
 class PromptEncoder(nn.Module):
-    """Prompts to embeddings, one by one: with nothing shared, which would depend on the tokens."""
+    """Embeddings (N, D), of length 1, of prompts (N, L); what follows the end-of-text token is padding.
+
+    The model itself encodes what prompts share only once, which would tie the program to the tokens of the example.
+    """
 
     output_name = "prompt_embeddings"
 
@@ -74,7 +70,7 @@ class PromptEncoder(nn.Module):
         self.open_sizes = {"input_ids": {0: Dim("prompts"), 1: Dim("tokens", max=max_tokens)}}
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Embeddings (N, D), of length 1, of tokens (N, L); what follows the end-of-text token is padding."""
+        """Encode each prompt separately."""
         hidden_states = self.text_encoder(input_ids=input_ids).last_hidden_state
         ends = (input_ids == self.end_of_text).int().argmax(1)
         index = ends[:, None, None].expand(-1, -1, hidden_states.shape[-1])
@@ -82,17 +78,8 @@ class PromptEncoder(nn.Module):
         return F.normalize(self.text_encoder.text_projection(last), dim=-1)
 
 
-Program = DenseSegmentation | PromptEncoder
-
-
-# Programs ------------------------------------------------------------------------------------------------------------
-
-
 class PoolingAsConvolution(TorchFunctionMode):
-    """Traces average pooling as a convolution.
-
-    avg_pool2d of torch 2.11 ties a program to images as odd or even as the example.
-    """
+    """Traces average pooling as a convolution: torch 2.11 ties avg_pool2d to the parity of the example's size."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call a function of torch, or the convolution in its place."""
@@ -102,68 +89,43 @@ class PoolingAsConvolution(TorchFunctionMode):
 
 def average_by_convolution(features: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """The mean of each window of features (N, C, H, W), as `avg_pool2d` gives it."""
-    channels, kernel_size = features.shape[1], (int(kernel_size[0]), int(kernel_size[1]))
-    weight = features.new_full((channels, 1, *kernel_size), 1 / math.prod(kernel_size))
-    return F.conv2d(features, weight, stride=kernel_size, groups=channels)
+    size, channels = [int(length) for length in kernel_size], features.shape[1]
+    return F.conv2d(
+        features, features.new_full((channels, 1, *size), 1 / math.prod(size)), stride=size, groups=channels
+    )
 
 
 @torch.no_grad()
-def export_program(module: Program) -> ExportedProgram:
-    """A program of `torch.export`, for `torch.export.save`, or to be called as `program.module()`."""
+def write_program(module: DenseSegmentation | PromptEncoder, path: Path, int8: bool) -> None:
+    """Write a `.pt2` or an `.onnx` file, with weights."""
     with PoolingAsConvolution():
-        return torch.export.export(module.eval(), tuple(module.example.values()), dynamic_shapes=module.open_sizes)
+        inputs = tuple(module.example.values())
+        program = torch.export.export(module.eval(), inputs, dynamic_shapes=module.open_sizes)
+    if path.suffix == ".pt2":
+        torch.export.save(program, path)
+        return
+    torch.onnx.export(
+        program,
+        f=path,
+        dynamic_shapes=module.open_sizes,  # for the names of the axes
+        dynamo=True,
+        external_data=False,
+        opset_version=OPSET,
+        input_names=list(module.example),
+        output_names=[module.output_name],
+        verbose=False,
+    )
+    if int8:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
 
-
-@torch.no_grad()
-def save_onnx(module: Program, path: Path) -> None:
-    """Save an ONNX file with its weights."""
-    with quiet("onnxscript", "onnx_ir", "torch.onnx"):
-        program = torch.onnx.export(
-            export_program(module),
-            dynamic_shapes=module.open_sizes,  # for the names of the axes
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(module.example),
-            output_names=[module.output_name],
-            verbose=False,
-        )
-    assert program is not None
-    program.save(path)
-
-
-def quantize_weights(path: Path) -> None:
-    """Turn the weights of all matrix products in an ONNX file into 8-bit integers, with a scale for each channel.
-
-    Convolutions stay as they are: their integer kernels in onnxruntime are slower than those for float32.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with atomic_path(path) as quantized, quiet("root"):
         quantize_dynamic(
             path,
-            quantized,
-            op_types_to_quantize=["MatMul"],
+            path,
+            op_types_to_quantize=["MatMul"],  # integer convolutions are slower in onnxruntime than those of float32
             per_channel=True,
             reduce_range=True,  # a bit less, since processors without VNNI add two products in 16 bits
             weight_type=QuantType.QInt8,
         )
-
-
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Keep loggers from reporting anything less than errors."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-# Folders -------------------------------------------------------------------------------------------------------------
 
 
 def export_model(
@@ -183,10 +145,6 @@ def export_model(
         program_format: "onnx" writes `segmentation.onnx` and `text_encoder.onnx`; "torch" `.pt2` files.
         class_names: Classes to encode now, to `classes.npz`: `names` (T,) and `embeddings` (T, P, D).
         int8: Hold the weights of matrix products in 8 bits; ONNX only.
-
-    Raises:
-        FileExistsError: `directory` exists and is not an empty folder.
-        ValueError: `int8` for another format than ONNX.
     """
     check_new_folder(directory)
     if int8 and program_format != "onnx":
@@ -200,24 +158,27 @@ def export_model(
         if class_names:
             embeddings = encode_classes(model, processor, class_names).float().numpy()
             np.savez(folder / "classes.npz", names=np.array(list(class_names)), embeddings=embeddings)
-        programs: dict[str, Program] = {"segmentation": DenseSegmentation(model), "text_encoder": PromptEncoder(model)}
-        for name, module in programs.items():
-            if program_format == "torch":
-                torch.export.save(export_program(module), folder / f"{name}.pt2")
-                continue
-            save_onnx(module, folder / f"{name}.onnx")
-            if int8:
-                quantize_weights(folder / f"{name}.onnx")
+        suffix = {"onnx": "onnx", "torch": "pt2"}[program_format]
+        logging.disable(logging.WARNING)  # of which the exporters have many
+        try:
+            write_program(DenseSegmentation(model), folder / f"segmentation.{suffix}", int8)
+            write_program(PromptEncoder(model), folder / f"text_encoder.{suffix}", int8)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def export_settings(model: SEDForSemanticSegmentation, processor: SEDProcessor) -> dict[str, Any]:
     """What a program in another language needs to know: how to prepare images and prompts."""
-    image_processor: SEDImageProcessor = processor.image_processor
+    image_processor = processor.image_processor
+    size, input_size = (
+        {edge: length for edge, length in dict(sizes).items() if length is not None}
+        for sizes in (image_processor.size, image_processor.input_size)
+    )
     normalizes = image_processor.do_normalize
     return {
         "image": {
-            "size": sizes(image_processor.size) if image_processor.do_resize else None,
-            "input_size": sizes(image_processor.input_size) if image_processor.do_input_resize else None,
+            "size": size if image_processor.do_resize else None,
+            "input_size": input_size if image_processor.do_input_resize else None,
             "resample": PILImageResampling(image_processor.resample).name.lower(),
             "rescale_factor": image_processor.rescale_factor if image_processor.do_rescale else 1.0,
             "mean": list(image_processor.image_mean) if normalizes else [0.0, 0.0, 0.0],
@@ -229,8 +190,3 @@ def export_settings(model: SEDForSemanticSegmentation, processor: SEDProcessor) 
             "end_of_text": model.text_encoder.config.eos_token_id,
         },
     }
-
-
-def sizes(size: SizeDict | Mapping[str, int]) -> dict[str, int]:
-    """The edges that a size of an image processor states."""
-    return {name: length for name, length in dict(size).items() if length is not None}

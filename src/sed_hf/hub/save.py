@@ -35,33 +35,8 @@ segments = segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"
 """
 
 
-def model_card(description: str = "", datasets: Sequence[str] = ()) -> str:
-    """The text of a model card, with the metadata that the Hub reads.
-
-    Args:
-        description: Data, recipe, results.
-        datasets: Names of the data sets that the model was trained on.
-    """
-    from huggingface_hub import ModelCardData
-
-    metadata = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        tags=["open-vocabulary", "semantic-segmentation", "sed"],
-        datasets=list(datasets) or None,
-        metrics=["mean_iou"],
-        widget=[{"src": WIDGET_IMAGE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
-    )
-    return MODEL_CARD.format(metadata=metadata.to_yaml(), description=description)
-
-
 def check_new_folder(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Refuse to write where something is, unless it is a model folder that may be replaced.
-
-    Raises:
-        FileExistsError: There is something else.
-    """
+    """Refuse to write where something is, unless it is a model folder that may be replaced."""
     path = Path(directory)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -84,25 +59,31 @@ def save_hub_folder(
 ) -> None:
     """Write everything that others need to load the model with `trust_remote_code=True`, and a model card.
 
-    The folder appears when it is complete; one that it replaces is there until then. A link is replaced, not followed.
+    The folder appears when it is complete. A link in its place is replaced, not followed.
 
     Args:
         model: The model.
         processor: Its processor.
         directory: Folder to make; it may exist if it is empty.
-        description: Text for the model card: data, recipe, results.
+        description: Data, recipe and results, for the model card.
         datasets: Names of the data sets that the model was trained on, for the model card.
         max_shard_size: Largest size of one weights file.
-        state_dict: Weights to write; by default those of the model, which distributed training may have sharded.
+        state_dict: By default that of the model, which distributed training may have sharded.
         overwrite: Replace a model folder, with all that it holds.
-
-    Raises:
-        FileExistsError: `directory` exists and is not empty, or with `overwrite` is not a model folder.
-        OSError: The folder cannot be written.
     """
+    from huggingface_hub import ModelCardData
     from safetensors import SafetensorError
 
     check_new_folder(directory, overwrite)
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        tags=["open-vocabulary", "semantic-segmentation", "sed"],
+        datasets=list(datasets) or None,
+        metrics=["mean_iou"],
+        widget=[{"src": WIDGET_IMAGE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
+    )
     directory = Path(os.path.abspath(directory))  # which, unlike `resolve`, follows no link
     directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as folder:
@@ -112,22 +93,13 @@ def save_hub_folder(
             raise OSError(f"{directory}: {error}") from error
         processor.save_pretrained(folder)
         card = folder / "README.md"
-        card.write_text(model_card(description, datasets), encoding="utf-8")
+        card.write_text(MODEL_CARD.format(metadata=metadata.to_yaml(), description=description), encoding="utf-8")
         for file in folder.glob("*.safetensors"):
             file.chmod(card.stat().st_mode)  # safetensors lets only the owner read what it writes
 
 
 def push_hub_folder(directory: str | os.PathLike[str], repo_id: str, private: bool | None = None) -> str:
-    """Upload a folder of [`save_hub_folder`] to a model repository, and return its address.
-
-    Args:
-        directory: The folder.
-        repo_id: OWNER/NAME; it is made if it is missing.
-        private: Whether a new repository is private; by default as your account is configured.
-
-    Raises:
-        ValueError: It is not a model folder.
-    """
+    """Upload a folder of [`save_hub_folder`] to a repository, made if it is missing, and return its address."""
     from huggingface_hub import HfApi
 
     if not Path(directory, "config.json").is_file():
