@@ -36,7 +36,7 @@ SAFE_GLOBALS: dict[str, Any] = {
     "numpy.dtype": np.dtype,
     **{f"numpy.dtypes.{type(np.dtype(code)).__name__}": type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
 }
-for function in (multiarray._reconstruct, multiarray.scalar, numeric._frombuffer):
+for function in (multiarray._reconstruct, multiarray.scalar, numeric._frombuffer):  # type: ignore[attr-defined]
     for package in ("numpy.core", "numpy._core"):
         SAFE_GLOBALS[f"{package}.{function.__module__.rpartition('.')[2]}.{function.__name__}"] = function
 

@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..terminal import progress_bar
 from ..utils import short_error
@@ -130,7 +130,12 @@ def download(model: OfficialModel, address: str | None, path: Path) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled
-        options = {"progress": show, "timeout": SECONDS_WITHOUT_AN_ANSWER, "retries": RETRIES, "use_cookies": False}
+        options: dict[str, Any] = {
+            "progress": show,
+            "timeout": SECONDS_WITHOUT_AN_ANSWER,
+            "retries": RETRIES,
+            "use_cookies": False,
+        }
         gdown.download(address, str(path), quiet=True, resume=True, **options)
     except (DownloadError, OSError) as error:
         reason = type(error).__name__ + (f", with {bar.n / 1e6:.0f} MB, which are kept" if bar.n else "")
