@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
-from planted import BESIDE, PLANTS, listing
+from planted import PLANTS, listing
 from safetensors.torch import load_file, save_file
 
 import sed_hf
@@ -132,17 +132,6 @@ class TestWhereSomethingLies:
 
         return run
 
-    @pytest.mark.parametrize("command", ["init", pytest.param("export", marks=pytest.mark.slow)])
-    def test_nothing_beside_it_is_touched(self, run: Any, command: str, precious: Path, out: Path) -> None:
-        for template in BESIDE:
-            for index, plant in enumerate(PLANTS.values()):
-                plant(out.parent / template.format("out" if index == 0 else f"out{index}"), precious)
-        out.symlink_to(precious / "nothing")
-        before = listing(out.parent) | listing(precious)
-        assert run(command) == 0
-        after = {name: content for name, content in listing(out.parent).items() if not name.startswith("out/")}
-        assert after | listing(precious) == before | {"out": "folder"}
-
     @pytest.mark.parametrize(
         ("command", "kind"),
         [
@@ -170,13 +159,6 @@ class TestWhereSomethingLies:
         assert not (out / "model.safetensors").is_symlink()
         assert listing(precious) == {"thesis.txt": b"mine"}
         assert list(out.parent.iterdir()) == [out]
-
-    def test_a_link_to_a_model_folder_is_replaced_itself(self, run: Any, precious: Path, out: Path) -> None:
-        (precious / "config.json").write_text("{}")
-        out.symlink_to(precious)
-        assert run("init", "--overwrite") == 0
-        assert not out.is_symlink()
-        assert listing(precious) == {"thesis.txt": b"mine", "config.json": b"{}"}
 
 
 class TestPush:

@@ -15,7 +15,7 @@ from conftest import REFERENCE, official_gradient_norms, official_weights
 from safetensors import safe_open
 from torch import Tensor
 
-from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
 from sed_hf.conversion import build_processor, convert_official_checkpoint
 
 FEATURES, LOGITS, PROBABILITIES = 1e-5, 1e-4, 2e-5
@@ -68,13 +68,10 @@ def test_tokens_equal_the_reference(tiny_processor: SEDProcessor, tiny: Referenc
 
 
 def test_pixel_values_equal_the_reference(tiny_processor: SEDProcessor, tiny: Reference) -> None:
-    pixel_values = tiny_processor(images=tiny["image"].numpy(), return_tensors="pt")["pixel_values"]
-    assert_pixel_values_agree(pixel_values, tiny["pixel_values"])
-
-
-def test_first_resize_gives_the_reference_size(tiny_processor: SEDProcessor, tiny: Reference) -> None:
-    pixel_values = tiny_processor(images=tiny["image"].numpy(), do_input_resize=False, return_tensors="pt")
-    assert list(pixel_values["pixel_values"].shape[1:]) == tiny["resized_shape"].tolist()
+    image = tiny["image"].numpy()
+    assert_pixel_values_agree(tiny_processor(images=image)["pixel_values"], tiny["pixel_values"])
+    resized = tiny_processor(images=image, do_input_resize=False)["pixel_values"]
+    assert list(resized.shape[1:]) == tiny["resized_shape"].tolist()
 
 
 def test_class_embeddings_equal_the_reference(
@@ -92,15 +89,11 @@ def test_encoder_stages_equal_the_reference(
     assert_close(tiny_dense.encoder_hidden_states[stage], tiny[f"res{stage + 2}"], FEATURES)
 
 
-def test_dense_embeddings_equal_the_reference(tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference) -> None:
+def test_cost_map_and_cost_embedding_equal_the_reference(
+    tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference
+) -> None:
     assert_close(tiny_dense.dense_embeddings, tiny["dense_embeddings"], FEATURES)
-
-
-def test_cost_map_equals_the_reference(tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference) -> None:
     assert_close(tiny_dense.cost_map.transpose(1, 2), tiny["cost_map"], FEATURES)
-
-
-def test_cost_embedding_equals_the_reference(tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference) -> None:
     assert_close(tiny_dense.decoder_hidden_states[0].transpose(1, 2), tiny["cost_embedding"], FEATURES)
 
 
@@ -172,25 +165,12 @@ def test_losses_and_gradient_norms_equal_the_reference(
     torch.testing.assert_close(actual, tiny["train.grad_norm"], rtol=1e-3, atol=0)
 
 
-@pytest.fixture(scope="module")
-def base() -> Reference:
-    return Reference("convnext_base")
-
-
-@pytest.fixture(scope="module")
-def base_model() -> SEDForSemanticSegmentation:
-    return convert_official_checkpoint(official_weights("convnext_base", seed=1))
-
-
-@pytest.fixture(scope="module")
-def base_processor() -> SEDProcessor:
-    return build_processor(SEDConfig())
-
-
+@pytest.mark.slow
 @torch.no_grad()
-def test_sed_b_equals_the_reference_at_full_size(
-    base_model: SEDForSemanticSegmentation, base_processor: SEDProcessor, base: Reference
-) -> None:
+def test_sed_b_equals_the_reference_at_full_size() -> None:
+    base = Reference("convnext_base")
+    base_model = convert_official_checkpoint(official_weights("convnext_base", seed=1))
+    base_processor = build_processor(base_model.config)
     every = (..., slice(None, None, base.facts["stride"]), slice(None, None, base.facts["stride"]))
     inputs = base_processor(
         images=base["image"].numpy(), text=base.facts["classes"], padding="max_length", return_tensors="pt"
@@ -220,6 +200,7 @@ def test_sed_b_equals_the_reference_at_full_size(
         assert disagreement.float().mean() < 1e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sed_l_converts_from_official_names_and_runs() -> None:
     model = convert_official_checkpoint(official_weights("convnext_large", seed=0))

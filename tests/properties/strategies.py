@@ -81,50 +81,41 @@ def on_white(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uin
     return np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
 
 
-def palette_image(rgb: NDArray[np.uint8]) -> Image.Image:
-    """A picture of 256 colours or less, as GIF and PNG have it."""
-    return Image.fromarray(rgb).quantize(colors=16)
+PIL_MODES = ("1", "L", "I", "I;16", "F", "P", "RGB", "RGBA", "LA", "CMYK")
+ARRAY_FORMS = ("uint8", "read-only", "int64", "uint16", "float64 to 1", "float32 to 1", "float32 to 255")
 
 
-PIL_FORMS = {
-    "RGB": lambda rgb: (Image.fromarray(rgb), rgb),
-    "L": lambda rgb: (Image.fromarray(gray_of(rgb)), gray_rgb(gray_of(rgb))),
-    "I;16": lambda rgb: (Image.fromarray(gray_of(rgb).astype(np.uint16) * 257), gray_rgb(gray_of(rgb))),
-    "I": lambda rgb: (Image.fromarray(gray_of(rgb).astype(np.int32)), gray_rgb(gray_of(rgb))),
-    "F": lambda rgb: (Image.fromarray(gray_of(rgb).astype(np.float32)), gray_rgb(gray_of(rgb))),
-    "1": lambda rgb: (
-        Image.fromarray(gray_of(rgb) > 127),
-        gray_rgb((gray_of(rgb) > 127).astype(np.uint8) * 255),
-    ),
-    "P": lambda rgb: (palette_image(rgb), np.array(palette_image(rgb).convert("RGB"))),
-    "RGBA": lambda rgb: (
-        Image.fromarray(np.dstack([rgb, rgb[..., 0]])),
-        on_white(rgb, rgb[..., 0]),
-    ),
-    "LA": lambda rgb: (
-        Image.fromarray(np.ascontiguousarray(rgb[..., :2]), mode="LA"),
-        on_white(gray_rgb(gray_of(rgb)), rgb[..., 1]),
-    ),
-    "CMYK": lambda rgb: (
-        Image.fromarray(rgb).convert("CMYK"),
-        rgb,
-    ),
-}
-ARRAY_FORMS = {
-    "uint8": lambda rgb: rgb,
-    "bytes that cannot be written to": lambda rgb: np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.shape),
-    "int64": lambda rgb: rgb.astype(np.int64),
-    "uint16": lambda rgb: rgb.astype(np.uint16) * 257,
-    "float64 to 1": lambda rgb: rgb / 255,
-    "float32 to 1": lambda rgb: (rgb / 255).astype(np.float32),
-    "float32 to 255": lambda rgb: rgb.astype(np.float32),
-}
+def as_pil(rgb: NDArray[np.uint8], mode: str) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """A PIL image of a mode, of the pixels or of their first channel, and what it shows."""
+    gray, alpha = gray_of(rgb), rgb[..., 1]
+    if mode == "P":
+        image = Image.fromarray(rgb).quantize(colors=16)
+        return image, np.array(image.convert("RGB"))
+    if mode == "RGBA":
+        return Image.fromarray(np.dstack([rgb, alpha])), on_white(rgb, alpha)
+    if mode == "LA":
+        return Image.fromarray(np.dstack([gray, alpha]), mode="LA"), on_white(gray_rgb(gray), alpha)
+    if mode == "1":
+        return Image.fromarray(gray > 127), gray_rgb((gray > 127).astype(np.uint8) * 255)
+    if mode in ("RGB", "CMYK"):
+        return Image.fromarray(rgb).convert(mode), rgb
+    levels = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "I": gray.astype(np.int32), "F": gray.astype(np.float32)}
+    return Image.fromarray(levels[mode]), gray_rgb(gray)
+
+
+def as_array(rgb: NDArray[np.uint8], form: str) -> NDArray:
+    """An array of a type and scale that shows the same."""
+    if form == "read-only":
+        return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.shape)
+    if form.endswith("to 1"):
+        return (rgb / 255).astype(form.split()[0])
+    return rgb.astype(form.split()[0]) * (257 if form == "uint16" else 1)
 
 
 @st.composite
 def pil_pictures(draw: st.DrawFn) -> Picture:
     """PIL images of every mode."""
-    image, shown = PIL_FORMS[draw(st.sampled_from(sorted(PIL_FORMS)))](draw(rgb_arrays()))
+    image, shown = as_pil(draw(rgb_arrays()), draw(st.sampled_from(PIL_MODES)))
     return Picture(image, shown, None)
 
 
@@ -135,7 +126,7 @@ def array_pictures(draw: st.DrawFn) -> Picture:
     layout = draw(st.sampled_from(["channels_first", "channels_last", "gray"]))
     if layout == "gray":
         rgb = gray_rgb(gray_of(rgb))
-    array = ARRAY_FORMS[draw(st.sampled_from(sorted(ARRAY_FORMS)))](rgb)
+    array = as_array(rgb, draw(st.sampled_from(ARRAY_FORMS)))
     array = {"channels_first": np.moveaxis(array, -1, 0), "channels_last": array, "gray": array[..., 0]}[layout]
     as_tensor = draw(st.booleans())
     return Picture(torch.tensor(array) if as_tensor else array, rgb, None if layout == "gray" else layout)

@@ -13,6 +13,7 @@ from strategies import (
     ARRAY_FORMS,
     Picture,
     array_pictures,
+    as_array,
     gray_of,
     label_maps,
     on_white,
@@ -141,7 +142,7 @@ class TestBatches:
     def test_one_array_of_several_images_is_a_batch(
         self, rgb: NDArray[np.uint8], count: int, form: str, as_tensor: bool
     ) -> None:
-        array = np.stack([ARRAY_FORMS[form](np.roll(rgb, shift)) for shift in range(count)])
+        array = np.stack([as_array(np.roll(rgb, shift), form) for shift in range(count)])
         batch = torch.tensor(array) if as_tensor else array
         processor, options = make_processor(), {"input_data_format": "channels_last"}
         alone = [prepare(processor, picture, **options) for picture in batch]

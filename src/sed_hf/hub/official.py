@@ -39,21 +39,13 @@ Mean IoU, measured by the authors: {scores}."""
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """Weights that the authors publish.
-
-    Attributes:
-        name: Of the weights.
-        file_id: Of the file on Google Drive.
-        clip: The open_clip model that it is built on.
-        scores: Mean IoU on `BENCHMARKS`, as the authors report it.
-        topk: Early rejection.
-    """
+    """Weights that the authors publish."""
 
     name: str
-    file_id: str
-    clip: str
-    scores: tuple[float, ...]
-    topk: int | None = None
+    file_id: str  # on Google Drive
+    clip: str  # the open_clip model that it is built on
+    scores: tuple[float, ...]  # mean IoU on `BENCHMARKS`, as the authors report it
+    topk: int | None = None  # early rejection
 
     @property
     def folder(self) -> Path:
@@ -82,34 +74,33 @@ def official_folder(model: OfficialModel, config: SEDConfig | None = None) -> Pa
     Args:
         model: One of `OFFICIAL`.
         config: The architecture that the file must fit; by default that of the name.
-
-    Raises:
-        OSError: The file cannot be downloaded; the message says where to put it by hand.
-        ValueError: The file is refused.
     """
     from filelock import FileLock
     from huggingface_hub import snapshot_download
 
-    suffix = model.name.upper().replace("-", "_")
-    if repository := os.environ.get(f"SED_HF_REPO_{suffix}"):
+    variable = model.name.upper().replace("-", "_")
+    if repository := os.environ.get(f"SED_HF_REPO_{variable}"):
         try:
             return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
         except (OSError, ValueError) as error:
             logger.warning(f"{repository}: {short_error(error)}; taking the authors' file")
+    if model.folder.exists():
+        return model.folder
     model.folder.parent.mkdir(parents=True, exist_ok=True)
+    by_hand, downloaded = (model.folder.with_suffix(suffix) for suffix in (".pth", ".downloaded.pth"))
     with FileLock(f"{model.folder}.lock"):
-        if not model.folder.exists():
-            by_hand, downloaded = model.folder.with_suffix(".pth"), model.folder.with_suffix(".downloaded.pth")
-            if not by_hand.exists() and not downloaded.exists():
-                download(model, os.environ.get(f"SED_HF_URL_{suffix}"), downloaded)
-            checkpoint = by_hand if by_hand.exists() else downloaded
-            try:
-                convert(model, checkpoint, config)
-            except ValueError as error:
-                downloaded.unlink(missing_ok=True)
-                state = "does not serve" if checkpoint == by_hand else "did not serve, and was removed"
-                raise ValueError(f"{checkpoint} {state}: {short_error(error)}") from error
+        if model.folder.exists():  # which another process has made
+            return model.folder
+        if not by_hand.exists() and not downloaded.exists():
+            download(model, os.environ.get(f"SED_HF_URL_{variable}"), downloaded)
+        checkpoint = by_hand if by_hand.exists() else downloaded
+        try:
+            convert(model, checkpoint, config)
+        except ValueError as error:
             downloaded.unlink(missing_ok=True)
+            state = "does not serve" if checkpoint == by_hand else "did not serve, and was removed"
+            raise ValueError(f"{checkpoint} {state}: {short_error(error)}") from error
+        downloaded.unlink(missing_ok=True)
     return model.folder
 
 
