@@ -25,7 +25,7 @@ from sed_hf.terminal import run_command
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, metavar="M", help="model folder, or OWNER/NAME on the Hub")
+    parser.add_argument("--model", required=True, metavar="M", help="sed-b, sed-l, a folder, or OWNER/NAME on the Hub")
     parser.add_argument(
         "--benchmarks",
         nargs="+",
