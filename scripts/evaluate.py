@@ -16,8 +16,7 @@ from accelerate import Accelerator
 from sed_hf.argument_types import positive_integer, whole_number
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite, load_evaluation_set
 from sed_hf.evaluation.environment import require_launched_processes
-from sed_hf.evaluation.label_space import label_space
-from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS
+from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, vocabulary_and_metric
 from sed_hf.hub.load import check_model_source, load
 from sed_hf.terminal import run_command
 
@@ -80,11 +79,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with accelerator.main_process_first():  # which writes the caches that the others read
         sets = {name: load_evaluation_set(name, arguments.data_dir, arguments.limit) for name in names}
         for dataset in sets.values():
-            label_space(dataset, arguments.vocabulary_size)  # refuses sizes that cannot be had
+            vocabulary_and_metric(dataset, arguments.vocabulary_size)  # refuses sizes that cannot be had
         model, processor = load(arguments.model, accelerator.device, arguments.dtype)
     topk = model.config.early_rejection_topk if arguments.topk is None else arguments.topk
     torch.backends.cudnn.benchmark = not topk  # sizes are fixed, unless classes are rejected
-    report = evaluate_suite(
+    evaluate_suite(
         model,
         processor,
         sets,
@@ -98,7 +97,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         save_predictions=arguments.save_predictions,
         per_class=arguments.per_class,
     )
-    accelerator.print(report.to_markdown(per_class=arguments.per_class))
+    if accelerator.is_main_process:
+        print((arguments.output / "results.md").read_text(encoding="utf-8"))
     accelerator.end_training()
     return 0
 

@@ -108,7 +108,7 @@ def _without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(conversion, "recognise_variant", lambda official: make_tiny_config())
     monkeypatch.setattr(conversion, "from_open_clip", from_open_clip)
-    monkeypatch.setattr("sed_hf.training.setup.from_open_clip", from_open_clip)
+    monkeypatch.setattr("sed_hf.training.loop.from_open_clip", from_open_clip)
 
 
 class Page:

@@ -21,18 +21,11 @@ def recipe_file(tmp_path: Path) -> Path:
 def test_a_file_states_settings_and_the_command_line_overrides_them(recipe_file: Path) -> None:
     recipe = load_recipe(["--config", str(recipe_file), "--steps", "20", "--no_color_jitter"])
     assert (recipe.steps, recipe.learning_rate, recipe.shortest_edge) == (20, 1e-3, None)
-    assert not recipe.color_jitter
-    assert recipe.horizontal_flip
+    assert (recipe.color_jitter, recipe.horizontal_flip) == (False, True)
 
 
 def test_a_file_is_not_needed() -> None:
-    recipe = load_recipe(["--output_dir", "out", "--model", "start", "--dataset", "scenes"])
-    assert recipe.steps == 80_000
-
-
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
-        load_recipe(["--config", "absent.yaml"])
+    assert load_recipe(["--output_dir", "out", "--model", "start", "--dataset", "scenes"]).steps == 80_000
 
 
 @pytest.mark.parametrize(
@@ -42,14 +35,10 @@ def test_a_missing_file_is_named() -> None:
         ({"open_clip_variant": "convnext_base_w_320"}, "model, open_clip_variant"),
         ({"dataset": "ade20k_150"}, "data_dir: expected the folder of ade20k_150"),
         ({"steps": 0}, "steps=0: expected a number of at least 1"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints=0: expected a number of at least 1"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0: expected a number of at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan: expected a number of at least 0"),
         ({"min_classes_per_step": 5}, "min_classes_per_step=5: expected at most classes_per_step, which is None"),
-        (
-            {"min_classes_per_step": 5, "classes_per_step": 4},
-            "min_classes_per_step=5: expected at most classes_per_step, which is 4",
-        ),
+        ({"min_classes_per_step": 5, "classes_per_step": 4}, "expected at most classes_per_step, which is 4"),
         ({"evaluate_every": 5}, "evaluate_every, evaluate_on"),
         ({"evaluate_every": 5, "evaluate_on": "scenes", "objective": "alignment"}, "evaluate_on: expected none"),
     ],
@@ -62,7 +51,6 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object], messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: [", "is not YAML"),
         ("steps: \xff", "is not YAML"),
         ("steps: !!python/object/apply:os.mkdir [executed]", "is not YAML"),
         ("[1, 2]", "holds list, expected settings by name"),
@@ -81,7 +69,6 @@ def test_a_file_that_does_not_hold_settings_is_refused(recipe_file: Path, text: 
         ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
         ("steps: 0.5", "invalid int value: '0.5'"),
         ("steps: null", "invalid int value: 'None'"),
-        ("steps: [1, 2]", "invalid int value: '[1, 2]'"),
         ("learning_rate: high", "invalid float value: 'high'"),
         ("color_jitter: sometimes", "Truthy value expected: got sometimes"),
         ("finetuning: 5", "invalid choice: '5'"),
@@ -99,13 +86,9 @@ def test_unknown_settings_and_values_of_other_types_are_refused_by_name(
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads(path: Path) -> None:
-    load_recipe(["--config", str(path)])
-
-
-@pytest.mark.parametrize("name", ["sed_convnext_base", "sed_convnext_large"])
-def test_official_recipes_have_the_values_of_the_paper(name: str) -> None:
-    recipe = load_recipe(["--config", str(CONFIGS / f"{name}.yaml")])
-    assert (recipe.learning_rate, recipe.weight_decay, recipe.image_encoder_lr_factor) == (2e-4, 1e-4, 0.01)
-    assert (recipe.steps, recipe.images_per_step, recipe.warmup_steps, recipe.max_grad_norm) == (80_000, 4, 0, 0.01)
-    assert (recipe.shortest_edge, recipe.longest_edge, recipe.crop_size) == (768, 2666, 768)
-    assert (recipe.color_jitter, recipe.horizontal_flip, recipe.finetuning) == (True, True, "full")
+    recipe = load_recipe(["--config", str(path)])
+    if path.stem.startswith("sed_convnext"):  # has the values of the paper
+        assert (recipe.learning_rate, recipe.weight_decay, recipe.image_encoder_lr_factor) == (2e-4, 1e-4, 0.01)
+        assert (recipe.steps, recipe.images_per_step, recipe.warmup_steps, recipe.max_grad_norm) == (80_000, 4, 0, 0.01)
+        assert (recipe.shortest_edge, recipe.longest_edge, recipe.crop_size) == (768, 2666, 768)
+        assert (recipe.color_jitter, recipe.horizontal_flip, recipe.finetuning) == (True, True, "full")

@@ -2,7 +2,7 @@
 
 from .augmentation import MultiScaleFlip
 from .evaluate import evaluate_benchmark
+from .report import evaluate_suite
 from .sets import load_evaluation_set
-from .suite import evaluate_suite
 
 __all__ = ["MultiScaleFlip", "evaluate_benchmark", "evaluate_suite", "load_evaluation_set"]

@@ -15,33 +15,22 @@ PROCESS_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions of Python and the libraries, the hardware's name, and the number of processes."""
+    """Versions of Python and the libraries, the name of the GPU or processor, and the number of processes."""
+    hardware = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").exists():  # `platform` only knows the architecture on Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        hardware = next((line.split(": ")[1] for line in lines if line.startswith("model name")), hardware)
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "hardware": hardware_name(device),
+        "hardware": hardware,
         "num_processes": PartialState().num_processes,
     }
 
 
-def hardware_name(device: torch.device) -> str:
-    """The name of a device as its maker gives it, such as "NVIDIA H200", or of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu_info = Path("/proc/cpuinfo")  # `platform` only knows the architecture on Linux
-    if cpu_info.exists():
-        for line in cpu_info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
 def require_launched_processes() -> None:
-    """Check that accelerate runs on as many processes as a launcher has started.
-
-    Raises:
-        ValueError: It does not: each would do all of the work, into the same folder.
-    """
+    """Check that accelerate runs on as many processes as a launcher has started, or each would do all of the work."""
     for name in PROCESS_COUNTS:
         launched, found = int(os.environ.get(name, 1)), PartialState().num_processes
         if launched > 1 and found != launched:

@@ -1,31 +1,84 @@
 """Zero-shot evaluation of a model on one data set, on one process or many."""
 
-from collections.abc import Callable
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
-from PIL import Image
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch.utils.data import DataLoader, Subset
 
 from .. import terminal
+from ..data.scenes import SceneDataset
 from ..image_processing_sed import NonFiniteLogitsError
-from ..inference.class_embeddings import encode_classes
+from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from ..inference.segmenter import Segmenter
 from ..inference.writers import label_map
 from ..metrics import MeanIoU
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..utils import atomic_path
-from .augmentation import AugmentedSegmenter, MultiScaleFlip
-from .label_space import LabelSpace, label_space
-from .progress import ProgressFile
-from .reading import Example, build_loader
-from .sets import EvaluationSet
+from ..utils import atomic_path, short_error
+from .augmentation import MultiScaleFlip
+from .sets import EvaluationSet, group_figures, vocabulary_and_metric
 
-Segment: TypeAlias = Callable[[list[Image.Image]], list[dict[str, npt.NDArray]]]
+MAX_WORKERS = 4
+
+
+class ProgressFile:
+    """The counts of an unfinished evaluation on disk, from which a later run continues.
+
+    Args:
+        path: A safetensors file.
+        settings: What JSON can hold, by the names that a user knows. Counts of other settings are refused.
+        images_per_save: How many images, of all processes together, may be lost by an interruption.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], images_per_save: int = 100) -> None:
+        self.path, self.settings, self.images_per_save = path, settings, images_per_save
+        self.num_images = 0
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                saved = json.loads(file.metadata()["evaluation"])
+                self.matrix = file.get_tensor("confusion_matrix")
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not the progress of an evaluation: {short_error(error)}. Remove it to start again"
+            ) from error
+        require_same_settings(saved["settings"], settings, path)
+        self.num_images = saved["num_images"]
+
+    def save(self, num_images: int, metric: MeanIoU) -> None:
+        """Replace the file if enough images are new; all processes must call this."""
+        if num_images - self.num_images < self.images_per_save:
+            return
+        self.num_images, self.matrix = num_images, metric.total()
+        if PartialState().is_main_process:
+            progress = json.dumps({"num_images": num_images, "settings": self.settings})
+            with atomic_path(self.path) as path:
+                path.write_bytes(save({"confusion_matrix": self.matrix.cpu()}, {"evaluation": progress}))
+
+
+def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue from a file of other settings, which the error names."""
+    current = json.loads(json.dumps(current))  # as the saved ones: lists in place of tuples
+    differences = [
+        f"{name} was {saved.get(name)!r:.80} and is {current.get(name)!r:.80}"
+        for name in {**current, **saved}
+        if saved.get(name) != current.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} is from an evaluation with other settings: {'; '.join(differences)}."
+            " Repeat them to continue it, or choose another output folder"
+        )
 
 
 def evaluate_benchmark(
@@ -33,119 +86,95 @@ def evaluate_benchmark(
     processor: SEDProcessor,
     dataset: EvaluationSet,
     *,
-    class_embeddings: Tensor | None = None,
     early_rejection_topk: int | None = None,
     augmentation: MultiScaleFlip | None = None,
     vocabulary_size: int | None = None,
     batch_size: int = 1,
     num_workers: int | None = None,
+    cache: ClassEmbeddingCache | None = None,
     predictions_dir: Path | None = None,
     progress_file: ProgressFile | None = None,
     progress_bar: str | None = None,
 ) -> dict[str, float | None]:
     """Segment every image of a data set with the names of its classes, and compare with its labels.
 
-    Processes are those that accelerate knows; all of them must call this, and each takes its share of the images.
-    Predictions have the size of the label. Training may call this at any step: it does not touch the random states.
+    All processes that accelerate knows must call this; each takes its share. Random states stay as they are.
 
     Args:
-        model: On the device where it is to run.
-        processor: Its processor.
         dataset: Of `load_benchmark`, not streamed, or a `SceneDataset`.
-        class_embeddings: (T, P, D) of the vocabulary. By default it is encoded, once.
         early_rejection_topk: As for the model: `None` for its own setting, 0 for every class.
-        augmentation: Test-time augmentation.
         vocabulary_size: Ask the model for this many names: those of the data set, then others that no image shows.
         batch_size: Images at a time on each process.
         num_workers: Processes that read images, for each process. By default up to 4.
-        predictions_dir: Write each prediction to this folder as `<file name>.png`, of class indices in the model's
-            vocabulary; with 8 bits for up to 255 classes, otherwise 16.
+        predictions_dir: Write each prediction to this folder as `<file name>.png`, of indices in the vocabulary.
         progress_file: Save the counts there, and continue from them.
-        progress_bar: Show a bar with this text, on the main process.
+        progress_bar: Show a bar with this text.
 
     Returns:
-        Figures in percent, on every process: those of `MeanIoU.compute`, such as `mIoU` and `IoU-<class>`, and for
-        scenes `mIoU-backgrounds`, `mIoU-seen` and `mIoU-unseen` (compositions). A mean over no class is `None`.
-
-    Raises:
-        TypeError: `dataset` is something else.
-        ValueError: An image is damaged, or of another size than its label, a label is out of range, or the model gives
-            values that are not numbers; the message names the file. `vocabulary_size` cannot be had, or `progress_file`
-            is of other settings.
+        Figures in percent, of `MeanIoU.compute`; for scenes also `mIoU-backgrounds`, `mIoU-seen` and `mIoU-unseen`.
     """
-    labels = label_space(dataset, vocabulary_size)
-    if not PartialState().is_main_process:
-        progress_bar = None
-    was_training = model.training
+    vocabulary, metric = vocabulary_and_metric(dataset, vocabulary_size)
+    is_main_process, done = PartialState().is_main_process, 0
+    if progress_file is not None and (done := progress_file.num_images) and is_main_process:
+        metric.confusion_matrix = progress_file.matrix
+    is_silent, was_training = progress_bar is None or not is_main_process, model.training
     model.eval()
-    with torch.no_grad():
-        if class_embeddings is None:
-            is_shown = progress_bar is not None
-            class_embeddings = encode_classes(model, processor, labels.vocabulary, show_progress=is_shown)
-        segmenter = Segmenter(model, processor, labels.vocabulary, class_embeddings, topk=early_rejection_topk)
-        segment = segmenter if augmentation is None else AugmentedSegmenter(segmenter, augmentation)
-        metric = _count_images(
-            segment, dataset, labels, batch_size, num_workers, predictions_dir, progress_file, progress_bar
-        )
+    class_embeddings = encode_classes(model, processor, vocabulary, cache, show_progress=not is_silent)
+    segmenter = Segmenter(model, processor, vocabulary, class_embeddings, topk=early_rejection_topk)
+    batches = segment_share(segmenter, augmentation, dataset, done, batch_size, num_workers)
+    with terminal.progress_bar(total=len(dataset), initial=done, desc=progress_bar or "", disable=is_silent) as bar:
+        for batch in batches:
+            for example, prediction in batch:
+                name = example["file_name"]
+                metric.add(prediction=prediction, reference=example["label"], file_name=name)
+                if predictions_dir is not None:
+                    write_prediction(predictions_dir / f"{Path(name).stem}.png", prediction, len(vocabulary))
+            done = min(done + batch_size * PartialState().num_processes, len(dataset))
+            bar.update(done - bar.n)
+            if progress_file is not None:
+                progress_file.save(done, metric)
     model.train(was_training)
-    return _with_groups(metric.compute(), labels)
+    figures = metric.compute()
+    return figures | group_figures(figures) if isinstance(dataset, SceneDataset) else figures
 
 
-def _count_images(
-    segment: Segment,
+def segment_share(
+    segmenter: Segmenter,
+    augmentation: MultiScaleFlip | None,
     dataset: EvaluationSet,
-    labels: LabelSpace,
+    start: int,
     batch_size: int,
     num_workers: int | None,
-    predictions_dir: Path | None,
-    progress_file: ProgressFile | None,
-    progress_bar: str | None,
-) -> MeanIoU:
-    """The counts of this process's share; arguments as for [`evaluate_benchmark`]."""
-    metric = MeanIoU(labels.class_names, labels.ignore_index, labels.last_class_is_background)
-    processes, num_counted = PartialState(), 0
-    if progress_file is not None and (saved := progress_file.load()) is not None:
-        num_counted, matrix = saved
-        if processes.is_main_process:
-            metric.confusion_matrix = matrix
-    num_saved, images_per_step = num_counted, batch_size * processes.num_processes
-    loader = build_loader(dataset, num_counted, batch_size, num_workers)
-    bar = terminal.progress_bar(
-        total=len(dataset), initial=num_counted, desc=progress_bar or "", unit="image", disable=progress_bar is None
+) -> Iterator[list[tuple[dict[str, Any], npt.NDArray]]]:
+    """Examples and predictions of this process's share of a data set from an image on, batch by batch.
+
+    A model that is sharded runs on all processes together. So where the images do not divide evenly, some processes
+    segment the last one once more, without a result.
+    """
+    rank, num_processes = PartialState().process_index, PartialState().num_processes
+    num_rounds = math.ceil((len(dataset) - start) / num_processes)
+    share = range(start + rank, start + num_rounds * num_processes, num_processes)
+    loader = DataLoader(
+        Subset(dataset, [min(index, len(dataset) - 1) for index in share]),
+        batch_size,
+        num_workers=min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # without one, the loader would draw from training's random state
     )
-    with bar:
-        for examples in loader:
-            try:
-                results = segment([example["image"] for example in examples])
-            except NonFiniteLogitsError as error:
-                raise NonFiniteLogitsError(error.index, examples[error.index]["file_name"]) from error
-            for example, result in zip(examples, results, strict=True):
-                if not example["is_repeated"]:
-                    _count(metric, example, result["segmentation"], labels, predictions_dir)
-            num_counted = min(num_counted + images_per_step, len(dataset))
-            if progress_file is not None and num_counted - num_saved >= progress_file.images_per_save:
-                matrix = metric.total()  # in which all processes take part
-                if processes.is_main_process:
-                    progress_file.save(num_counted, matrix)
-                num_saved = num_counted
-            bar.update(num_counted - bar.n)
-    return metric
+    indices = iter(share)
+    for examples in loader:
+        images = [example["image"] for example in examples]
+        try:
+            results = segmenter(images) if augmentation is None else augmentation.segment(segmenter, images)
+        except NonFiniteLogitsError as error:
+            raise NonFiniteLogitsError(error.index, examples[error.index]["file_name"]) from error
+        predictions = [result["segmentation"] for result in results]
+        triples = zip(examples, predictions, indices, strict=False)
+        yield [(example, prediction) for example, prediction, index in triples if index < len(dataset)]
 
 
-def _count(
-    metric: MeanIoU, example: Example, prediction: npt.NDArray, labels: LabelSpace, predictions_dir: Path | None
-) -> None:
-    """Score a prediction, and write it if there is a folder for it."""
-    metric.add(prediction=prediction, reference=example["label"], file_name=example["file_name"])
-    if predictions_dir is not None:
-        predictions_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_path(predictions_dir / f"{Path(example['file_name']).stem}.png") as temporary:
-            label_map(prediction, len(labels.vocabulary)).save(temporary, format="PNG")
-
-
-def _with_groups(figures: dict[str, float | None], labels: LabelSpace) -> dict[str, float | None]:
-    """The figures, and the mean IoU of each group of classes."""
-    for group, class_names in labels.groups.items():
-        known = [iou for name in class_names if (iou := figures[f"IoU-{name}"]) is not None]
-        figures[f"mIoU-{group}"] = sum(known) / len(known) if known else None
-    return figures
+def write_prediction(path: Path, prediction: npt.NDArray, num_classes: int) -> None:
+    """Write class indices as a PNG, with 8 bits for up to 255 classes, otherwise 16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        label_map(prediction, num_classes).save(temporary, format="PNG")

@@ -1,114 +1,127 @@
-"""The results of an evaluation: JSON to keep and to continue from, Markdown to read."""
+"""Evaluation of a model on several data sets, into a folder of results that a later run continues."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
+from ..inference.class_embeddings import ClassEmbeddingCache, weights_sha256
+from ..modeling_sed import SEDForSemanticSegmentation
+from ..processing_sed import SEDProcessor
 from ..utils import atomic_path, short_error
-from .progress import require_same_settings
-from .sets import set_title
+from .environment import describe_environment
+from .evaluate import ProgressFile, evaluate_benchmark, require_same_settings
+from .sets import EvaluationSet, set_title
 
-JSON_NAME = "results.json"
-MARKDOWN_NAME = "results.md"
 TABLE_FIGURES = ("mIoU", "fwIoU", "mACC", "pACC")
-GROUP_PREFIX = "mIoU-"
-CLASS_PREFIX = "IoU-"
 
 
-@dataclass
-class EvaluationReport:
-    """What one model with one set of options reaches on each benchmark.
+def evaluate_suite(
+    model: SEDForSemanticSegmentation,
+    processor: SEDProcessor,
+    sets: Mapping[str, EvaluationSet],
+    output: Path,
+    *,
+    model_name: str,
+    save_predictions: bool = False,
+    per_class: bool = False,
+    **options: Any,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a model on several data sets, one after the other, with options of [`evaluate_benchmark`].
 
-    Attributes:
-        folder: Where `results.json` and `results.md` are.
-        settings: Model and options.
-        benchmarks: For each finished benchmark `num_images`; `figures`, in percent, as `evaluate_benchmark` returns
-            them; and `environment`, the versions and hardware it ran on.
+    The folder `output` gets `results.json` and `results.md` after each set, on request `predictions/<set>/`, and
+    meanwhile `<set>.progress.safetensors`. Sets that it has results of are not evaluated again, and an interrupted one
+    continues where it stopped. A folder of another model, called `model_name`, or of other options is refused.
+
+    Returns:
+        For each set in the folder `num_images`, `figures` in percent, and `environment`.
     """
-
-    folder: Path
-    settings: dict[str, Any]
-    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, folder: Path, settings: dict[str, Any]) -> "EvaluationReport":
-        """The report in a folder, or an empty one if it has none.
-
-        Raises:
-            ValueError: The folder's file is not a report, or is of other settings; the message names them.
-        """
-        path = folder / JSON_NAME
-        if not path.is_file():
-            return cls(folder, settings)
-        try:
-            saved = json.loads(path.read_bytes())
-            saved_settings, benchmarks = dict(saved["settings"]), dict(saved["benchmarks"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not a report of an evaluation ({short_error(error)}): choose another output folder"
-            ) from error
-        require_same_settings(saved_settings, settings, path)
-        return cls(folder, settings, benchmarks)
-
-    def is_finished(self, name: str, num_images: int) -> bool:
-        """Whether the report has the figures of a benchmark.
-
-        Raises:
-            ValueError: It has them for another number of images.
-        """
-        if name not in self.benchmarks:
-            return False
-        saved = {f"number of images of {name}": self.benchmarks[name]["num_images"]}
-        require_same_settings(saved, {f"number of images of {name}": num_images}, self.folder / JSON_NAME)
-        return True
-
-    def save(self, *, per_class: bool = False) -> None:
-        """Write both files; an interruption leaves the previous ones.
-
-        Benchmarks that another process has finished meanwhile are taken in.
-        """
-        self.benchmarks = {**EvaluationReport.open(self.folder, self.settings).benchmarks, **self.benchmarks}
-        content = {"settings": self.settings, "benchmarks": self.benchmarks}
-        with atomic_path(self.folder / JSON_NAME) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        with atomic_path(self.folder / MARKDOWN_NAME) as temporary:
-            temporary.write_text(self.to_markdown(per_class=per_class), encoding="utf-8")
-
-    def to_markdown(self, *, per_class: bool = False) -> str:
-        """A table of the benchmarks, with a line for each group of classes; on request also the IoU of each class."""
-        rows = [["benchmark", "images", *TABLE_FIGURES]]
-        for name, result in self.benchmarks.items():
-            figures = result["figures"]
-            rows.append([set_title(name), str(result["num_images"]), *map(_percent, map(figures.get, TABLE_FIGURES))])
-            rows += [
-                [f"{set_title(name)}: {figure.removeprefix(GROUP_PREFIX)}", "", _percent(value), "", "", ""]
-                for figure, value in figures.items()
-                if figure.startswith(GROUP_PREFIX)
-            ]
-        settings = "\n".join(f"* {name}: {value}" for name, value in self.settings.items() if value is not None)
-        parts = [markdown_table(rows), settings]
-        if per_class:
-            parts += [_class_table(name, result["figures"]) for name, result in self.benchmarks.items()]
-        return "\n\n".join(parts) + "\n"
+    image_processor, augmentation = processor.image_processor, options.get("augmentation")
+    topk = options.get("early_rejection_topk")
+    settings = {
+        "model": model_name,
+        "weights_sha256": weights_sha256(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "size": dict(image_processor.size) if image_processor.do_resize else None,
+        "input_size": dict(image_processor.input_size),
+        "early_rejection_topk": (model.config.early_rejection_topk if topk is None else topk) or None,
+        **(asdict(augmentation) if augmentation else {}),
+        "vocabulary_size": options.get("vocabulary_size"),
+        "save_predictions": save_predictions,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    results = read_results(output, settings)
+    for name, dataset in sets.items():
+        progress, images = output / f"{name}.progress.safetensors", {f"number of images of {name}": len(dataset)}
+        if name in results:
+            saved = dict.fromkeys(images, results[name]["num_images"])
+            require_same_settings(saved, images, output / "results.json")
+        else:
+            figures = evaluate_benchmark(
+                model,
+                processor,
+                dataset,
+                cache=ClassEmbeddingCache(),
+                predictions_dir=output / "predictions" / name if save_predictions else None,
+                progress_file=ProgressFile(progress, settings | images),
+                progress_bar=set_title(name),
+                **options,
+            )
+            environment = describe_environment(model.device)
+            results[name] = {"num_images": len(dataset), "figures": figures, "environment": environment}
+        if PartialState().is_main_process:
+            results = read_results(output, settings) | results  # another run may have written to the folder
+            write_results(output, settings, results, per_class)
+            if ProgressFile(progress, settings | images).num_images:
+                progress.unlink()
+    return results
 
 
-def _class_table(name: str, figures: dict[str, float | None]) -> str:
-    rows = [
-        [figure.removeprefix(CLASS_PREFIX), _percent(value)]
-        for figure, value in figures.items()
-        if figure.startswith(CLASS_PREFIX)
-    ]
-    return f"## {set_title(name)}\n\n{markdown_table([['class', 'IoU'], *rows])}"
+def read_results(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `results.json` has of each set, if there is one; one of other settings is refused."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        saved, results = dict(content["settings"]), dict(content["benchmarks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of an evaluation ({short_error(error)}): choose another folder") from error
+    require_same_settings(saved, settings, path)
+    return results
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of columns as wide as their longest cell, with names to the left and numbers to the right.
+def write_results(folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]], per_class: bool) -> None:
+    """Write `results.json` and `results.md`."""
+    content = {"settings": settings, "benchmarks": results}
+    with atomic_path(folder / "results.json") as path:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_path(folder / "results.md") as path:
+        path.write_text(to_markdown(settings, results, per_class), encoding="utf-8")
 
-    Args:
-        rows: The cells, of the header first. Bars in them are escaped.
-    """
+
+def to_markdown(settings: dict[str, Any], results: dict[str, dict[str, Any]], per_class: bool) -> str:
+    """A table of the sets, with a line for each group of classes; on request also the IoU of each class."""
+    rows, class_tables = [["benchmark", "images", *TABLE_FIGURES]], []
+    for name, result in results.items():
+        title, figures, classes = set_title(name), result["figures"], [["class", "IoU"]]
+        rows.append([title, str(result["num_images"]), *(_percent(figures[figure]) for figure in TABLE_FIGURES)])
+        for figure, value in figures.items():
+            kind, _, label = figure.partition("-")
+            if kind == "mIoU" and label:
+                rows.append([f"{title}: {label}", "", _percent(value), "", "", ""])
+            elif kind == "IoU":
+                classes.append([label, _percent(value)])
+        class_tables.append(f"## {title}\n\n{_table(classes)}")
+    options = "\n".join(f"* {name}: {value}" for name, value in settings.items() if value is not None)
+    return "\n\n".join([_table(rows), options, *(class_tables if per_class else [])]) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with names to the left and numbers to the right; the first row is its header."""
     rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]

@@ -1,4 +1,4 @@
-"""The sets of images that a model can be evaluated on, by name."""
+"""What a model can be evaluated on: sets of images, what their labels mean, and which names the model is asked for."""
 
 from os import PathLike
 from typing import TypeAlias
@@ -6,26 +6,22 @@ from typing import TypeAlias
 import datasets
 
 from ..data.benchmarks import BENCHMARKS, OWN_DATA, load_benchmark
-from ..data.scenes import SceneDataset
+from ..data.distractors import distractors
+from ..data.features import SegmentationMap
+from ..data.scenes import SceneDataset, seen_classes, unseen_classes
+from ..data.scenes.vocabulary import BACKGROUNDS
+from ..metrics import MeanIoU
 
 EvaluationSet: TypeAlias = datasets.Dataset | SceneDataset
 
+# Those of the official table, in its order. COCO-Stuff is not among them: SED is trained on its classes.
 ZERO_SHOT_BENCHMARKS = (
-    "ade20k_847",
-    "pascal_context_459",
-    "ade20k_150",
-    "pascal_context_59",
-    "pascal_voc_20",
-    "pascal_voc_20b",
-)
-"""The benchmarks of the official table, in its order. COCO-Stuff is not among them: SED is trained on its classes."""
-
+    "ade20k_847", "pascal_context_459", "ade20k_150", "pascal_context_59", "pascal_voc_20", "pascal_voc_20b",
+)  # fmt: skip
 SCENES = "scenes"
-"""The name of the generated test scenes, which need no data folder."""
-
 NUM_SCENES = 500
-
 EVALUATION_SETS = (*BENCHMARKS, OWN_DATA, SCENES)
+DISTRACTOR_VOCABULARIES = ("pascal_context_459", "ade20k_847")
 
 
 def load_evaluation_set(
@@ -37,18 +33,41 @@ def load_evaluation_set(
         name: One of `EVALUATION_SETS`.
         data_dir: Where the data are, as for `load_benchmark`; scenes need none.
         limit: Only take the first images, so many.
-
-    Raises:
-        ValueError: The name is unknown, or there is no `data_dir` for a set that needs one.
-        FileNotFoundError: A file or folder is missing; the message names it, and the page to download it from.
     """
     if name == SCENES:
         return SceneDataset("test", NUM_SCENES if limit is None else min(limit, NUM_SCENES))
     if data_dir is None:
         raise ValueError(f"{name}: expected the folder of its data as data_dir (--data-dir)")
     dataset = load_benchmark(name, data_dir)
-    assert isinstance(dataset, datasets.Dataset)  # since it is not streamed
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def vocabulary_and_metric(dataset: EvaluationSet, vocabulary_size: int | None = None) -> tuple[list[str], MeanIoU]:
+    """The names that a model is asked for, up to `vocabulary_size` with others that no image shows, and the metric."""
+    label = dataset.features.get("label") if isinstance(dataset, datasets.Dataset) else None
+    if isinstance(dataset, SceneDataset):
+        vocabulary, ignore_index, has_background = dataset.class_names, 255, False
+    elif isinstance(label, SegmentationMap):
+        vocabulary, ignore_index, has_background = label.names, label.ignore_index, label.background_index is not None
+    else:
+        raise TypeError(f"expected a data set of load_benchmark, not streamed, or a SceneDataset; got {dataset!r:.100}")
+    if vocabulary_size is not None:
+        least = len(vocabulary)
+        vocabulary = vocabulary + distractors(vocabulary, DISTRACTOR_VOCABULARIES)
+        if not least <= vocabulary_size <= len(vocabulary):
+            raise ValueError(f"vocabulary size {vocabulary_size}: expected {least} to {len(vocabulary)}")
+        vocabulary = vocabulary[:vocabulary_size]
+    return vocabulary, MeanIoU(label.class_names if has_background else vocabulary, ignore_index, has_background)
+
+
+def group_figures(figures: dict[str, float | None]) -> dict[str, float | None]:
+    """The mean IoU of scenes' backgrounds, and of the compositions that training shows and never shows."""
+    backgrounds, seen = seen_classes()[: len(BACKGROUNDS)], seen_classes()[len(BACKGROUNDS) :]
+    means: dict[str, float | None] = {}
+    for group, names in {"backgrounds": backgrounds, "seen": seen, "unseen": unseen_classes()}.items():
+        known = [iou for name in names if (iou := figures.get(f"IoU-{name}")) is not None]
+        means[f"mIoU-{group}"] = sum(known) / len(known) if known else None
+    return means
 
 
 def set_title(name: str) -> str:

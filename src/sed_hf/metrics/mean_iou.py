@@ -4,7 +4,6 @@ The figures are those of Detectron2's `SemSegEvaluator`: means run over the clas
 a pixel with an ignored label counts nowhere, not even as a prediction.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -19,35 +18,25 @@ ClassMap: TypeAlias = Any  # (height, width) class indices: tensor, array, PIL i
 class MeanIoU:
     """Mean IoU over any number of images, on one process or many, in the memory of a confusion matrix.
 
-        metric = MeanIoU(class_names)
-        for batch in dataloader:
-            metric.add_batch(predictions=predict(batch), references=batch["labels"])
-        figures = metric.compute()
-
-    On several processes (those of `torch.distributed`, hence accelerate's) each adds its share, and `compute` sums over
-    all of them. What a data loader repeats, so that all processes get equally many images, is not to be added.
+    Each process of `torch.distributed` adds its share of the images, each once, and `compute` sums over all processes.
 
     Args:
-        class_names: The T names of classes 0, 1, ..., without repetition. They name the figures of single classes.
+        class_names: The T names of classes 0, 1, ..., without repetition.
         ignore_index: The label of pixels that count nowhere. As a prediction, as post-processing gives it where no
             class reaches its threshold, it is wrong: a miss of the labelled class, and of no other class.
         last_class_is_background: Whether predictions beyond the last class, `ignore_index` included, count as the last
-            class. This is the rule of VOC-20b: 21 classes with the background last, predicted from a vocabulary of 59
-            names.
+            class, as in VOC-20b: 21 classes with the background last, predicted from a vocabulary of 59 names.
 
     Attributes:
         confusion_matrix: (T, T + 1) int64 pixels that this process has counted, label by prediction; the last column is
             of predictions that are not a class. It may be set, to continue from a saved one.
-
-    Raises:
-        ValueError: A class name is repeated.
     """
 
     def __init__(
         self, class_names: Sequence[str], ignore_index: int = 255, last_class_is_background: bool = False
     ) -> None:
-        if repeated := [name for name, count in Counter(class_names).items() if count > 1]:
-            raise ValueError(f"class_names: expected different names, got {repeated} more than once")
+        if repeated := {name for name in class_names if list(class_names).count(name) > 1}:
+            raise ValueError(f"class_names: expected different names, got {sorted(repeated)} more than once")
         self.class_names = list(class_names)
         self.ignore_index = ignore_index
         self.last_class_is_background = last_class_is_background
@@ -59,18 +48,8 @@ class MeanIoU:
         self.confusion_matrix = torch.zeros((num_classes, num_classes + 1), dtype=torch.int64)
 
     def add(self, *, prediction: ClassMap, reference: ClassMap, file_name: str = "image") -> None:
-        """Count one image.
-
-        Args:
-            prediction: (height, width) class indices. The matrix moves to its device.
-            reference: Its labels, of the same size.
-            file_name: The name of the image in errors.
-
-        Raises:
-            TypeError: A class map does not hold integers.
-            ValueError: The sizes differ, or a value is not a class.
-        """
-        self._accumulate([self._count(prediction, reference, file_name)])
+        """Count one image, which errors call `file_name`; its prediction and its label have the same size."""
+        self.add_batch(predictions=[prediction], references=[reference], file_names=[file_name])
 
     def add_batch(
         self,
@@ -79,10 +58,11 @@ class MeanIoU:
         references: Sequence[ClassMap],
         file_names: Sequence[str] | None = None,
     ) -> None:
-        """Count several images, of any sizes; of a batch with an error, none. Arguments and errors as for `add`."""
+        """Count several images, of any sizes; of a batch with an error, none."""
         names = file_names or [f"image {position} of the batch" for position in range(len(predictions))]
-        batch = zip(predictions, references, names, strict=True)
-        self._accumulate([self._count(prediction, reference, name) for prediction, reference, name in batch])
+        counts = [self._count(*image) for image in zip(predictions, references, names, strict=True)]
+        for matrix in counts:
+            self.confusion_matrix = self.confusion_matrix.to(matrix.device) + matrix
 
     def total(self) -> Tensor:
         """The confusion matrix of all processes together, which must all call this."""
@@ -106,14 +86,14 @@ class MeanIoU:
         self.reset()
         labelled, matrix = matrix.sum(dim=1), matrix[:, :-1]
         correct, predicted = matrix.diag(), matrix.sum(dim=0)
-        occurs = labelled > 0
-        iou = torch.where(occurs, correct / (labelled + predicted - correct), torch.nan)
-        accuracy = torch.where(occurs, correct / labelled, torch.nan)
+        iou = correct / (labelled + predicted - correct)
+        accuracy = correct / labelled  # NaN without a labelled pixel
+        iou[accuracy.isnan()] = torch.nan
         figures = {
-            "mIoU": iou[occurs].mean(),
-            "fwIoU": (iou * labelled)[occurs].sum() / labelled.sum(),
+            "mIoU": iou.nanmean(),
+            "fwIoU": (iou * labelled).nansum() / labelled.sum(),
             **{f"IoU-{name}": value for name, value in zip(self.class_names, iou, strict=True)},
-            "mACC": accuracy[occurs].mean(),
+            "mACC": accuracy.nanmean(),
             "pACC": correct.sum() / labelled.sum(),
             **{f"ACC-{name}": value for name, value in zip(self.class_names, accuracy, strict=True)},
         }
@@ -126,36 +106,26 @@ class MeanIoU:
         labelled = _class_indices(reference, f"{name}: the label").to(predicted.device)
         if predicted.shape != labelled.shape:
             raise ValueError(f"{name}: the prediction is {tuple(predicted.shape)}, the label {tuple(labelled.shape)}")
+        num_classes, last = len(self.class_names), len(self.class_names) - 1
         counts = labelled != self.ignore_index
-        predicted, labelled = predicted[counts], labelled[counts]
-        num_classes = len(self.class_names)
+        labelled, predicted = labelled[counts], predicted[counts]
+        no_class = predicted == self.ignore_index
         if self.last_class_is_background:
-            predicted = predicted.where(predicted != self.ignore_index, num_classes).clamp(max=num_classes - 1)
-        is_class = predicted != self.ignore_index
-        _check_range(labelled, num_classes, f"{name}: label")
-        _check_range(predicted[is_class], num_classes, f"{name}: prediction")
-        pairs = labelled * (num_classes + 1) + predicted.where(is_class, num_classes)
+            predicted = predicted.clamp(max=last)
+        for what, values in {"label": labelled, "prediction": predicted[~no_class]}.items():
+            wrong = values[(values < 0) | (values > last)]
+            if wrong.numel():
+                raise ValueError(f"{name}: {what} {wrong[0].item()} is outside the classes 0 to {last}")
+        predicted = predicted.masked_fill(no_class, last if self.last_class_is_background else num_classes)
+        pairs = labelled * (num_classes + 1) + predicted
         return pairs.bincount(minlength=self.confusion_matrix.numel()).view_as(self.confusion_matrix)
-
-    def _accumulate(self, matrices: Sequence[Tensor]) -> None:
-        for matrix in matrices:
-            self.confusion_matrix = self.confusion_matrix.to(matrix.device) + matrix
 
 
 def _class_indices(class_map: ClassMap, what: str) -> Tensor:
     """A class map as an int64 tensor (height, width)."""
-    if isinstance(class_map, Tensor):
-        is_integer = not (class_map.is_floating_point() or class_map.is_complex())
-    else:
-        class_map = np.asarray(class_map)
-        is_integer = class_map.dtype.kind in "biu"
-    if not is_integer or class_map.ndim != 2:
-        raise TypeError(f"{what}: expected integers (height, width), got {class_map.dtype} of {tuple(class_map.shape)}")
+    array = class_map if isinstance(class_map, Tensor) else np.asarray(class_map)
+    is_float = array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind not in "biu"
+    if is_float or array.ndim != 2:
+        raise TypeError(f"{what}: expected integers (height, width), got {array.dtype} of {tuple(array.shape)}")
     # torch knows neither negative strides nor foreign byte orders.
-    return class_map.long() if isinstance(class_map, Tensor) else torch.from_numpy(class_map.astype(np.int64, "C"))
-
-
-def _check_range(indices: Tensor, num_classes: int, what: str) -> None:
-    wrong = indices[(indices < 0) | (indices >= num_classes)]
-    if wrong.numel():
-        raise ValueError(f"{what} {wrong[0].item()} is outside the classes 0 to {num_classes - 1}")
+    return array.long() if isinstance(array, Tensor) else torch.from_numpy(array.astype(np.int64, "C"))

@@ -6,45 +6,37 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from ..modeling_sed import ENCODER_STRIDE, SEDCostMap, SEDForSemanticSegmentation
+from ..modeling_sed import ENCODER_STRIDE, SEDCostMap, SEDForSemanticSegmentation, SEDSemanticSegmentationOutput
 
 MAX_LOGIT_SCALE = 4.6052  # a temperature of 1/100, where CLIP's training stops it
 
 
 class TowerAlignment(nn.Module):
-    """Classifies every cell of the cost map, so that a location's embedding lies nearest to its class's name.
-
-    It wraps the model, so that the wrappers of distributed training see one `forward`.
-    """
+    """Classifies every cell of the cost map, so that a location's embedding lies nearest to its class's name."""
 
     def __init__(self, model: SEDForSemanticSegmentation) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: Tensor, labels: Tensor, input_ids: Tensor, class_ids: Tensor) -> Tensor:
-        """The loss.
-
-        Args:
-            pixel_values: (B, 3, H, W).
-            labels: (B, H, W) classes or the ignored label.
-            input_ids: (S, P, L) tokens of the class names.
-            class_ids: (S,) the class of each synonym.
-        """
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor, input_ids: Tensor, class_ids: Tensor
+    ) -> SEDSemanticSegmentationOutput:
+        """The loss; arguments as for the model."""
         class_embeddings = self.model.get_class_embeddings(input_ids, class_ids)
         dense_embeddings = self.model.get_image_features(pixel_values).dense_embeddings
         cost_map = SEDCostMap.of(dense_embeddings, class_embeddings).compute()
         logits = self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cost_map
-        return alignment_loss(logits, cell_shares(labels, len(class_embeddings)))
+        loss = alignment_loss(logits, cell_shares(labels, len(class_embeddings)))
+        return SEDSemanticSegmentationOutput(loss=loss)
 
 
 def cell_shares(labels: Tensor, num_classes: int) -> Tensor:
     """The share of each class in each cell of the cost map: (B, T, h, w) of labels (B, 32h, 32w)."""
-    cells = labels.unflatten(1, (-1, ENCODER_STRIDE)).unflatten(3, (-1, ENCODER_STRIDE))  # (B, h, 32, w, 32)
-    cells = cells.transpose(2, 3).flatten(3)  # (B, h, w, 1024)
+    cells = F.pixel_unshuffle(labels[:, None], ENCODER_STRIDE).movedim(1, -1)  # (B, h, w, 1024)
     inside = (cells >= 0) & (cells < num_classes)
     counts = torch.zeros(*cells.shape[:3], num_classes, device=labels.device)
     counts.scatter_add_(3, cells.where(inside, 0), inside.float())
-    return (counts / cells.shape[-1]).permute(0, 3, 1, 2)
+    return counts.movedim(-1, 1) / cells.shape[-1]
 
 
 def alignment_loss(logits: Tensor, shares: Tensor) -> Tensor:

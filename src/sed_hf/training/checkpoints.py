@@ -11,22 +11,15 @@ from safetensors import SafetensorError
 
 from ..utils import atomic_path, short_error
 
-CHECKPOINTS = "checkpoints"
 PREFIX = "step-"
-SCHEDULE_FILE = "custom_checkpoint_0.pkl"  # by which a checkpoint is known
-PICKLED_SUFFIXES = frozenset({".bin", ".pkl", ".pt"})
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep: int) -> Path:
-    """Write model, optimizer, schedule, log and random states after `step` steps; called by every process.
+    """Write model, optimizer, schedule and random states after `step` steps; called by every process.
 
     The newest `keep` checkpoints remain. One of this step that is there already is kept.
-
-    Raises:
-        OSError: It could not be written, for want of space for example, or something else has its name. What was
-            written before is still there.
     """
-    folder = output_dir / CHECKPOINTS / f"{PREFIX}{step:08d}"
+    folder = output_dir / "checkpoints" / f"{PREFIX}{step:08d}"
     if folder in find_checkpoints(output_dir):
         return folder
     if folder.exists():
@@ -49,13 +42,13 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
-    files = (output_dir / CHECKPOINTS).glob(f"{PREFIX}{'[0-9]' * 8}/{SCHEDULE_FILE}")
+    files = output_dir.glob(f"checkpoints/{PREFIX}{'[0-9]' * 8}/random_states_0.pkl")
     return sorted(file.parent for file in files if file.is_file())
 
 
-def steps_done(folder: Path) -> int:
+def steps_done(checkpoint: Path) -> int:
     """The number of steps after which a checkpoint was written."""
-    return int(folder.name.removeprefix(PREFIX))
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
@@ -65,9 +58,8 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
         ValueError: A file is damaged, of another model, or holds more than a checkpoint does.
     """
     try:
-        for path in sorted(folder.iterdir()):
-            if path.suffix in PICKLED_SUFFIXES:
-                load(path, map_location="cpu")  # refuses code; accelerate would run that of registered objects
+        for path in folder.glob("random_states_*.pkl"):
+            load(path)  # accelerate passes over those that it cannot load
         accelerator.load_state(str(folder))
     except (RuntimeError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"the checkpoint {folder} cannot be loaded: {short_error(error)}") from error

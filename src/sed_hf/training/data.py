@@ -1,16 +1,20 @@
-"""Training samples by their position in the run: neither an interruption nor the number of processes matters."""
+"""Samples and class names of a training run, the same after any interruption and on any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from .. import SEDForSemanticSegmentation, SEDProcessor
 from ..data.benchmarks import OWN_DATA, load_benchmark
+from ..data.distractors import distractors
 from ..data.scenes import SceneDataset
 from ..data.transforms import TrainingTransform
 from ..image_processing_sed import to_labels
@@ -21,7 +25,7 @@ class TrainingSamples(Dataset[dict[str, Any]]):
     """The samples of a whole run: position p is the p-th image that training sees.
 
     Each pass over the data set has an order of its own, and each position an augmentation of its own, both drawn from
-    the seed. A dataloader that starts at any position, in any number of processes, gives the same samples.
+    the seed.
 
     Args:
         dataset: Items with `image` (PIL, RGB), `label` (PIL or (H, W) integers) and `file_name`.
@@ -40,13 +44,9 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         return self.length
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """`pixel_values` (3, S, S), `labels` (S, S) int64 and `file_name` of the sample at a position.
-
-        Raises:
-            ValueError: The label has another size than the image; the message names the file.
-        """
+        """`pixel_values` (3, S, S), `labels` (S, S) int64 and `file_name` of the sample at a position."""
         epoch, offset = divmod(position, len(self.dataset))
-        sample = self.dataset[int(epoch_order(len(self.dataset), self.seed, epoch)[offset])]
+        sample = self.dataset[int(_epoch_order(len(self.dataset), self.seed, epoch)[offset])]
         image, label = sample["image"], to_labels(sample["label"]).astype(np.int32)
         if label.shape != (image.height, image.width):
             raise ValueError(
@@ -64,18 +64,12 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
 
 @lru_cache(maxsize=2)
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the data set in one pass."""
+def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
 def load_training_data(recipe: Recipe) -> tuple[TrainingSamples, list[str], int]:
-    """The samples of a run, the class names and the ignored label.
-
-    Raises:
-        FileNotFoundError: There are no such data.
-        ValueError: The data set is unknown.
-    """
+    """The samples of a run, the class names, distractors included, and the ignored label."""
     num_samples = recipe.steps * recipe.images_per_step
     if recipe.dataset == "scenes":
         dataset: Any = SceneDataset("train", num_samples, recipe.seed, recipe.crop_size)
@@ -85,7 +79,9 @@ def load_training_data(recipe: Recipe) -> tuple[TrainingSamples, list[str], int]
         split = recipe.split or (None if recipe.dataset == OWN_DATA else "train")
         dataset = load_benchmark(recipe.dataset, recipe.data_dir, split)
         label = dataset.features["label"]
-        class_names, ignore_index = list(label.names), label.ignore_index
+        class_names, ignore_index = label.names, label.ignore_index
+    if recipe.distractor_vocabulary is not None:
+        class_names = class_names + distractors(class_names, [recipe.distractor_vocabulary])
     transform = TrainingTransform(
         recipe.shortest_edge,
         recipe.longest_edge,
@@ -95,3 +91,46 @@ def load_training_data(recipe: Recipe) -> tuple[TrainingSamples, list[str], int]
         ignore_index,
     )
     return TrainingSamples(dataset, num_samples, recipe.seed, transform), class_names, ignore_index
+
+
+class TrainingClasses:
+    """Arguments of the model for T class names: tokenised once, and encoded once if the text encoder is frozen."""
+
+    def __init__(self, names: list[str], processor: SEDProcessor, model: SEDForSemanticSegmentation) -> None:
+        tokens = processor(text=names, return_tensors="pt").to(model.device)
+        self.num_classes = len(names)
+        self.ignore_index = model.config.ignore_index
+        self.inputs: dict[str, Tensor] = {name: tokens[name] for name in ("input_ids", "class_ids")}
+        if model.config.freeze_text_encoder:
+            with torch.no_grad():
+                self.inputs = {"class_embeddings": model.get_class_embeddings(**self.inputs)}
+
+    def select(self, vocabulary: Tensor) -> dict[str, Tensor]:
+        """The arguments for some of the classes, sorted indices, in their order."""
+        if "class_embeddings" in self.inputs:
+            return {"class_embeddings": self.inputs["class_embeddings"][vocabulary]}
+        chosen = torch.isin(self.inputs["class_ids"], vocabulary)
+        class_ids = torch.searchsorted(vocabulary, self.inputs["class_ids"][chosen])
+        return {"input_ids": self.inputs["input_ids"][chosen], "class_ids": class_ids}
+
+
+def sample_vocabulary(
+    labels: Tensor, num_classes: int, sizes: tuple[int, int], ignore_index: int, seed: Sequence[int]
+) -> Tensor:
+    """The classes that occur in the labels of any process, and random others: sorted indices.
+
+    Args:
+        labels: Of this process; all processes must call this.
+        num_classes: The number of classes to draw from.
+        sizes: The least and the greatest size of the vocabulary. Its logarithm is drawn uniformly, so that few and many
+            classes are equally common. More are returned where more occur.
+        ignore_index: The label of pixels of no class.
+        seed: Determines the draw.
+    """
+    counts = labels[labels != ignore_index].bincount(minlength=num_classes)
+    present = reduce(counts, "sum").nonzero().flatten().cpu()
+    rng = np.random.default_rng(seed)
+    size = round(sizes[0] * (sizes[1] / sizes[0]) ** rng.random())
+    others = rng.permutation(np.setdiff1d(np.arange(num_classes), present))
+    chosen = torch.from_numpy(others[: max(0, size - len(present))])
+    return torch.cat([present, chosen]).sort().values.to(labels.device)

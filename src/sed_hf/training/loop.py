@@ -1,84 +1,93 @@
 """The training loop."""
 
-from dataclasses import asdict
+import json
+import time
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, set_seed
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader, Subset
+from transformers import get_cosine_schedule_with_warmup
 
-from ..data.distractors import distractors
+from ..conversion import build_processor, from_open_clip
 from ..evaluation import evaluate_benchmark, load_evaluation_set
-from ..evaluation.report import markdown_table
-from ..hub.save import push_hub_folder, save_hub_folder
+from ..evaluation.environment import require_launched_processes
+from ..hub.load import load
+from ..hub.save import check_new_folder, push_hub_folder, save_hub_folder
 from ..terminal import progress_bar
+from ..utils import atomic_path
 from .alignment import TowerAlignment
-from .checkpoints import load_checkpoint, save_checkpoint, steps_done
-from .classes import TrainingClasses, present_classes, relabel, sample_vocabulary
-from .data import load_training_data
-from .log import TrainingLog
-from .optimizer import build_optimizer, build_schedule, enable_gradient_checkpointing, set_trainable
+from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, steps_done
+from .data import TrainingClasses, load_training_data, sample_vocabulary
+from .optimizer import build_optimizer, enable_gradient_checkpointing, set_trainable
 from .recipe import Recipe
-from .setup import build_accelerator, checkpoint_to_resume, images_per_batch, load_starting_model, model_folder
-
-
-class NonFiniteLossError(ValueError):
-    """The loss is not a number or infinite; the message gives the step and the files of the batch."""
 
 
 def train(recipe: Recipe) -> Path:
     """Run a recipe and return the Hub folder of the trained model.
 
     Raises:
-        OSError: There is no such model or data set, or something cannot be written.
-        ValueError: Images cannot be split evenly over processes and accumulation steps, the launcher's settings are
-            not those of the run, or `output_dir` holds a run and `resume` is not set.
-        NonFiniteLossError: The loss is not finite. A checkpoint is written first.
+        ValueError: `output_dir` holds a run and `resume` is not set, the processes cannot do what the recipe says, or
+            the loss is not finite; then a checkpoint is written first.
     """
     run = TrainingRun(recipe)
-    is_main_process = run.accelerator.is_main_process
-    steps = range(run.start, recipe.steps)
-    bar = progress_bar(steps, initial=run.start, total=recipe.steps, disable=not is_main_process)
+    losses, start_time = [], time.perf_counter()
+    is_silent = not run.accelerator.is_main_process
+    bar = progress_bar(range(run.start, recipe.steps), initial=run.start, total=recipe.steps, disable=is_silent)
     for step in bar:
         loss, grad_norm = run.train_step(step)
-        if line := run.log.record(step + 1, loss, grad_norm, run.schedule.get_last_lr()):
-            bar.set_postfix(loss=f"{line['loss']:.4f}")
-        is_last = step + 1 == recipe.steps
-        if recipe.evaluate_every is not None and (is_last or (step + 1) % recipe.evaluate_every == 0):
-            run.log.write(step + 1, run.evaluate(f"step {step + 1}"))
-        if is_last or (step + 1) % recipe.checkpoint_every == 0:
-            run.save_checkpoint(step + 1)
+        losses.append(loss)
+        done = step + 1
+        is_last = done == recipe.steps
+        is_saved = is_last or done % recipe.checkpoint_every == 0
+        if is_saved or done % recipe.log_every == 0:  # so that a resumed run logs the same means
+            now = time.perf_counter()
+            values = {
+                "loss": torch.stack(losses).mean().item(),
+                "learning_rate": max(run.schedule.get_last_lr()),
+                "grad_norm": float(grad_norm),
+                "images_per_second": len(losses) * recipe.images_per_step / (now - start_time),
+            }
+            run.log(done, values)
+            bar.set_postfix(loss=f"{values['loss']:.4f}")
+            losses, start_time = [], now
+        if recipe.evaluate_every is not None and (is_last or done % recipe.evaluate_every == 0):
+            run.log(done, run.evaluate(f"step {done}"))
+        if is_saved:
+            save_checkpoint(run.accelerator, run.output_dir, done, recipe.keep_checkpoints)
     return run.save_model()
 
 
 class TrainingRun:
-    """What a recipe asks for, prepared for all processes; with `resume` as the last checkpoint has left it.
-
-    Attributes:
-        start: The number of steps that are done.
-    """
+    """What a recipe asks for, prepared for all processes; with `resume` as the last checkpoint has left it."""
 
     def __init__(self, recipe: Recipe) -> None:
-        checkpoint = checkpoint_to_resume(recipe)
         self.recipe = recipe
         self.output_dir = Path(recipe.output_dir)
-        self.start = 0 if checkpoint is None else steps_done(checkpoint)
+        self.log_file = self.output_dir / "log.jsonl"
+        checkpoints = find_checkpoints(self.output_dir)
+        if checkpoints and not recipe.resume:
+            raise ValueError(f"{self.output_dir} holds a run already; continue it with --resume, or choose another")
+        check_new_folder(self.output_dir / "model", overwrite=bool(checkpoints))
+        self.start = steps_done(checkpoints[-1]) if checkpoints else 0
         self.accelerator = build_accelerator(recipe)
-        samples, class_names, self.ignore_index = load_training_data(recipe)
-        self.evaluation_set = None
+        samples, class_names, ignore_index = load_training_data(recipe)
         if recipe.evaluate_on is not None:
-            self.evaluation_set = load_evaluation_set(
-                recipe.evaluate_on, recipe.evaluate_data_dir, recipe.evaluate_images
-            )
-        if recipe.distractor_vocabulary is not None:
-            class_names = class_names + distractors(class_names, [recipe.distractor_vocabulary])
-
-        self.model, self.processor = load_starting_model(recipe)
-        self.model.config.ignore_index = self.ignore_index
+            data_dir, limit = recipe.evaluate_data_dir, recipe.evaluate_images
+            self.evaluation_set = load_evaluation_set(recipe.evaluate_on, data_dir, limit)
+        if recipe.open_clip_variant is not None:
+            self.model = from_open_clip(recipe.open_clip_variant, recipe.open_clip_pretrained)
+            self.processor = build_processor(self.model.config)
+        else:
+            self.model, self.processor = load(recipe.model)
+        self.model.config.ignore_index = ignore_index
         set_trainable(self.model, recipe)
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
@@ -86,58 +95,69 @@ class TrainingRun:
             self.model.to(memory_format=torch.contiguous_format)
         self.classes = TrainingClasses(class_names, self.processor, self.model.to(self.accelerator.device))
         optimizer = build_optimizer(self.model, recipe)
-        self.schedule = build_schedule(optimizer, recipe)
-        self.network, self.optimizer, dataloader = self.accelerator.prepare(
+        loader = DataLoader(
+            Subset(samples, range(self.start * recipe.images_per_step, len(samples))),
+            batch_size=recipe.images_per_step // recipe.gradient_accumulation_steps,
+            num_workers=recipe.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # or starting it would draw from the random state of a checkpoint
+        )
+        self.network, self.optimizer, self.schedule, loader = self.accelerator.prepare(
             TowerAlignment(self.model) if recipe.objective == "alignment" else self.model,
             optimizer,
-            DataLoader(
-                Subset(samples, range(self.start * recipe.images_per_step, len(samples))),
-                batch_size=images_per_batch(recipe, self.accelerator.num_processes),
-                num_workers=recipe.num_workers,
-                pin_memory=self.accelerator.device.type == "cuda",
-                generator=torch.Generator(),  # or starting it would draw from the random state of a checkpoint
-            ),
+            get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps),
+            loader,
         )
         register_fsdp_forward_method(self.model, "get_class_embeddings")  # which evaluations call by itself
         self.network.train()
-        self.log = TrainingLog(self.accelerator, recipe, self.start)
-        self.accelerator.register_for_checkpointing(self.schedule, self.log)
+        self.start_log()
         set_seed(recipe.seed, device_specific=True)  # processes drop different channels and blocks
-        if checkpoint is not None:
-            load_checkpoint(self.accelerator, checkpoint)
+        if checkpoints:
+            load_checkpoint(self.accelerator, checkpoints[-1])
         if recipe.resume:
-            self.accelerator.print(f"continuing after step {self.start}" if checkpoint else "no checkpoint to resume")
-        self.batches = iter(dataloader)
+            self.accelerator.print(f"continuing after step {self.start}" if checkpoints else "no checkpoint to resume")
+        self.batches = iter(loader)
 
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """Do one step, and return the loss over all processes and the norm of the gradient before clipping.
-
-        Raises:
-            NonFiniteLossError: The loss is not finite. Nothing is changed, and a checkpoint is written.
-        """
-        accelerator, parts = self.accelerator, self.recipe.gradient_accumulation_steps
+        """Do one step, and return the loss over all processes and the norm of the gradient before clipping."""
+        accelerator, recipe = self.accelerator, self.recipe
         step_loss = torch.zeros((), device=accelerator.device)
-        for part in range(parts):
+        for part in range(recipe.gradient_accumulation_steps):
             batch = next(self.batches)
             with accelerator.accumulate(self.network):
-                seed = [self.recipe.seed, step, part]
-                loss = compute_loss(self.network, batch, self.classes, self.recipe, self.ignore_index, seed)
+                loss = compute_loss(self.network, batch, self.classes, recipe, seed=[recipe.seed, step, part])
                 mean_loss = accelerator.reduce(loss.detach(), "mean")
                 if not mean_loss.isfinite():
-                    saved, files = self.save_checkpoint(step), ", ".join(batch["file_name"])
-                    raise NonFiniteLossError(
-                        f"the loss at step {step + 1} is not finite; process {accelerator.process_index} had {files}."
-                        f" The state before that step is in {saved}"
+                    saved = save_checkpoint(accelerator, self.output_dir, step, recipe.keep_checkpoints)
+                    raise ValueError(
+                        f"the loss at step {step + 1} is not finite; process {accelerator.process_index} had"
+                        f" {', '.join(batch['file_name'])}. The state before that step is in {saved}"
                     )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm)
+                    grad_norm = accelerator.clip_grad_norm_(self.network.parameters(), recipe.max_grad_norm)
                 self.optimizer.step()
-                if accelerator.sync_gradients and not self.optimizer.step_was_skipped:  # by a gradient scaler
-                    self.schedule.step()
+                self.schedule.step()  # in the last part, unless a gradient scaler has skipped the step
                 self.optimizer.zero_grad()
-            step_loss += mean_loss / parts
+            step_loss += mean_loss / recipe.gradient_accumulation_steps
         return step_loss, grad_norm
+
+    def start_log(self) -> None:
+        """Start accelerate's tracker, and a log with the lines of the steps that are done."""
+        settings = {name: str(value) for name, value in asdict(self.recipe).items()}
+        self.accelerator.init_trackers("train", config=settings)
+        if self.accelerator.is_main_process:
+            text = self.log_file.read_text(encoding="utf-8") if self.start and self.log_file.is_file() else ""
+            lines = text.split("\n")[:-1]  # without one that was cut off
+            with atomic_path(self.log_file) as path:
+                path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.start))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step to accelerate's tracker and to the log."""
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
+            with self.log_file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
     def evaluate(self, title: str) -> dict[str, float]:
         """The figures of the evaluation set that are of all classes or of a group of them."""
@@ -148,29 +168,22 @@ class TrainingRun:
             num_workers=self.recipe.num_workers,
             progress_bar=title,
         )
-        is_of_class = ("IoU-", "ACC-")
-        return {
-            name: value for name, value in figures.items() if value is not None and not name.startswith(is_of_class)
-        }
-
-    def save_checkpoint(self, step: int) -> Path:
-        """Write a checkpoint after `step` steps."""
-        return save_checkpoint(self.accelerator, self.output_dir, step, self.recipe.keep_checkpoints)
+        known = {name: value for name, value in figures.items() if value is not None}
+        return {name: value for name, value in known.items() if not name.startswith(("IoU-", "ACC-"))}
 
     def save_model(self) -> Path:
         """Write the Hub folder of the model, upload it if that is asked for, and end the run."""
-        folder = model_folder(self.recipe)
+        folder = self.output_dir / "model"
         state_dict = self.accelerator.get_state_dict(self.network)
         if self.accelerator.is_main_process:
-            # The wrapper of the alignment objective puts "model." before each name.
-            state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
             save_hub_folder(
                 self.model.eval(),
                 self.processor,
                 folder,
-                describe_run(self.recipe, self.accelerator.num_processes, self.log.last),
+                self.describe(),
                 [] if self.recipe.dataset in ("custom", "scenes") else [self.recipe.dataset],
-                state_dict=state_dict,
+                # The wrapper of the alignment objective puts "model." before each name.
+                state_dict={name.removeprefix("model."): tensor for name, tensor in state_dict.items()},
                 overwrite=True,
             )
             if self.recipe.push_to_hub is not None:
@@ -180,37 +193,50 @@ class TrainingRun:
         self.accelerator.end_training()
         return folder
 
+    def describe(self) -> str:
+        """The part of the model card that says how the model was trained, and what came of it."""
+        settings = yaml.safe_dump(asdict(replace(self.recipe, resume=False)), sort_keys=False)
+        versions = [f"{name} {version(name)}" for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")]
+        environment = f"{', '.join(versions)}; {self.accelerator.num_processes} processes"
+        results = "".join(self.log_file.read_text().splitlines()[-1:])
+        return f"## Training\n\n```yaml\n{settings}```\n\n{environment}\n\nLast line of the log: `{results}`"
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes of a run, and their settings."""
+    accelerator = Accelerator(
+        # Unlike the argument, a plugin wins over what a launcher says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(recipe.gradient_accumulation_steps),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        mixed_precision=recipe.mixed_precision,
+        log_with=recipe.tracker,
+        project_dir=recipe.output_dir,
+    )
+    require_launched_processes()
+    parts = accelerator.num_processes * recipe.gradient_accumulation_steps
+    if recipe.images_per_step % parts:
+        raise ValueError(
+            f"images_per_step={recipe.images_per_step}: expected a multiple of {parts}"
+            f" ({accelerator.num_processes} processes × {recipe.gradient_accumulation_steps} accumulation steps)"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision=fp16: expected bf16 or no on a CPU")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.allow_tf32
+    torch.backends.cudnn.benchmark = recipe.min_classes_per_step is None  # otherwise sizes change with each batch
+    set_seed(recipe.seed)  # what is initialised is the same on all processes
+    return accelerator
+
 
 def compute_loss(
-    network: nn.Module,
-    batch: dict[str, Any],
-    classes: TrainingClasses,
-    recipe: Recipe,
-    ignore_index: int,
-    seed: list[int],
+    network: nn.Module, batch: dict[str, Any], classes: TrainingClasses, recipe: Recipe, seed: list[int]
 ) -> Tensor:
     """The loss of a batch, with all classes or with a vocabulary drawn for the batches of all processes."""
-    labels, vocabulary = batch["labels"], None
+    labels, inputs = batch["labels"], classes.inputs
     if recipe.classes_per_step is not None:
-        num_classes = len(classes.names)
         sizes = (recipe.min_classes_per_step or recipe.classes_per_step, recipe.classes_per_step)
-        present = present_classes(labels, num_classes, ignore_index)
-        vocabulary = sample_vocabulary(present, num_classes, sizes, seed)
-        labels = relabel(labels, vocabulary, num_classes, ignore_index)
+        vocabulary = sample_vocabulary(labels, classes.num_classes, sizes, classes.ignore_index, seed)
+        ignored = labels == classes.ignore_index
+        labels = torch.searchsorted(vocabulary, labels).masked_fill(ignored, classes.ignore_index)
+        inputs = classes.select(vocabulary)
     pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)  # faster convolutions
-    result = network(pixel_values=pixel_values, labels=labels, **classes.model_inputs(vocabulary))
-    return result if isinstance(result, Tensor) else result.loss
-
-
-def describe_run(recipe: Recipe, num_processes: int, results: dict[str, float]) -> str:
-    """The part of the model card that says how the model was trained, and what came of it."""
-    settings = {name: value for name, value in asdict(recipe).items() if value is not None and name != "resume"}
-    settings["processes"] = num_processes
-    settings |= {name: version(name) for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")}
-    parts = []
-    for title, values in {"Training": settings, "Last line of the log": results}.items():
-        rows = [[name, str(value)] for name, value in values.items()]
-        parts.append(
-            f"## {title}\n\n{markdown_table([['setting' if values is settings else 'figure', 'value'], *rows])}\n"
-        )
-    return "\n".join(parts)
+    return network(pixel_values=pixel_values, labels=labels, **inputs).loss

@@ -1,12 +1,10 @@
-"""What is trained, at which learning rate and weight decay, and how the learning rate falls."""
+"""What is trained, and at which learning rate and weight decay."""
 
 from collections import defaultdict
 
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_cosine_schedule_with_warmup
 
 from ..modeling_sed import SEDForSemanticSegmentation, SEDSpatialAggregation
 from .recipe import Recipe
@@ -14,27 +12,21 @@ from .recipe import Recipe
 
 def set_trainable(model: SEDForSemanticSegmentation, recipe: Recipe) -> None:
     """Let gradients reach the parameters that the recipe trains, and no others."""
-    model.requires_grad_(False)
-    for module in trainable_modules(model, recipe):
-        module.requires_grad_(True)
-    trains_text = recipe.objective == "alignment" or recipe.finetuning == "text"
-    model.config.freeze_text_encoder = not trains_text
-    if recipe.objective == "alignment":
-        model.logit_scale.requires_grad_(True)
-
-
-def trainable_modules(model: SEDForSemanticSegmentation, recipe: Recipe) -> list[nn.Module]:
-    """The modules that the recipe trains."""
-    if recipe.objective == "alignment":
-        return [model.image_encoder, model.text_encoder]
     trunk = model.image_encoder.trunk
-    return {
+    trained = {
         "full": [model.image_encoder, model.decoder],
         "last_stage": [trunk.stages[-1], trunk.head, model.image_encoder.projection, model.decoder],
         "frozen": [model.decoder],
         "auxiliary_heads": [model.decoder.auxiliary_heads],
         "text": [model.image_encoder, model.text_encoder, model.decoder],
     }[recipe.finetuning]
+    if recipe.objective == "alignment":
+        trained = [model.image_encoder, model.text_encoder]
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+    model.logit_scale.requires_grad_(recipe.objective == "alignment")
+    model.config.freeze_text_encoder = model.text_encoder not in trained
 
 
 def enable_gradient_checkpointing(model: SEDForSemanticSegmentation) -> None:
@@ -52,28 +44,15 @@ def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     exempt = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, GlobalResponseNorm)
-    decayed_norms = {id(block.norm) for block in model.modules() if isinstance(block, SEDSpatialAggregation)}
+    decayed_norms = {block.norm for block in model.modules() if isinstance(block, SEDSpatialAggregation)}
     for module_name, module in model.named_modules():
-        decays = not isinstance(module, exempt) or id(module) in decayed_norms
+        learning_rate = recipe.learning_rate
+        if module_name.startswith("sed.image_encoder"):
+            learning_rate *= recipe.image_encoder_lr_factor
+        elif module_name.startswith("sed.text_encoder"):
+            learning_rate *= recipe.text_encoder_lr_factor
+        decays = not isinstance(module, exempt) or module in decayed_norms
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
-                learning_rate = recipe.learning_rate * learning_rate_factor(module_name, recipe)
                 groups[learning_rate, recipe.weight_decay if decays else 0.0].append(parameter)
-    return AdamW(
-        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
-        lr=recipe.learning_rate,
-    )
-
-
-def learning_rate_factor(module_name: str, recipe: Recipe) -> float:
-    """What the learning rate of a module is multiplied with."""
-    if module_name.startswith("sed.image_encoder"):
-        return recipe.image_encoder_lr_factor
-    if module_name.startswith("sed.text_encoder"):
-        return recipe.text_encoder_lr_factor
-    return 1.0
-
-
-def build_schedule(optimizer: AdamW, recipe: Recipe) -> LambdaLR:
-    """Cosine decay to 0 over all steps, after the warm-up if there is one."""
-    return get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
+    return AdamW([{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()])

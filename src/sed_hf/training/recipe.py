@@ -1,23 +1,20 @@
-"""What one training run does, as a YAML file and the command line state it."""
+"""The settings of one training run, from a YAML file and the command line."""
 
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Literal, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
-COUNTS = (
-    "classes_per_step", "min_classes_per_step", "steps", "images_per_step", "gradient_accumulation_steps", "log_every",
-    "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluate_images", "shortest_edge", "crop_size",
-)  # fmt: skip
-RATES = (
-    "learning_rate", "image_encoder_lr_factor", "text_encoder_lr_factor", "weight_decay", "warmup_steps",
-    "max_grad_norm",
+MAY_BE_ZERO = (
+    "num_workers", "learning_rate", "image_encoder_lr_factor", "text_encoder_lr_factor", "weight_decay",
+    "warmup_steps", "max_grad_norm", "seed",
 )  # fmt: skip
 
 
@@ -25,82 +22,70 @@ RATES = (
 class Recipe:
     """The settings of a training run. The defaults are those of the official training of SED-B."""
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
+    output_dir: str = HfArg(help="Folder for checkpoints, logs and the trained model.")
 
-    model: str | None = field(default=None, metadata={"help": "Model folder or Hub name to start from."})
-    open_clip_variant: str | None = field(
-        default=None, metadata={"help": "Start instead from this ConvNeXt of open_clip, with a fresh decoder."}
+    model: str | None = HfArg(default=None, help="Model folder or Hub name to start from.")
+    open_clip_variant: str | None = HfArg(
+        default=None, help="Start instead from this ConvNeXt of open_clip, with a fresh decoder."
     )
-    open_clip_pretrained: str | None = field(
-        default=None, metadata={"help": "Weights of open_clip_variant: a tag or a file."}
+    open_clip_pretrained: str | None = HfArg(default=None, help="Weights of open_clip_variant: a tag or a file.")
+    objective: Literal["segmentation", "alignment"] = HfArg(
+        default="segmentation", help="segmentation trains SED; alignment only trains the two towers, before it."
     )
-    objective: Literal["segmentation", "alignment"] = field(
-        default="segmentation",
-        metadata={"help": "segmentation trains SED; alignment only trains the two towers, before it."},
-    )
-    finetuning: Literal["full", "last_stage", "frozen", "auxiliary_heads", "text"] = field(
+    finetuning: Literal["full", "last_stage", "frozen", "auxiliary_heads", "text"] = HfArg(
         default="full",
-        metadata={
-            "help": "What is trained beside the decoder: the image encoder, its last stage, nothing, image and text"
-            " encoder; or only the auxiliary heads."
-        },
+        help="What is trained beside the decoder: the image encoder, its last stage, nothing, image and text encoder;"
+        " or only the auxiliary heads.",
     )
 
-    dataset: str = field(
-        default="coco_stuff_171", metadata={"help": "Benchmark, 'custom', or 'scenes' for generated scenes."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set; none for scenes."})
-    split: str | None = field(
-        default=None, metadata={"help": "Split to train on. Defaults to train, and to all images of own data."}
-    )
-    num_workers: int = field(
-        default=4, metadata={"help": "Processes that prepare images, for each training process; also in evaluations."}
+    dataset: str = HfArg(default="coco_stuff_171", help="Benchmark, 'custom', or 'scenes' for generated scenes.")
+    data_dir: str | None = HfArg(default=None, help="Folder of the data set; none for scenes.")
+    split: str | None = HfArg(default=None, help="Split to train on. Defaults to train, and to all images of own data.")
+    num_workers: int = HfArg(
+        default=4, help="Processes that prepare images, for each training process; also in evaluations."
     )
 
-    shortest_edge: int | None = field(default=768, metadata={"help": "Resize the shortest side to this many pixels."})
-    longest_edge: int = field(default=2666, metadata={"help": "At most this many pixels for the longest side."})
-    crop_size: int = field(default=768, metadata={"help": "Side of the random crop, in pixels; a multiple of 32."})
-    color_jitter: bool = field(default=True, metadata={"help": "SSD-style colour jitter."})
-    horizontal_flip: bool = field(default=True, metadata={"help": "Flip half of the images."})
-    classes_per_step: int | None = field(
-        default=None,
-        metadata={"help": "Train with the classes that occur in the batch and random others up to this many."},
+    shortest_edge: int | None = HfArg(default=768, help="Resize the shortest side to this many pixels.")
+    longest_edge: int = HfArg(default=2666, help="At most this many pixels for the longest side.")
+    crop_size: int = HfArg(default=768, help="Side of the random crop, in pixels; a multiple of 32.")
+    color_jitter: bool = HfArg(default=True, help="SSD-style colour jitter.")
+    horizontal_flip: bool = HfArg(default=True, help="Flip half of the images.")
+    classes_per_step: int | None = HfArg(
+        default=None, help="Train with the classes that occur in the batch and random others up to this many."
     )
-    min_classes_per_step: int | None = field(
-        default=None,
-        metadata={"help": "Draw the number of classes anew for each batch, from this up to classes_per_step."},
+    min_classes_per_step: int | None = HfArg(
+        default=None, help="Draw the number of classes anew for each batch, from this up to classes_per_step."
     )
-    distractor_vocabulary: str | None = field(
-        default=None,
-        metadata={"help": "Vocabulary, by name or path, of further classes that no image is labelled with."},
+    distractor_vocabulary: str | None = HfArg(
+        default=None, help="Vocabulary, by name or path, of further classes that no image is labelled with."
     )
 
-    steps: int = field(default=80_000, metadata={"help": "Optimizer steps."})
-    images_per_step: int = field(default=4, metadata={"help": "Images of one step, over all processes."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Parts in which a process takes its images."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the decoder."})
-    image_encoder_lr_factor: float = field(default=0.01, metadata={"help": "Times the learning rate, image encoder."})
-    text_encoder_lr_factor: float = field(default=0.01, metadata={"help": "Times the learning rate, text encoder."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Of AdamW."})
-    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up before the cosine decay to 0."})
-    max_grad_norm: float = field(default=0.01, metadata={"help": "Clip the gradient of the whole model to this norm."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in backward."})
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
-        default=None, metadata={"help": "Defaults to what accelerate is configured with."}
+    steps: int = HfArg(default=80_000, help="Optimizer steps.")
+    images_per_step: int = HfArg(default=4, help="Images of one step, over all processes.")
+    gradient_accumulation_steps: int = HfArg(default=1, help="Parts in which a process takes its images.")
+    learning_rate: float = HfArg(default=2e-4, help="Learning rate of the decoder.")
+    image_encoder_lr_factor: float = HfArg(default=0.01, help="Times the learning rate, image encoder.")
+    text_encoder_lr_factor: float = HfArg(default=0.01, help="Times the learning rate, text encoder.")
+    weight_decay: float = HfArg(default=1e-4, help="Of AdamW.")
+    warmup_steps: int = HfArg(default=0, help="Steps of linear warm-up before the cosine decay to 0.")
+    max_grad_norm: float = HfArg(default=0.01, help="Clip the gradient of the whole model to this norm.")
+    gradient_checkpointing: bool = HfArg(default=False, help="Recompute activations in backward.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = HfArg(
+        default=None, help="Defaults to what accelerate is configured with."
     )
-    allow_tf32: bool = field(default=True, metadata={"help": "TF32 matrix products on GPUs that have them."})
-    seed: int = field(default=0, metadata={"help": "Seed of the order of the data, augmentation and dropout."})
+    allow_tf32: bool = HfArg(default=True, help="TF32 matrix products on GPUs that have them.")
+    seed: int = HfArg(default=0, help="Seed of the order of the data, augmentation and dropout.")
 
-    log_every: int = field(default=20, metadata={"help": "Steps between two lines of the log."})
-    tracker: str = field(default="tensorboard", metadata={"help": "Tracker of accelerate: tensorboard, wandb, ..."})
-    checkpoint_every: int = field(default=5_000, metadata={"help": "Steps between two checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
-    evaluate_every: int | None = field(default=None, metadata={"help": "Steps between two evaluations."})
-    evaluate_on: str | None = field(default=None, metadata={"help": "Benchmark, or 'scenes', to evaluate on."})
-    evaluate_data_dir: str | None = field(default=None, metadata={"help": "Folder of evaluate_on."})
-    evaluate_images: int | None = field(default=None, metadata={"help": "Only evaluate on the first images."})
-    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository for the trained model."})
+    log_every: int = HfArg(default=20, help="Steps between two lines of the log; each checkpoint adds one.")
+    tracker: str = HfArg(default="tensorboard", help="Tracker of accelerate: tensorboard, wandb, ...")
+    checkpoint_every: int = HfArg(default=5_000, help="Steps between two checkpoints.")
+    keep_checkpoints: int = HfArg(default=2, help="Checkpoints to keep; older ones are removed.")
+    evaluate_every: int | None = HfArg(default=None, help="Steps between two evaluations.")
+    evaluate_on: str | None = HfArg(default=None, help="Benchmark, or 'scenes', to evaluate on.")
+    evaluate_data_dir: str | None = HfArg(default=None, help="Folder of evaluate_on.")
+    evaluate_images: int | None = HfArg(default=None, help="Only evaluate on the first images.")
+    resume: bool = HfArg(default=False, help="Continue from the last checkpoint in output_dir.")
+    push_to_hub: str | None = HfArg(default=None, help="Hub repository for the trained model.")
 
     def __post_init__(self) -> None:
         """Check what would be wrong without a word, or only after a long time."""
@@ -117,11 +102,10 @@ class Recipe:
                 f"min_classes_per_step={self.min_classes_per_step}: expected at most classes_per_step,"
                 f" which is {self.classes_per_step}"
             )
-        for names, least in ((COUNTS, 1), (RATES, 0)):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not least <= value < math.inf:
-                    raise ValueError(f"{name}={value}: expected a number of at least {least}")
+        for name, value in vars(self).items():
+            least = 0 if name in MAY_BE_ZERO else 1
+            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
+                raise ValueError(f"{name}={value}: expected a number of at least {least}")
 
 
 def load_recipe(arguments: Sequence[str]) -> Recipe:
@@ -129,7 +113,6 @@ def load_recipe(arguments: Sequence[str]) -> Recipe:
 
     Raises:
         SystemExit: A setting is unknown or has no value of its type; the message says which.
-        OSError: There is no such file.
         ValueError: The file does not hold settings, or a value is impossible.
     """
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -139,9 +122,10 @@ def load_recipe(arguments: Sequence[str]) -> Recipe:
 
     parser = HfArgumentParser(Recipe, parents=[config_parser], allow_abbrev=False)
     # The file's values are checked as the command line's are. Only null has no form there.
-    optional = {name for name, kind in get_type_hints(Recipe).items() if NoneType in get_args(kind)}
-    parser.set_defaults(**{name: None for name, value in stated.items() if value is None and name in optional})
-    given = [f"--{name}={value}" for name, value in stated.items() if value is not None or name not in optional]
+    optional = [name for name, kind in get_type_hints(Recipe).items() if NoneType in get_args(kind)]
+    nulls = {name: None for name in optional if stated.get(name, "") is None}
+    parser.set_defaults(**nulls)
+    given = [f"--{name}={value}" for name, value in stated.items() if name not in nulls]
     namespace = vars(parser.parse_args([*given, *overrides]))
     del namespace["config"]
     return Recipe(**namespace)
@@ -150,8 +134,8 @@ def load_recipe(arguments: Sequence[str]) -> Recipe:
 def read_recipe_file(path: Path) -> dict[str, object]:
     """The settings that a YAML file states."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+        values = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
         raise ValueError(f"config: {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds {type(values).__name__}, expected settings by name")
