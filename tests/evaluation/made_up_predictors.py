@@ -1,6 +1,7 @@
 """Stand-ins for the network, whose predictions are plain to see, and small data to try them on."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,12 +32,9 @@ class MadeUpPredictor(nn.Module):
             num_attention_heads=1, hidden_act="gelu", layer_norm_eps=1e-5, eos_token_id=0
         )
         self.weight = nn.Parameter(torch.zeros(1))
-        self.num_encodings = 0
         self.num_images = 0
-        self.topk_seen: int | None = -1  # what no evaluation passes
 
     def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor) -> Tensor:
-        self.num_encodings += 1
         return torch.zeros(int(class_ids.max()) + 1, 1, 1)
 
     def forward(
@@ -87,20 +85,12 @@ class BrightnessPredictor(MadeUpPredictor):
         return -((brightness - expected) ** 2)
 
 
-def small_processor(processor: SEDProcessor) -> SEDProcessor:
-    """A quick copy: 32×32 pixels, one prompt template."""
+def small_processor(processor: SEDProcessor, edge: int = 32, templates: Sequence[str] = ("{}",)) -> SEDProcessor:
+    """A quick copy: `edge`×`edge` pixels, few prompt templates."""
     image_processor = copy.deepcopy(processor.image_processor)
-    image_processor.do_resize = False
-    image_processor.input_size = {"height": 32, "width": 32}
-    return SEDProcessor(image_processor, processor.tokenizer, prompt_templates=["{}"])
-
-
-def lower_resolution(processor: SEDProcessor) -> SEDProcessor:
-    """A copy for the tiny model, of 64×64 pixels."""
-    image_processor = copy.deepcopy(processor.image_processor)
-    image_processor.size = {"shortest_edge": 96, "longest_edge": 384}
-    image_processor.input_size = {"height": 64, "width": 64}
-    return SEDProcessor(image_processor, processor.tokenizer, processor.prompt_templates)
+    image_processor.size = {"shortest_edge": edge * 3 // 2, "longest_edge": edge * 6}
+    image_processor.input_size = {"height": edge, "width": edge}
+    return SEDProcessor(image_processor, processor.tokenizer, prompt_templates=list(templates))
 
 
 def write_own_images(root: Path, sizes: list[tuple[int, int]]) -> datasets.Dataset:

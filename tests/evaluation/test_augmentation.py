@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made_up_predictors import CLASS_NAMES, lower_resolution, write_own_images
+from made_up_predictors import CLASS_NAMES, small_processor, write_own_images
 from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
@@ -18,7 +18,7 @@ IMAGE_SIZE = (20, 30)
 
 @pytest.fixture(scope="module")
 def processor(tiny_processor: SEDProcessor) -> SEDProcessor:
-    return lower_resolution(tiny_processor)
+    return small_processor(tiny_processor, 64, tiny_processor.prompt_templates)
 
 
 def evaluated_prediction(

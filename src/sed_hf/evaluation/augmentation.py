@@ -1,9 +1,7 @@
 """Test-time augmentation: the mean of the probabilities at several scales, of the image and its mirror image.
 
-The official code does so through Detectron2's `SemanticSegmentorWithTTA`, which sums probabilities at the image's size.
-Here views stay at the resolution of the logits until the argmax: bilinear interpolation is linear, so the mean is the
-same. Detectron2 only scales the shortest edge, after which SED resizes every view to the same square; here that square
-is scaled too.
+As Detectron2's `SemanticSegmentorWithTTA`, but that views stay at the resolution of the logits, since resizing is
+linear, and that the square to which SED resizes is scaled, not only the resize before it.
 """
 
 from collections.abc import Sequence

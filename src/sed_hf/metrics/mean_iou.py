@@ -22,14 +22,13 @@ class MeanIoU:
 
     Args:
         class_names: The T names of classes 0, 1, ..., without repetition.
-        ignore_index: The label of pixels that count nowhere. As a prediction, as post-processing gives it where no
-            class reaches its threshold, it is wrong: a miss of the labelled class, and of no other class.
+        ignore_index: The label of pixels that count nowhere. A prediction of it is wrong, and of no class.
         last_class_is_background: Whether predictions beyond the last class, `ignore_index` included, count as the last
             class, as in VOC-20b: 21 classes with the background last, predicted from a vocabulary of 59 names.
 
     Attributes:
         confusion_matrix: (T, T + 1) int64 pixels that this process has counted, label by prediction; the last column is
-            of predictions that are not a class. It may be set, to continue from a saved one.
+            of no class. It may be set, to continue from a saved one.
     """
 
     def __init__(
@@ -40,12 +39,7 @@ class MeanIoU:
         self.class_names = list(class_names)
         self.ignore_index = ignore_index
         self.last_class_is_background = last_class_is_background
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all images."""
-        num_classes = len(self.class_names)
-        self.confusion_matrix = torch.zeros((num_classes, num_classes + 1), dtype=torch.int64)
+        self.confusion_matrix = torch.zeros((len(class_names), len(class_names) + 1), dtype=torch.int64)
 
     def add(self, *, prediction: ClassMap, reference: ClassMap, file_name: str = "image") -> None:
         """Count one image, which errors call `file_name`; its prediction and its label have the same size."""
@@ -77,13 +71,11 @@ class MeanIoU:
     def compute(self) -> dict[str, float | None]:
         """The figures of all images that all processes have added, which must all call this; then forget the images.
 
-        Returns:
-            Figures in percent: `mIoU`, `fwIoU` (IoU weighted by the share of labelled pixels), `IoU-<name>` of each
-            class, `mACC` (mean accuracy), `pACC` (pixel accuracy), `ACC-<name>`. A class without a labelled pixel has
-            `None` and does not enter the means.
+        In percent: `mIoU`, `fwIoU` (weighted by labelled pixels), `IoU-<name>` of each class, `mACC` (mean accuracy),
+        `pACC` (pixel accuracy), `ACC-<name>`. A class without a labelled pixel has `None` and enters no mean.
         """
         matrix = self.total().cpu().double()
-        self.reset()
+        self.confusion_matrix = torch.zeros_like(self.confusion_matrix)
         labelled, matrix = matrix.sum(dim=1), matrix[:, :-1]
         correct, predicted = matrix.diag(), matrix.sum(dim=0)
         iou = correct / (labelled + predicted - correct)

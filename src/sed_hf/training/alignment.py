@@ -40,16 +40,12 @@ def cell_shares(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def alignment_loss(logits: Tensor, shares: Tensor) -> Tensor:
-    """Cross-entropy of each cell's classes, for each prompt template by itself.
+    """Cross-entropy of the classes (B, T, h, w) of each cell, for each prompt template of logits (B, T, P, h, w).
 
     Every class that occurs in the batch, on any process, counts the same, or backgrounds would drown the objects. The
     mean over the processes is the loss of the whole batch.
-
-    Args:
-        logits: (B, T, P, h, w).
-        shares: (B, T, h, w).
     """
-    log_probabilities = F.log_softmax(logits.float(), dim=1).mean(2)
+    log_probabilities = F.log_softmax(logits.float(), dim=1).mean(2)  # (B, T, h, w)
     area = reduce(shares.sum((0, 2, 3)), "sum")[:, None, None]
     weights = shares / area.clamp(min=1e-6) / (area > 0).sum()
     return -(weights * log_probabilities).sum() * PartialState().num_processes

@@ -11,15 +11,13 @@ from safetensors import SafetensorError
 
 from ..utils import atomic_path, short_error
 
-PREFIX = "step-"
-
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep: int) -> Path:
-    """Write model, optimizer, schedule and random states after `step` steps; called by every process.
+    """Write model, optimizer, schedule and random states after `step` steps, and keep the newest `keep` checkpoints.
 
-    The newest `keep` checkpoints remain. One of this step that is there already is kept.
+    All processes must call this. A checkpoint of this step that is there already is kept.
     """
-    folder = output_dir / "checkpoints" / f"{PREFIX}{step:08d}"
+    folder = output_dir / "checkpoints" / f"step-{step:08d}"
     if folder in find_checkpoints(output_dir):
         return folder
     if folder.exists():
@@ -42,21 +40,12 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
-    files = output_dir.glob(f"checkpoints/{PREFIX}{'[0-9]' * 8}/random_states_0.pkl")
+    files = output_dir.glob(f"checkpoints/step-{'[0-9]' * 8}/random_states_0.pkl")
     return sorted(file.parent for file in files if file.is_file())
 
 
-def steps_done(checkpoint: Path) -> int:
-    """The number of steps after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix(PREFIX))
-
-
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Restore what [`save_checkpoint`] has written, without running code that the files may contain.
-
-    Raises:
-        ValueError: A file is damaged, of another model, or holds more than a checkpoint does.
-    """
+    """Restore what [`save_checkpoint`] has written, without running code that the files may contain."""
     try:
         for path in folder.glob("random_states_*.pkl"):
             load(path)  # accelerate passes over those that it cannot load

@@ -1,6 +1,7 @@
 """Samples and class names of a training run, the same after any interruption and on any number of processes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,24 +22,21 @@ from ..image_processing_sed import to_labels
 from .recipe import Recipe
 
 
+@dataclass(eq=False)
 class TrainingSamples(Dataset[dict[str, Any]]):
     """The samples of a whole run: position p is the p-th image that training sees.
 
-    Each pass over the data set has an order of its own, and each position an augmentation of its own, both drawn from
-    the seed.
+    Each pass over the data set has an order of its own, and each position an augmentation of its own, by the seed.
 
-    Args:
+    Attributes:
         dataset: Items with `image` (PIL, RGB), `label` (PIL or (H, W) integers) and `file_name`.
-        length: Number of positions.
-        seed: Seed of order and augmentation.
         transform: Augmentation of an image, a label map and a random generator, as [`TrainingTransform`].
     """
 
-    def __init__(self, dataset: Any, length: int, seed: int, transform: Callable) -> None:
-        self.dataset = dataset
-        self.length = length
-        self.seed = seed
-        self.transform = transform
+    dataset: Any
+    length: int
+    seed: int
+    transform: Callable
 
     def __len__(self) -> int:
         return self.length
@@ -48,11 +46,8 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         epoch, offset = divmod(position, len(self.dataset))
         sample = self.dataset[int(_epoch_order(len(self.dataset), self.seed, epoch)[offset])]
         image, label = sample["image"], to_labels(sample["label"]).astype(np.int32)
-        if label.shape != (image.height, image.width):
-            raise ValueError(
-                f"{sample['file_name']}: expected a label of the image's size, {image.width}×{image.height} pixels,"
-                f" got {label.shape[1]}×{label.shape[0]}"
-            )
+        if label.shape != image.size[::-1]:
+            raise ValueError(f"{sample['file_name']}: the image is {image.size[::-1]}, the label {label.shape}")
         rng = np.random.default_rng([self.seed, position, 1])  # not the order's generator
         pixels, label = self.transform(image, label, rng)
         levels = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -100,7 +95,7 @@ class TrainingClasses:
         tokens = processor(text=names, return_tensors="pt").to(model.device)
         self.num_classes = len(names)
         self.ignore_index = model.config.ignore_index
-        self.inputs: dict[str, Tensor] = {name: tokens[name] for name in ("input_ids", "class_ids")}
+        self.inputs: dict[str, Tensor] = {"input_ids": tokens["input_ids"], "class_ids": tokens["class_ids"]}
         if model.config.freeze_text_encoder:
             with torch.no_grad():
                 self.inputs = {"class_embeddings": model.get_class_embeddings(**self.inputs)}
@@ -117,15 +112,9 @@ class TrainingClasses:
 def sample_vocabulary(
     labels: Tensor, num_classes: int, sizes: tuple[int, int], ignore_index: int, seed: Sequence[int]
 ) -> Tensor:
-    """The classes that occur in the labels of any process, and random others: sorted indices.
+    """The classes that occur in the labels of any process, all of which must call this, and random others, sorted.
 
-    Args:
-        labels: Of this process; all processes must call this.
-        num_classes: The number of classes to draw from.
-        sizes: The least and the greatest size of the vocabulary. Its logarithm is drawn uniformly, so that few and many
-            classes are equally common. More are returned where more occur.
-        ignore_index: The label of pixels of no class.
-        seed: Determines the draw.
+    How many is drawn between two sizes, so that few and many are equally common: the logarithm is uniform.
     """
     counts = labels[labels != ignore_index].bincount(minlength=num_classes)
     present = reduce(counts, "sum").nonzero().flatten().cpu()

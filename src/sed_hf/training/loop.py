@@ -24,7 +24,7 @@ from ..hub.save import check_new_folder, push_hub_folder, save_hub_folder
 from ..terminal import progress_bar
 from ..utils import atomic_path
 from .alignment import TowerAlignment
-from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint, steps_done
+from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from .data import TrainingClasses, load_training_data, sample_vocabulary
 from .optimizer import build_optimizer, enable_gradient_checkpointing, set_trainable
 from .recipe import Recipe
@@ -76,7 +76,7 @@ class TrainingRun:
         if checkpoints and not recipe.resume:
             raise ValueError(f"{self.output_dir} holds a run already; continue it with --resume, or choose another")
         check_new_folder(self.output_dir / "model", overwrite=bool(checkpoints))
-        self.start = steps_done(checkpoints[-1]) if checkpoints else 0
+        self.start = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
         self.accelerator = build_accelerator(recipe)
         samples, class_names, ignore_index = load_training_data(recipe)
         if recipe.evaluate_on is not None:

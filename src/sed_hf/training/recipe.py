@@ -12,10 +12,8 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-MAY_BE_ZERO = (
-    "num_workers", "learning_rate", "image_encoder_lr_factor", "text_encoder_lr_factor", "weight_decay",
-    "warmup_steps", "max_grad_norm", "seed",
-)  # fmt: skip
+MAY_BE_ZERO = {"learning_rate", "image_encoder_lr_factor", "text_encoder_lr_factor", "weight_decay", "max_grad_norm"}
+MAY_BE_ZERO |= {"num_workers", "warmup_steps", "seed"}
 
 
 @dataclass(kw_only=True)
@@ -25,40 +23,28 @@ class Recipe:
     output_dir: str = HfArg(help="Folder for checkpoints, logs and the trained model.")
 
     model: str | None = HfArg(default=None, help="Model folder or Hub name to start from.")
-    open_clip_variant: str | None = HfArg(
-        default=None, help="Start instead from this ConvNeXt of open_clip, with a fresh decoder."
-    )
+    open_clip_variant: str | None = HfArg(default=None, help="Start from this ConvNeXt of open_clip, without model.")
     open_clip_pretrained: str | None = HfArg(default=None, help="Weights of open_clip_variant: a tag or a file.")
     objective: Literal["segmentation", "alignment"] = HfArg(
         default="segmentation", help="segmentation trains SED; alignment only trains the two towers, before it."
     )
     finetuning: Literal["full", "last_stage", "frozen", "auxiliary_heads", "text"] = HfArg(
-        default="full",
-        help="What is trained beside the decoder: the image encoder, its last stage, nothing, image and text encoder;"
-        " or only the auxiliary heads.",
+        default="full", help="What is trained beside the decoder; auxiliary_heads trains nothing else."
     )
 
     dataset: str = HfArg(default="coco_stuff_171", help="Benchmark, 'custom', or 'scenes' for generated scenes.")
     data_dir: str | None = HfArg(default=None, help="Folder of the data set; none for scenes.")
     split: str | None = HfArg(default=None, help="Split to train on. Defaults to train, and to all images of own data.")
-    num_workers: int = HfArg(
-        default=4, help="Processes that prepare images, for each training process; also in evaluations."
-    )
+    num_workers: int = HfArg(default=4, help="Processes that read images, for each training process.")
 
     shortest_edge: int | None = HfArg(default=768, help="Resize the shortest side to this many pixels.")
     longest_edge: int = HfArg(default=2666, help="At most this many pixels for the longest side.")
     crop_size: int = HfArg(default=768, help="Side of the random crop, in pixels; a multiple of 32.")
     color_jitter: bool = HfArg(default=True, help="SSD-style colour jitter.")
     horizontal_flip: bool = HfArg(default=True, help="Flip half of the images.")
-    classes_per_step: int | None = HfArg(
-        default=None, help="Train with the classes that occur in the batch and random others up to this many."
-    )
-    min_classes_per_step: int | None = HfArg(
-        default=None, help="Draw the number of classes anew for each batch, from this up to classes_per_step."
-    )
-    distractor_vocabulary: str | None = HfArg(
-        default=None, help="Vocabulary, by name or path, of further classes that no image is labelled with."
-    )
+    classes_per_step: int | None = HfArg(default=None, help="Train with a batch's classes and others up to so many.")
+    min_classes_per_step: int | None = HfArg(default=None, help="Draw their number for each batch, from this on.")
+    distractor_vocabulary: str | None = HfArg(default=None, help="Vocabulary of more classes, which no image shows.")
 
     steps: int = HfArg(default=80_000, help="Optimizer steps.")
     images_per_step: int = HfArg(default=4, help="Images of one step, over all processes.")
@@ -71,7 +57,7 @@ class Recipe:
     max_grad_norm: float = HfArg(default=0.01, help="Clip the gradient of the whole model to this norm.")
     gradient_checkpointing: bool = HfArg(default=False, help="Recompute activations in backward.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = HfArg(
-        default=None, help="Defaults to what accelerate is configured with."
+        default=None, help="Defaults to accelerate's setting."
     )
     allow_tf32: bool = HfArg(default=True, help="TF32 matrix products on GPUs that have them.")
     seed: int = HfArg(default=0, help="Seed of the order of the data, augmentation and dropout.")
@@ -109,16 +95,18 @@ class Recipe:
 
 
 def load_recipe(arguments: Sequence[str]) -> Recipe:
-    """Read `--config FILE` and the values that override it, e.g. `--learning_rate 1e-4`.
-
-    Raises:
-        SystemExit: A setting is unknown or has no value of its type; the message says which.
-        ValueError: The file does not hold settings, or a value is impossible.
-    """
+    """Read `--config FILE` and the values that override it, e.g. `--learning_rate 1e-4`."""
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, metavar="YAML", help="e.g. configs/sed_convnext_base.yaml")
     known, overrides = config_parser.parse_known_args(arguments)
-    stated = {} if known.config is None else read_recipe_file(known.config)
+    stated = {}
+    if known.config is not None:
+        try:
+            stated = yaml.safe_load(known.config.read_bytes())
+        except yaml.YAMLError as error:
+            raise ValueError(f"config: {known.config} is not YAML: {error}") from error
+        if not isinstance(stated, dict):
+            raise ValueError(f"config: {known.config} holds {type(stated).__name__}, expected settings by name")
 
     parser = HfArgumentParser(Recipe, parents=[config_parser], allow_abbrev=False)
     # The file's values are checked as the command line's are. Only null has no form there.
@@ -129,14 +117,3 @@ def load_recipe(arguments: Sequence[str]) -> Recipe:
     namespace = vars(parser.parse_args([*given, *overrides]))
     del namespace["config"]
     return Recipe(**namespace)
-
-
-def read_recipe_file(path: Path) -> dict[str, object]:
-    """The settings that a YAML file states."""
-    try:
-        values = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {path} holds {type(values).__name__}, expected settings by name")
-    return values
