@@ -37,7 +37,7 @@ CARRIED_LIBRARIES = {
 # Each of these imports only from its own line and the lines above it; the carried files come first.
 LAYERS = [
     ["configuration_sed"],
-    ["chunking_sed"],
+    ["chunking_sed", "class_inputs_sed"],
     ["modeling_sed"],
     ["image_processing_sed", "processing_sed"],
     ["pipeline_sed"],

@@ -145,7 +145,7 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, "exactly one of input_ids and class_embeddings"),
+            ({}, "one of input_ids and class_embeddings, or .*set_classes"),
             ({"class_embeddings": torch.zeros(2, 79, 64)}, r"class_embeddings: expected .*80.*got \(2, 79, 64\)"),
             ({"class_embeddings": torch.zeros(0, 80, 64)}, r"class_embeddings: .*got \(0, 80, 64\)"),
             ({"input_ids": torch.zeros(2, 77, dtype=torch.long)}, r"input_ids: expected .*got \(2, 77\)"),

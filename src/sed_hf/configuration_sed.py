@@ -33,7 +33,6 @@ OPENAI_IMAGENET_TEMPLATES: tuple[str, ...] = (
 )
 # fmt: on
 
-
 # The code that a Hub repository carries: what each Auto class and `pipeline` make with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_sed.SEDConfig",
@@ -43,12 +42,8 @@ AUTO_MAP = {
     "AutoProcessor": "processing_sed.SEDProcessor",
 }
 CUSTOM_PIPELINES = {
-    "open-vocabulary-segmentation": {
-        "impl": "pipeline_sed.SEDPipeline",
-        "pt": ["AutoModelForSemanticSegmentation"],
-    },
+    "open-vocabulary-segmentation": {"impl": "pipeline_sed.SEDPipeline", "pt": ["AutoModelForSemanticSegmentation"]}
 }
-
 
 # Arguments of `timm.create_model` that do not describe the shape of a network.
 READING_MODEL_ARGS = frozenset(
@@ -57,11 +52,7 @@ READING_MODEL_ARGS = frozenset(
 
 
 def check(config: PreTrainedConfig, name: str, is_valid: bool, expected: str) -> None:
-    """Refuse a value by its name.
-
-    Raises:
-        ValueError: It is not valid.
-    """
+    """Refuse a value by its name."""
     if not is_valid:
         raise ValueError(f"{name}={getattr(config, name)!r:.80}: expected {expected}")
 
@@ -116,7 +107,7 @@ class SEDTextConfig(CLIPTextConfig):
 class SEDConfig(PreTrainedConfig):
     """Configuration of [`SEDForSemanticSegmentation`]. `SEDConfig()` is SED-B.
 
-    Sizes are in channels unless another unit is given. "Stage" means one of the stages of the gradual fusion decoder.
+    Sizes are in channels unless another unit is given; a stage is one of the gradual fusion decoder.
 
     Args:
         vision_config (`SEDVisionConfig` or `dict`): The image encoder.
@@ -125,31 +116,31 @@ class SEDConfig(PreTrainedConfig):
         prompt_templates (`list[str]`): P templates, each with one `{}`. They are the channels of the cost map.
         cost_embedding_kernel_size (`int`): Kernel of the convolution P → `decoder_hidden_sizes[0]`.
         decoder_hidden_sizes (`list[int]`): Width of the cost embedding, then of the output of each stage.
-        skip_guidance_sizes (`list[int]`): Width of the skip guidance for each stage (from res4, res3, res2).
-        cost_guidance_sizes (`list[int]`): Width of the cost guidance for each stage.
-        decoder_kernel_size (`int`): Depthwise kernel of the ConvNeXt block of each stage.
-        decoder_mlp_ratio (`int`): Hidden width of the MLPs of each stage, as a multiple of its input width.
-        layer_scale_init_value (`float`): Initial layer scale of the ConvNeXt block of each stage.
-        layer_norm_eps (`float`): Epsilon of the LayerNorm of the ConvNeXt block of each stage.
+        skip_guidance_sizes, cost_guidance_sizes (`list[int]`): Width of the guidance of each stage (res4, res3, res2).
+        decoder_kernel_size, decoder_mlp_ratio, layer_norm_eps, layer_scale_init_value: Depthwise kernel, width of the
+            MLP as a multiple of its input, epsilon and initial layer scale of the ConvNeXt block of each stage.
         group_norm_group_size (`int`): Channels of each group of the GroupNorms of each stage.
         num_attention_heads (`int`): Heads of class attention.
         class_attention_type (`"linear"` or `"full"`): Linear attention (feature map elu(x) + 1) or softmax attention.
-        train_pooling_size (`int`): Spatial average pooling before class attention in training, in cells.
-        inference_pooling_size (`int`): The same in inference; the official evaluation uses 1 (no pooling).
+        train_pooling_size, inference_pooling_size (`int`): Spatial average pooling before class attention, in cells.
         early_rejection_topk (`int`, *optional*): Category early rejection keeps the classes that are among the k best
             at some pixel. `None` decodes every class (dense).
         class_chunk_size (`int`, *optional*): Classes that the decoder takes at a time. By default as many as fit a
             CPU's cache, or keep a GPU busy, at each resolution. The result does not depend on it.
-        freeze_text_encoder (`bool`): No gradient reaches the text encoder, as SED trains.
-        logit_scale_init_value (`float`): Initial logarithm of CLIP's temperature. SED's cost map has no temperature;
-            it is kept so that the two towers remain a complete CLIP.
+        freeze_text_encoder (`bool`): Text encoder and logit scale do not require gradients, as SED trains.
+        logit_scale_init_value (`float`): Initial logarithm of CLIP's temperature, which SED's cost map does not use.
         ignore_index (`int`): Label of pixels that have no class.
         ignored_as_negative (`bool`): The loss counts ignored pixels as pixels whose every class is negative, as the
             official implementation does. Otherwise they do not count.
+        num_saved_classes (`int`, *optional*): Classes saved with the weights, as `set_classes` notes.
     """
 
     model_type = "sed"
     sub_configs = {"vision_config": SEDVisionConfig, "text_config": SEDTextConfig}
+    keys_to_ignore_at_inference = [  # so that `Trainer` gathers the logits only
+        "aux_logits", "losses", "logit_classes", "kept_classes", "class_embeddings", "dense_embeddings", "cost_map",
+        "encoder_hidden_states", "decoder_hidden_states",
+    ]  # fmt: skip
 
     vision_config: dict | SEDVisionConfig | None = None
     text_config: dict | SEDTextConfig | None = None
@@ -177,6 +168,7 @@ class SEDConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.6592
     ignore_index: int = 255
     ignored_as_negative: bool = True
+    num_saved_classes: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Lists, as JSON gives them, so that a configuration equals itself after a round trip.
@@ -191,8 +183,8 @@ class SEDConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse what would be wrong without a word."""
-        positive = ("decoder_mlp_ratio", "group_norm_group_size", "train_pooling_size", "inference_pooling_size")
-        for name in (*positive, "early_rejection_topk", "class_chunk_size"):
+        counts = ("decoder_mlp_ratio", "group_norm_group_size", "train_pooling_size", "inference_pooling_size")
+        for name in (*counts, "early_rejection_topk", "class_chunk_size", "num_saved_classes"):
             value = getattr(self, name)
             check(self, name, value is None or value > 0, "at least 1")
         for name in ("cost_embedding_kernel_size", "decoder_kernel_size"):
@@ -200,18 +192,14 @@ class SEDConfig(PreTrainedConfig):
         for name in ("layer_scale_init_value", "logit_scale_init_value"):
             check(self, name, math.isfinite(getattr(self, name)), "a finite number")
         check(self, "layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "a finite number above 0")
-
         widths = self.decoder_hidden_sizes
-        fits = len(widths) == 4 and min(widths) > 0
-        check(self, "decoder_hidden_sizes", fits, "4 widths of at least 1, of the cost embedding and three stages")
-        for name in ("skip_guidance_sizes", "cost_guidance_sizes"):
+        for name, count in (("decoder_hidden_sizes", 4), ("skip_guidance_sizes", 3), ("cost_guidance_sizes", 3)):
             sizes = getattr(self, name)
-            check(self, name, len(sizes) == 3 and min(sizes) > 0, "3 widths of at least 1, one for each stage")
+            check(self, name, len(sizes) == count and min(sizes) > 0, f"{count} widths of at least 1")
         fits = all(skip < width for skip, width in zip(self.skip_guidance_sizes, widths[:-1], strict=True))
         check(self, "skip_guidance_sizes", fits, f"each less than decoder_hidden_sizes={widths[:-1]}")
         fits = not any(width % self.group_norm_group_size for width in widths[1:])
         check(self, "group_norm_group_size", fits, f"a divisor of decoder_hidden_sizes={widths[1:]}")
-
         templates = self.prompt_templates
         fits = bool(templates) and all(template.count("{}") == 1 for template in templates)
         check(self, "prompt_templates", fits, "templates with one {} each")

@@ -11,13 +11,16 @@ from .chunking_sed import chunk_bytes
 from .configuration_sed import SEDConfig
 
 
-def segmentation_losses(all_logits: Sequence[Tensor], labels: Tensor, config: SEDConfig) -> tuple[Tensor, ...]:
+def segmentation_losses(
+    all_logits: Sequence[Tensor], labels: Tensor, config: SEDConfig, num_pixels: Tensor | int | None = None
+) -> tuple[Tensor, ...]:
     """The loss of the last head and of each auxiliary head.
 
     Args:
         all_logits: (B, T, h, w) of each head, of any (h, w).
         labels: (B, H, W) integers: a class, or `config.ignore_index`.
         config: Of the model.
+        num_pixels: What the sums are divided by; by default the pixels that count. More where this batch is one part.
 
     Raises:
         ValueError: Labels have another shape or type, or a class that is not there.
@@ -33,13 +36,17 @@ def segmentation_losses(all_logits: Sequence[Tensor], labels: Tensor, config: SE
                 f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index},"
                 f" got {labels[wrong][0].item()}"
             )
-    return tuple(
-        segmentation_loss(logits, labels, config.ignore_index, config.ignored_as_negative) for logits in all_logits
-    )
+    rule = config.ignore_index, config.ignored_as_negative
+    return tuple(segmentation_loss(logits, labels, *rule, num_pixels=num_pixels) for logits in all_logits)
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, ignore_index: int, ignored_as_negative: bool, max_bytes: int | None = None
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    ignored_as_negative: bool,
+    max_bytes: int | None = None,
+    num_pixels: Tensor | int | None = None,
 ) -> Tensor:
     """Binary cross-entropy of logits, resized to the labels' size, against one-hot labels; mean of pixels and classes.
 
@@ -51,14 +58,16 @@ def segmentation_loss(
         ignore_index: Label of pixels without a class.
         ignored_as_negative: Whether those count as pixels whose every class is negative; otherwise not at all.
         max_bytes: The most that resized logits take at a time; by default what suits the device.
+        num_pixels: As for [`segmentation_losses`].
     """
     labels = labels.long()
     ignored = labels == ignore_index
     positive = labels.masked_fill(ignored, -1)
     uncounted = None if ignored_as_negative else ignored
-    num_counted = labels.numel() if uncounted is None else (~uncounted).sum().clamp(min=1)
+    if num_pixels is None:
+        num_pixels = labels.numel() if uncounted is None else (~uncounted).sum().clamp(min=1)
     total: Tensor = ChunkedBinaryCrossEntropy.apply(logits, positive, uncounted, max_bytes)
-    return total / (num_counted * logits.shape[1])
+    return total / (num_pixels * logits.shape[1])
 
 
 class ChunkedBinaryCrossEntropy(torch.autograd.Function):

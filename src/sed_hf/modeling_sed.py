@@ -23,10 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .chunking_sed import Chunks
+from .class_inputs_sed import ClassInputs
 from .configuration_sed import SEDConfig, SEDVisionConfig
 from .loss_sed import segmentation_losses
 from .prompt_packing_sed import encode_prompts, init_text_encoder_as_open_clip
@@ -53,6 +55,8 @@ class SEDModelOutput(ModelOutput):
     class_embeddings: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
 
+    hidden_states = property(lambda self: self.encoder_hidden_states)
+
 
 @dataclass
 class SEDSemanticSegmentationOutput(ModelOutput):
@@ -60,11 +64,11 @@ class SEDSemanticSegmentationOutput(ModelOutput):
 
     Attributes:
         loss: Sum of `losses`, when labels are given.
-        logits: (B, T, 8h, 8w), at a quarter of the input size. A sigmoid turns them into probabilities. With early
-            rejection (B, K, 8h, 8w), of the classes `logit_classes` only; see also [`all_logits`].
+        logits: (B, T, 8h, 8w), at a quarter of the input size. A sigmoid turns them into probabilities. With the
+            argument `early_rejection_topk` (B, K, 8h, 8w), of the `logit_classes` only; see also [`all_logits`].
         aux_logits: (B, T, h, w), (B, T, 2h, 2w), (B, T, 4h, 4w) of the auxiliary heads; in dense decoding only.
         losses: The terms of the loss: of `logits`, then of each of `aux_logits`.
-        logit_classes: (K,) sorted indices, with early rejection: the classes that survive in some image.
+        logit_classes: (K,) sorted indices, with that argument: the classes that survive in some image.
         kept_classes: (B, S, T) bool, with early rejection: the classes that enter each of the S stages.
         class_embeddings, dense_embeddings, cost_map, encoder_hidden_states: On request; see [`SEDModelOutput`].
         decoder_hidden_states: Cost embedding (B, T, C, h, w) and outputs of the stages, likewise; dense decoding only.
@@ -82,6 +86,8 @@ class SEDSemanticSegmentationOutput(ModelOutput):
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
 
+    hidden_states = property(lambda self: self.encoder_hidden_states)
+
     def all_logits(self) -> Tensor:
         """The logits (B, T, 8h, 8w) of every class; for a rejected one, so low that their sigmoid is 0."""
         assert self.logits is not None
@@ -93,11 +99,15 @@ class SEDSemanticSegmentationOutput(ModelOutput):
 # Hierarchical encoder (section 3.2) ----------------------------------------------------------------------------------
 
 
-class SEDImageEncoderOutput(NamedTuple):
-    """Embedding (B, D, h, w) of every location, not normalised, and res2, res3, res4, res5 at strides 4, 8, 16, 32."""
+@dataclass
+class SEDImageFeatures(BaseModelOutputWithPooling):
+    """Output of the image encoder.
 
-    dense_embeddings: Tensor
-    hidden_states: tuple[Tensor, ...]
+    `last_hidden_state` is res5 (B, C, h, w), `hidden_states` are res2, res3, res4, res5 at strides 4, 8, 16, 32, and
+    `pooler_output`, in which nothing is pooled, is the embedding (B, D, h, w) of every location, not normalised.
+    """
+
+    dense_embeddings = property(lambda self: self.pooler_output)
 
 
 class SEDImageEncoder(nn.Module):
@@ -120,7 +130,7 @@ class SEDImageEncoder(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable = checkpoint
 
-    def forward(self, pixel_values: Tensor) -> SEDImageEncoderOutput:
+    def forward(self, pixel_values: Tensor) -> SEDImageFeatures:
         """Encode images (B, 3, 32h, 32w)."""
         hidden_states = []
         features = self.trunk.stem(pixel_values)
@@ -128,13 +138,15 @@ class SEDImageEncoder(nn.Module):
             features = stage.downsample(features)
             for block in stage.blocks:
                 if self.gradient_checkpointing and self.training:
+                    if any(parameter.requires_grad for parameter in block.parameters()):
+                        features.requires_grad_()  # or reentrant checkpointing gives none to what follows frozen layers
                     features = self._gradient_checkpointing_func(block.__call__, features)
                 else:
                     features = block(features)
             hidden_states.append(features)
         # Each location is an image of its own: CLIP's head without its global pooling.
         dense_embeddings = self.projection(self.trunk.head.norm(features).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return SEDImageEncoderOutput(dense_embeddings, tuple(hidden_states))
+        return SEDImageFeatures(features, dense_embeddings, tuple(hidden_states))
 
 
 # Cost map (section 3.2) ----------------------------------------------------------------------------------------------
@@ -278,10 +290,11 @@ class SEDSkipLayerFusion(nn.Module):
             and the first convolution as one transposed convolution (C, C_out, 4, 4). Where something wraps one of the
             two layers, as LoRA does: the skip guidance, and `None`.
         """
-        upsample, convolution = self.upsample, self.fuse[0]
-        if not (is_plain(upsample, nn.ConvTranspose2d) and is_plain(convolution, nn.Conv2d)):
+        upsample = self.upsample
+        is_whole = not (is_plain(upsample, nn.ConvTranspose2d) and is_plain(self.fuse, nn.Sequential))
+        if is_whole or not is_plain(self.fuse[0], nn.Conv2d):
             return skip_guidance, None
-        upsampled, skip, _ = convolution.weight.split(self.sizes, dim=1)
+        upsampled, skip, _ = self.fuse[0].weight.split(self.sizes, dim=1)
         # The bias is the same everywhere, but for the zeros beyond the border.
         bias = upsample.bias.view(1, -1, 1, 1).expand(skip_guidance.shape[0], -1, *skip_guidance.shape[2:])
         shared = F.conv2d(torch.cat([bias, skip_guidance], 1), torch.cat([upsampled, skip], 1), padding=1)
@@ -375,11 +388,8 @@ class SEDDecoder(nn.Module):
     ) -> SEDSemanticSegmentationOutput:
         """Decode the cost map of B images and T classes.
 
-        Args:
-            cost_map: The cost map.
-            encoder_hidden_states: res2, res3, res4, res5 of the image encoder.
-            early_rejection_topk: Keep the classes that are among the k best at some pixel; `None` keeps all.
-            output_hidden_states: Return what each stage gives; in dense decoding only.
+        Early rejection keeps the classes that are among the k best at some pixel; `None` keeps all. Hidden states, what
+        each stage gives, come in dense decoding only.
         """
         # Detached: the image encoder learns through the cost map only.
         skip_features = [features.detach() for features in reversed(encoder_hidden_states[:-1])]
@@ -505,8 +515,8 @@ def restore_rejected_classes(logits: Tensor, kept: Tensor, num_classes: int) -> 
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
-class SEDPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation."""
+class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
+    """Loading, saving and initialisation; image and text encoder."""
 
     config: SEDConfig
     base_model_prefix = "sed"
@@ -546,10 +556,51 @@ class SEDPreTrainedModel(PreTrainedModel):
         if is_first_time:
             init_text_encoder_as_open_clip(self.base_model.text_encoder)
         self.to(memory_format=torch.channels_last)
+        if self.config.freeze_text_encoder:  # which loading makes trainable
+            self.base_model.text_encoder.requires_grad_(False)
+            self.base_model.logit_scale.requires_grad_(False)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding of the text encoder."""
-        return self.base_model.text_encoder.get_input_embeddings()
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also where weights are offloaded."""
+        hook = getattr(self, "_hf_hook", None)
+        return super().device if hook is None else torch.device(hook.execution_device)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> SEDImageFeatures:
+        """Encode images (B, 3, H, W), with an H and a W that are multiples of 32."""
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != 3 or any(not size or size % ENCODER_STRIDE for size in shape[2:]):
+            expected = f"(batch, 3, height, width) with multiples of {ENCODER_STRIDE}"
+            raise ValueError(f"pixel_values: expected {expected}, got {shape}")
+        features = self.image_encoder(
+            pixel_values.to(self.base_model.logit_scale.dtype, memory_format=torch.channels_last)
+        )
+        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+            return features
+        return SEDImageFeatures(features.last_hidden_state, features.pooler_output)
+
+    def get_class_embeddings(
+        self, input_ids: Tensor, class_ids: Tensor | None = None, num_synonyms: Tensor | None = None
+    ) -> Tensor:
+        """Encode class names: `get_class_embeddings(**processor(text=["cat", "dog, puppy"], return_tensors="pt"))`.
+
+        Every prompt is encoded, normalised, averaged over the synonyms of a class and normalised again: (T, P, D).
+        Templates are not averaged: they become the channels of the cost map.
+
+        Args:
+            input_ids: (S, P, L) tokens of S synonyms in P templates; what follows the end-of-text token is padding.
+            class_ids: (S,) the class of each synonym. Defaults to one synonym a class.
+            num_synonyms: (S,) the number S in each row, which tells when rows are missing.
+        """
+        self.check_tokens(input_ids, num_synonyms)
+        if class_ids is None:
+            class_ids = torch.arange(len(input_ids), device=input_ids.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_text_encoder()):
+            prompts = F.normalize(encode_prompts(self.base_model.text_encoder, input_ids.flatten(0, 1)), dim=-1)
+            # A sum, since the length of the mean is normalised away.
+            summed = prompts.new_zeros(int(class_ids.max()) + 1, input_ids.shape[1], prompts.shape[-1])
+            return F.normalize(summed.index_add(0, class_ids, prompts.unflatten(0, input_ids.shape[:2])), dim=-1)
 
 
 class SEDModel(SEDPreTrainedModel):
@@ -561,6 +612,8 @@ class SEDModel(SEDPreTrainedModel):
         self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
         # Of one element rather than a scalar, which FSDP cannot shard.
         self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
+        size = (config.num_saved_classes, len(config.prompt_templates), config.projection_dim)
+        self.register_buffer("class_embeddings", torch.zeros(size) if config.num_saved_classes else None)
         self.post_init()
 
     @can_return_tuple
@@ -570,56 +623,14 @@ class SEDModel(SEDPreTrainedModel):
         input_ids: Tensor | None = None,
         class_ids: Tensor | None = None,
         class_embeddings: Tensor | None = None,
+        num_synonyms: Tensor | None = None,
     ) -> SEDModelOutput:
         """Compare images with classes; arguments as those of [`SEDForSemanticSegmentation`]."""
-        image_features = self.get_image_features(pixel_values)
-        class_embeddings = self.find_classes(input_ids, class_ids, class_embeddings)
+        image_features = self.get_image_features(pixel_values, output_hidden_states=True, return_dict=True)
+        class_embeddings = self.find_classes(input_ids, class_ids, num_synonyms, class_embeddings)
         cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
         embeddings = image_features.dense_embeddings, cost_map.class_embeddings
         return SEDModelOutput(cost_map.compute(), *embeddings, image_features.hidden_states)
-
-    def get_image_features(self, pixel_values: Tensor) -> SEDImageEncoderOutput:
-        """Encode images (B, 3, H, W), with an H and a W that are multiples of 32."""
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != 3 or any(not size or size % ENCODER_STRIDE for size in shape[2:]):
-            expected = f"(batch, 3, height, width) with multiples of {ENCODER_STRIDE}"
-            raise ValueError(f"pixel_values: expected {expected}, got {shape}")
-        return self.image_encoder(pixel_values.to(self.logit_scale.dtype, memory_format=torch.channels_last))
-
-    def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor | None = None) -> Tensor:
-        """Encode class names: `get_class_embeddings(**processor(text=["cat", "dog, puppy"], return_tensors="pt"))`.
-
-        Every prompt is encoded, normalised, averaged over the synonyms of a class and normalised again: (T, P, D).
-        Templates are not averaged: they become the channels of the cost map.
-
-        Args:
-            input_ids: (S, P, L) tokens of S synonyms in P templates; what follows the end-of-text token is padding.
-            class_ids: (S,) the class of each synonym. Defaults to one synonym a class.
-        """
-        shape, num_templates = tuple(input_ids.shape), len(self.config.prompt_templates)
-        if len(shape) != 3 or shape[1] != num_templates:
-            raise ValueError(f"input_ids: expected (synonyms, {num_templates} prompt templates, tokens), got {shape}")
-        if class_ids is None:
-            class_ids = torch.arange(shape[0], device=input_ids.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_encoder):
-            prompts = F.normalize(encode_prompts(self.text_encoder, input_ids.flatten(0, 1)), dim=-1)
-            # A sum, since the length of the mean is normalised away.
-            summed = prompts.new_zeros(int(class_ids.max()) + 1, num_templates, prompts.shape[-1])
-            return F.normalize(summed.index_add(0, class_ids, prompts.unflatten(0, shape[:2])), dim=-1)
-
-    def find_classes(
-        self, input_ids: Tensor | None, class_ids: Tensor | None, class_embeddings: Tensor | None
-    ) -> Tensor:
-        """The class embeddings (T, P, D), from tokens or as they are given."""
-        if (input_ids is None) == (class_embeddings is None):
-            raise ValueError("expected exactly one of input_ids and class_embeddings")
-        if class_embeddings is None:
-            return self.get_class_embeddings(input_ids, class_ids)  # type: ignore[arg-type]
-        shape, expected = tuple(class_embeddings.shape), (len(self.config.prompt_templates), self.config.projection_dim)
-        if len(shape) != 3 or shape[1:] != expected or not shape[0]:
-            expectation = f"(classes, {expected[0]} prompt templates, {expected[1]} channels)"
-            raise ValueError(f"class_embeddings: expected {expectation}, got {shape}")
-        return class_embeddings
 
 
 class SEDForSemanticSegmentation(SEDPreTrainedModel):
@@ -650,37 +661,39 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         labels: Tensor | None = None,
         early_rejection_topk: int | None = None,
         output_hidden_states: bool | None = None,
+        num_synonyms: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
     ) -> SEDSemanticSegmentationOutput:
-        """Segment images. The classes come as `input_ids` and `class_ids`, or as `class_embeddings`.
+        """Segment images. The classes come as the processor's text inputs, as `class_embeddings`, or of `set_classes`.
 
         Args:
             pixel_values: (B, 3, H, W); H and W are multiples of 32.
-            input_ids: (S, P, L) tokens, as [`SEDProcessor`] gives them; see [`get_class_embeddings`].
-            class_ids: (S,) the class of each of the S synonyms.
-            class_embeddings: (T, P, D), of [`get_class_embeddings`].
+            input_ids, class_ids, num_synonyms: As [`SEDProcessor`] gives them; see [`SEDModel.get_class_embeddings`].
+            class_embeddings: (T, P, D), of [`SEDModel.get_class_embeddings`].
             labels: (B, H', W') class of each pixel, or `config.ignore_index`; of any size.
-            early_rejection_topk: Keep the classes that are among the k best at some pixel; 0 decodes every class.
-                Defaults to `config.early_rejection_topk`. Not with labels: the loss is of all classes.
+            early_rejection_topk: Keep the classes that are among the k best at some pixel; 0 decodes every class. Not
+                with labels: the loss is of all classes. By default as the configuration says, with logits of all.
             output_hidden_states: Return intermediate results too. Defaults to `config.output_hidden_states`.
+            num_items_in_batch: Pixels whose mean the loss is, if it is of a part of them, as [`Trainer`] gives it.
+            output_attentions: Only for what asks every model; none are returned.
             return_dict: `False` returns a tuple. Defaults to `config.return_dict`.
         """
-        topk = early_rejection_topk
-        if topk is None and labels is None:
-            topk = self.config.early_rejection_topk
-        if topk is not None and (not isinstance(topk, int) or topk < 0):
-            raise ValueError(f"early_rejection_topk={topk}: expected a whole number; 0 is every class")
-        if topk and labels is not None:
-            raise ValueError(f"early_rejection_topk={topk}: expected none with labels; the loss is of all classes")
+        topk = self.find_topk(early_rejection_topk, labels)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
-        image_features = self.get_image_features(pixel_values)
-        class_embeddings = self.sed.find_classes(input_ids, class_ids, class_embeddings)
+        image_features = self.get_image_features(pixel_values, output_hidden_states=True, return_dict=True)
+        batch_size = None if labels is None else len(labels)
+        class_embeddings = self.find_classes(input_ids, class_ids, num_synonyms, class_embeddings, batch_size)
         cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
-        output = self.decoder(cost_map, image_features.hidden_states, topk or None, output_hidden_states)
+        output = self.decoder(cost_map, image_features.hidden_states, topk, output_hidden_states)
         if labels is not None:
-            output["losses"] = segmentation_losses((output.logits, *output.aux_logits), labels, self.config)
+            all_logits = (output.logits, *output.aux_logits)
+            output["losses"] = segmentation_losses(all_logits, labels, self.config, num_items_in_batch)
             output["loss"] = torch.stack(output.losses).sum()
+        if early_rejection_topk is None:  # batches may be joined, as `Trainer.predict` does: with the same columns
+            output["logits"], output["logit_classes"] = output.all_logits(), None
         if output_hidden_states:
             output["class_embeddings"] = cost_map.class_embeddings
             output["dense_embeddings"] = image_features.dense_embeddings
@@ -688,13 +701,20 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
             output["encoder_hidden_states"] = image_features.hidden_states
         return SEDSemanticSegmentationOutput(**output)  # in the order of the fields
 
-    def get_image_features(self, pixel_values: Tensor) -> SEDImageEncoderOutput:
-        """Encode images; see [`SEDModel.get_image_features`]."""
-        return self.sed.get_image_features(pixel_values)
+    def find_topk(self, topk: int | None, labels: Tensor | None) -> int | None:
+        """The classes that early rejection keeps at a pixel, or `None` for dense decoding."""
+        if topk is None and labels is None:
+            topk = self.config.early_rejection_topk
+        if topk is not None and (not isinstance(topk, int) or topk < 0):
+            raise ValueError(f"early_rejection_topk={topk}: expected a whole number; 0 is every class")
+        if topk and labels is not None:
+            raise ValueError(f"early_rejection_topk={topk}: expected none with labels; the loss is of all classes")
+        return topk or None
 
-    def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor | None = None) -> Tensor:
-        """Encode class names; see [`SEDModel.get_class_embeddings`]."""
-        return self.sed.get_class_embeddings(input_ids, class_ids)
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the loss is of the labels other than -100, which [`Trainer`] counts as `num_items_in_batch`."""
+        return self.config.ignored_as_negative != (self.config.ignore_index == -100)
 
     image_encoder = property(lambda self: self.sed.image_encoder)
     text_encoder = property(lambda self: self.sed.text_encoder)

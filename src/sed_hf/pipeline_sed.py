@@ -54,6 +54,8 @@ def segment_images(
         ValueError: `threshold` is not a probability, or `ignore_index` is also the number of a class.
     """
     ignore_index = processor.image_processor.ignore_index if ignore_index is None else ignore_index
+    if early_rejection_topk is None:  # stated, it leaves out the logits of what is rejected
+        early_rejection_topk = model.config.early_rejection_topk
     check_threshold(threshold, ignore_index, len(class_embeddings))
     images = [to_rgb(image) for image in images]
     if sliding_window is None:

@@ -82,7 +82,8 @@ class SEDProcessor(ProcessorMixin):
 
         Returns:
             `pixel_values` (B, 3, H, W) and `labels` for the images; for the classes `input_ids` (S, P, L), of S
-            synonyms in P templates, and `class_ids` (S,), the class of each synonym.
+            synonyms in P templates, `class_ids` (S,), the class of each synonym, and `num_synonyms` (S,), in each row
+            S, by which the model knows whether something has cut them.
 
         Raises:
             TypeError: `text` is not a list of strings, or an argument is unknown.
@@ -128,7 +129,11 @@ class SEDProcessor(ProcessorMixin):
         input_ids = np.zeros((len(prompts), width if padding == "max_length" else max(map(len, tokens))), np.int64)
         for row, prompt in zip(input_ids, tokens, strict=True):
             row[: len(prompt)] = prompt
-        return {"input_ids": input_ids.reshape(len(synonyms), num_templates, -1), "class_ids": np.array(class_ids)}
+        return {
+            "input_ids": input_ids.reshape(len(synonyms), num_templates, -1),
+            "class_ids": np.array(class_ids),
+            "num_synonyms": np.full(len(synonyms), len(synonyms)),
+        }
 
     def post_process_semantic_segmentation(
         self, outputs: Any, *args: Any, **kwargs: Any
@@ -139,7 +144,7 @@ class SEDProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs that the processor makes."""
-        return ["pixel_values", "input_ids", "class_ids"]
+        return ["pixel_values", "input_ids", "class_ids", "num_synonyms"]
 
 
 def check_arguments(arguments: dict[str, Any], has_images: bool) -> None:

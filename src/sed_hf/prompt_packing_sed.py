@@ -1,6 +1,6 @@
 """Prompts packed into sequences in which what they share is encoded once, and the text encoder run on them.
 
-Attention is causal: a token depends on those before it alone. So prompts that begin alike ("a photo of the cat.", "a
+Attention is causal: a token depends only on those before it. So prompts that begin alike ("a photo of the cat.", "a
 photo of the dog.") are a tree, and a token that several share needs to be encoded only once, if every token attends to
 its own branch. A prompt of CLIP's 80 templates then costs four tokens instead of eleven, or of 77 with padding.
 """
@@ -18,9 +18,6 @@ def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor)
     """Encode (N, L) tokens to (N, D): each different prompt once, none with padding, and shared beginnings once.
 
     Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
-
-    Raises:
-        ValueError: A prompt has no end-of-text token.
     """
     config = text_encoder.config
     is_end = input_ids == config.eos_token_id
@@ -45,38 +42,34 @@ def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor)
 
 
 class PackedPrompts(NamedTuple):
-    """S sequences of W tokens, which hold N prompts.
+    """S sequences of W tokens, which hold N prompts."""
 
-    Attributes:
-        input_ids: (S, W).
-        position_ids: (S, W), of a token in its prompt.
-        may_attend: (S, 1, W, W) bool: which tokens (last axis) are on a token's branch.
-        sequences: (N,) the sequence of each prompt.
-        ends: (N,) where in its sequence each prompt ends.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    may_attend: Tensor
-    sequences: Tensor
-    ends: Tensor
+    input_ids: Tensor  # (S, W)
+    position_ids: Tensor  # (S, W), of a token in its prompt
+    may_attend: Tensor  # (S, 1, W, W) bool: which tokens (last axis) are on a token's branch
+    sequences: Tensor  # (N,) the sequence of each prompt
+    ends: Tensor  # (N,) where in its sequence each prompt ends
 
 
 def pack_prompts(
     prompts: Tensor, lengths: Tensor, max_tokens: int, packs_per_batch: int = 64
 ) -> Iterator[PackedPrompts]:
-    """Pack prompts in their order, in batches.
+    """Pack prompts in their order, in batches of `packs_per_batch` sequences.
 
     Args:
         prompts: (N, L) tokens, sorted, so that prompts that begin alike are neighbours. None is the beginning of
             another, since each ends with the end-of-text token.
         lengths: (N,) tokens of each prompt; what follows them does not count.
         max_tokens: Most tokens W of a sequence, unless a single prompt is longer.
-        packs_per_batch: Most sequences S of a batch.
     """
     shared = torch.zeros_like(lengths)
     shared[1:] = (prompts[1:] == prompts[:-1]).cummin(dim=1).values.sum(dim=1)
-    first_prompts = split_into_packs(lengths.tolist(), shared.tolist(), max_tokens)
+    first_prompts, tokens = [], max_tokens
+    for index, (length, known) in enumerate(zip(lengths.tolist(), shared.tolist(), strict=True)):
+        tokens += length - known
+        if not index or tokens > max_tokens:
+            first_prompts.append(index)
+            tokens = length
     shared[first_prompts] = 0
     sizes = torch.tensor([*first_prompts, len(prompts)]).diff().to(prompts.device)
     first_prompt = 0
@@ -87,47 +80,25 @@ def pack_prompts(
         first_prompt = inside.stop
 
 
-def split_into_packs(lengths: list[int], shared: list[int], max_tokens: int) -> list[int]:
-    """The first prompt of each pack, for the tokens of each prompt and those that it shares with the one before."""
-    first_prompts = []
-    tokens = max_tokens
-    for index, (length, known) in enumerate(zip(lengths, shared, strict=True)):
-        tokens += length - known
-        if not index or tokens > max_tokens:
-            first_prompts.append(index)
-            tokens = length
-    return first_prompts
-
-
 def lay_out(prompts: Tensor, lengths: Tensor, shared: Tensor, sequences: Tensor) -> PackedPrompts:
-    """The sequences of a batch of packs.
-
-    Args:
-        prompts: (N, L).
-        lengths: (N,).
-        shared: (N,) tokens that a prompt shares with the one before it in its pack.
-        sequences: (N,) the pack of each prompt.
-    """
+    """Lay out prompts (N, L), which share so many tokens with the one before, in so many sequences (N,)."""
     positions = torch.arange(prompts.shape[1], device=prompts.device)
     is_new = (positions >= shared[:, None]) & (positions < lengths[:, None])
-    total = (lengths - shared).cumsum(0)
-    before = total - (lengths - shared)
+    before = (lengths - shared).cumsum(0) - (lengths - shared)
     is_first = torch.cat([sequences.new_ones(1, dtype=torch.bool), sequences.diff() > 0])
     offsets = before - before[is_first][sequences]  # of a prompt's own tokens in its sequence
-
     # A shared token belongs to the last prompt up to this one that has not taken it from the one before.
     prompt_numbers = torch.arange(len(prompts), device=prompts.device)[:, None]
     owner = torch.where(positions >= shared[:, None], prompt_numbers, 0).cummax(dim=0).values
     slots = offsets[owner] + positions - shared[owner]
 
-    width = int((offsets + lengths - shared).max())
-    size = (int(sequences[-1]) + 1, width)
+    size = (int(sequences[-1]) + 1, int((offsets + lengths - shared).max()))
     prompt, position = is_new.nonzero(as_tuple=True)
     sequence, slot = sequences[prompt], slots[prompt, position]
     input_ids, position_ids = prompts.new_zeros(size), prompts.new_zeros(size)
     input_ids[sequence, slot] = prompts[prompt, position]
     position_ids[sequence, slot] = position
-    may_attend = torch.zeros(*size, width, dtype=torch.bool, device=prompts.device)
+    may_attend = torch.zeros(*size, size[1], dtype=torch.bool, device=prompts.device)
     token, ancestor = (positions <= position[:, None]).nonzero(as_tuple=True)
     may_attend[sequence[token], slot[token], slots[prompt[token], ancestor]] = True
     ends = slots.gather(1, lengths[:, None] - 1).squeeze(1)
@@ -137,17 +108,9 @@ def lay_out(prompts: Tensor, lengths: Tensor, shared: Tensor, sequences: Tensor)
 def init_text_encoder_as_open_clip(text_encoder: CLIPTextModelWithProjection) -> None:
     """Initialise what no checkpoint has provided by the rule of open_clip, from which that of transformers differs."""
     width, depth = text_encoder.config.hidden_size, text_encoder.config.num_hidden_layers
-    std = {
-        "token_embedding": 0.02,
-        "position_embedding": 0.01,
-        "q_proj": width**-0.5,
-        "k_proj": width**-0.5,
-        "v_proj": width**-0.5,
-        "out_proj": width**-0.5 * (2 * depth) ** -0.5,
-        "fc1": (2 * width) ** -0.5,
-        "fc2": width**-0.5 * (2 * depth) ** -0.5,
-        "text_projection": width**-0.5,
-    }
+    std = dict.fromkeys(("q_proj", "k_proj", "v_proj", "text_projection"), width**-0.5)
+    std |= {"token_embedding": 0.02, "position_embedding": 0.01, "fc1": (2 * width) ** -0.5}
+    std |= dict.fromkeys(("out_proj", "fc2"), width**-0.5 * (2 * depth) ** -0.5)
     for name, module in text_encoder.named_modules():  # by name: the layer alone does not tell its role
         role = name.rpartition(".")[-1]
         if role in std:

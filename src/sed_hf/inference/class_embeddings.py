@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -97,7 +98,10 @@ def text_encoder_sha256(model: SEDForSemanticSegmentation, processor: SEDProcess
 def weights_sha256(model: nn.Module) -> str:
     """Hash of a model's parameters and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    state_dict = model.state_dict()
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        state_dict = get_state_dict_offloaded_model(model)
+    for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes_of(tensor))
     return digest.hexdigest()
