@@ -38,44 +38,28 @@ def test_overrides_on_loading(tmp_path: Path) -> None:
     assert config.text_config.hidden_size == 640
 
 
-def test_projection_width_reaches_the_text_encoder() -> None:
-    assert SEDConfig(projection_dim=64).text_config.projection_dim == 64
-
-
 @pytest.mark.parametrize(
     ("values", "name"),
     [
         ({"projection_dim": "wide"}, "projection_dim"),
         ({"prompt_templates": []}, "prompt_templates"),
-        ({"prompt_templates": ["a photo"]}, "prompt_templates"),
         ({"prompt_templates": ["a {} and a {}"]}, "prompt_templates"),
         ({"decoder_hidden_sizes": [128, 64]}, "decoder_hidden_sizes"),
-        ({"decoder_hidden_sizes": [128, 64, 32, 0]}, "decoder_hidden_sizes"),
         ({"decoder_hidden_sizes": [128, 64, 32, "16"]}, "decoder_hidden_sizes"),
-        ({"skip_guidance_sizes": [32, 16]}, "skip_guidance_sizes"),
         ({"skip_guidance_sizes": [128, 16, 8]}, r"skip_guidance_sizes=\[128, 16, 8\]: expected each less than"),
         ({"cost_guidance_sizes": [32, 16, 8, 4]}, "cost_guidance_sizes"),
-        ({"cost_guidance_sizes": [32, 16, 0]}, "cost_guidance_sizes"),
         ({"cost_embedding_kernel_size": 6}, "cost_embedding_kernel_size=6"),
-        ({"decoder_kernel_size": 8}, "decoder_kernel_size=8"),
         ({"decoder_mlp_ratio": 0}, "decoder_mlp_ratio=0"),
         ({"group_norm_group_size": 48}, "group_norm_group_size=48"),
         ({"class_attention_type": "quadratic"}, "class_attention_type"),
         ({"train_pooling_size": 0}, "train_pooling_size=0"),
-        ({"inference_pooling_size": -1}, "inference_pooling_size=-1"),
         ({"early_rejection_topk": 0}, "early_rejection_topk=0"),
         ({"class_chunk_size": 0}, "class_chunk_size=0: expected at least 1"),
-        ({"ignored_as_negative": "yes"}, "ignored_as_negative"),
         ({"layer_norm_eps": -1.0}, r"layer_norm_eps=-1\.0"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps=nan"),
         ({"layer_scale_init_value": float("nan")}, "layer_scale_init_value=nan"),
-        ({"logit_scale_init_value": float("inf")}, "logit_scale_init_value=inf"),
         ({"vision_config": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path would read"),
-        ({"vision_config": {"model_args": {"pretrained": True}}}, "pretrained would read"),
         ({"vision_config": {"architecture": "resnet50"}}, "architecture='resnet50'"),
-        ({"vision_config": {"projection": "conv"}}, "projection"),
         ({"vision_config": {"drop_path_rate": 1.5}}, "drop_path_rate=1.5"),
-        ({"vision_config": {"projection_dropout": -0.1}}, "projection_dropout=-0.1"),
     ],
 )
 def test_values_that_would_be_wrong_without_a_word_are_refused_by_name(values: dict[str, Any], name: str) -> None:

@@ -15,8 +15,13 @@ class ClassInputs:
 
     base_model: Any  # holds them, as a buffer
     config: Any
-    device: torch.device
     get_class_embeddings: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also where weights are offloaded."""
+        hook = getattr(self, "_hf_hook", None)
+        return super().device if hook is None else torch.device(hook.execution_device)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the text encoder."""
@@ -52,9 +57,9 @@ class ClassInputs:
         class_ids: Tensor | None,
         num_synonyms: Tensor | None,
         class_embeddings: Tensor | None,
-        batch_size: int | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        """The class embeddings (T, P, D) of a call, which trains if it has a batch size."""
+        """The class embeddings (T, P, D) of a call."""
         held = self.base_model.class_embeddings
         if input_ids is None and class_embeddings is None and held is not None:
             return held
@@ -65,8 +70,8 @@ class ClassInputs:
         if class_embeddings is None:
             return self.get_class_embeddings(input_ids, class_ids, num_synonyms)
         self.check_class_embeddings(class_embeddings)
-        if len(class_embeddings) == batch_size and is_slice(class_embeddings):
-            raise ValueError(f"class_embeddings: {CUT}; got {batch_size} rows of a larger tensor")
+        if labels is not None and len(labels) == len(class_embeddings) and is_slice(class_embeddings):
+            raise ValueError(f"class_embeddings: {CUT}; got {len(labels)} rows of a larger tensor")
         return class_embeddings
 
     def check_class_embeddings(self, class_embeddings: Tensor) -> None:

@@ -14,13 +14,7 @@ from .configuration_sed import SEDConfig
 def segmentation_losses(
     all_logits: Sequence[Tensor], labels: Tensor, config: SEDConfig, num_pixels: Tensor | int | None = None
 ) -> tuple[Tensor, ...]:
-    """The loss of the last head and of each auxiliary head.
-
-    Args:
-        all_logits: (B, T, h, w) of each head, of any (h, w).
-        labels: (B, H, W) integers: a class, or `config.ignore_index`.
-        config: Of the model.
-        num_pixels: What the sums are divided by; by default the pixels that count. More where this batch is one part.
+    """The loss of each head, of logits (B, T, h, w) and labels (B, H, W); see [`segmentation_loss`].
 
     Raises:
         ValueError: Labels have another shape or type, or a class that is not there.
@@ -58,7 +52,7 @@ def segmentation_loss(
         ignore_index: Label of pixels without a class.
         ignored_as_negative: Whether those count as pixels whose every class is negative; otherwise not at all.
         max_bytes: The most that resized logits take at a time; by default what suits the device.
-        num_pixels: As for [`segmentation_losses`].
+        num_pixels: What the sum is divided by; by default the pixels that count. More where this batch is one part.
     """
     labels = labels.long()
     ignored = labels == ignore_index

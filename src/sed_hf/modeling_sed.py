@@ -54,7 +54,6 @@ class SEDModelOutput(ModelOutput):
     dense_embeddings: Tensor | None = None
     class_embeddings: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
-
     hidden_states = property(lambda self: self.encoder_hidden_states)
 
 
@@ -85,7 +84,6 @@ class SEDSemanticSegmentationOutput(ModelOutput):
     cost_map: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
-
     hidden_states = property(lambda self: self.encoder_hidden_states)
 
     def all_logits(self) -> Tensor:
@@ -285,10 +283,9 @@ class SEDSkipLayerFusion(nn.Module):
     def share(self, skip_guidance: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute what all classes share, for skip guidance (B, S, 2H, 2W); in every forward, to follow the weights.
 
-        Returns:
-            What skip guidance and the bias of `upsample` add to the first convolution (B, C_out, 2H, 2W); `upsample`
-            and the first convolution as one transposed convolution (C, C_out, 4, 4). Where something wraps one of the
-            two layers, as LoRA does: the skip guidance, and `None`.
+        That is what skip guidance and the bias of `upsample` add to the first convolution (B, C_out, 2H, 2W), and both
+        layers as one transposed convolution (C, C_out, 4, 4). Where something wraps them, as LoRA does: the skip
+        guidance, and `None`.
         """
         upsample = self.upsample
         is_whole = not (is_plain(upsample, nn.ConvTranspose2d) and is_plain(self.fuse, nn.Sequential))
@@ -339,11 +336,8 @@ class SEDDecoderStage(nn.Module):
         self.skip_fusion = SEDSkipLayerFusion(config, hidden_size, out_size, skip_size, cost_size)
 
     def aggregate(self, features: list[Tensor], chunks: Chunks) -> None:
-        """Feature aggregation: refine features (T, B, H, W, C) of all classes.
-
-        What class aggregation gives, itself with a residual, is added: without pooling the input counts twice, as it
-        officially does.
-        """
+        """Feature aggregation: refine features (T, B, H, W, C) of all classes."""
+        # What class aggregation gives, itself with a residual, is added: the input counts twice, as it officially does.
         chunks.update_classes(self.spatial_block, features, self.widest)
         pooled = [self.pool(part) for part in features]
         if pooled[0] is features[0]:
@@ -386,11 +380,7 @@ class SEDDecoder(nn.Module):
         early_rejection_topk: int | None = None,
         output_hidden_states: bool = False,
     ) -> SEDSemanticSegmentationOutput:
-        """Decode the cost map of B images and T classes.
-
-        Early rejection keeps the classes that are among the k best at some pixel; `None` keeps all. Hidden states, what
-        each stage gives, come in dense decoding only.
-        """
+        """Decode the cost map of B images and T classes; hidden states, of each stage, come in dense decoding only."""
         # Detached: the image encoder learns through the cost map only.
         skip_features = [features.detach() for features in reversed(encoder_hidden_states[:-1])]
         decode = partial(self.chunks.retry, self.decode, num_classes=cost_map.class_embeddings.shape[0])
@@ -459,10 +449,8 @@ class SEDDecoder(nn.Module):
         classes: Tensor,
         features: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Skip-layer fusion of a stage for some classes (t,): their features and logits at twice the resolution.
-
-        Cost guidance is computed from the embeddings again, which costs less than to hold it.
-        """
+        """Skip-layer fusion of a stage for some classes (t,): their features and logits at twice the resolution."""
+        # Cost guidance is computed from the embeddings again, which costs less than to hold it.
         cost_guidance = SEDCostMap(dense_embeddings, class_embeddings).of_classes(classes)
         for stage in self.stages[: index + 1]:
             cost_guidance = for_each_class(stage.cost_guidance, cost_guidance)
@@ -476,10 +464,7 @@ class SEDDecoder(nn.Module):
         return for_each_class(self.head, features).squeeze(-1)
 
     def checkpointed(self, function: Callable, *arguments: Any) -> Any:
-        """Call a function, in training with gradient checkpointing again in backward instead of holding all.
-
-        What needs a gradient must be an argument of the function: reentrant checkpointing follows nothing else.
-        """
+        """Call a function, with checkpointing. Of tensors, reentrant checkpointing follows only its arguments."""
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(function, *arguments)
         return function(*arguments)
@@ -560,12 +545,6 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
             self.base_model.text_encoder.requires_grad_(False)
             self.base_model.logit_scale.requires_grad_(False)
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs belong, also where weights are offloaded."""
-        hook = getattr(self, "_hf_hook", None)
-        return super().device if hook is None else torch.device(hook.execution_device)
-
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> SEDImageFeatures:
         """Encode images (B, 3, H, W), with an H and a W that are multiples of 32."""
@@ -591,7 +570,7 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
         Args:
             input_ids: (S, P, L) tokens of S synonyms in P templates; what follows the end-of-text token is padding.
             class_ids: (S,) the class of each synonym. Defaults to one synonym a class.
-            num_synonyms: (S,) the number S in each row, which tells when rows are missing.
+            num_synonyms: (S,) in each row S, which tells when rows are missing.
         """
         self.check_tokens(input_ids, num_synonyms)
         if class_ids is None:
@@ -637,8 +616,6 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
     """SED: labels every pixel with one of T classes that are given as text.
 
     ```python
-    model = SEDForSemanticSegmentation.from_pretrained(path).eval()
-    processor = SEDProcessor.from_pretrained(path)
     inputs = processor(images=image, text=["cat", "dog, puppy", "grass"], return_tensors="pt")
     outputs = model(**inputs)
     segmentation = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
@@ -684,8 +661,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
 
         image_features = self.get_image_features(pixel_values, output_hidden_states=True, return_dict=True)
-        batch_size = None if labels is None else len(labels)
-        class_embeddings = self.find_classes(input_ids, class_ids, num_synonyms, class_embeddings, batch_size)
+        class_embeddings = self.find_classes(input_ids, class_ids, num_synonyms, class_embeddings, labels)
         cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
         output = self.decoder(cost_map, image_features.hidden_states, topk, output_hidden_states)
         if labels is not None:

@@ -16,7 +16,6 @@ from strategies import decoder_settings, examples, normal, orders, seeds
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sed_hf import SEDConfig
 from sed_hf.chunking_sed import Chunks
 from sed_hf.modeling_sed import SEDDecoder
 
@@ -120,13 +119,6 @@ class TestDenseDecoding:
         assert_close(actual.logits, expected.logits[:, order])
         assert_close(actual.aux_logits, tuple(logits[:, order] for logits in expected.aux_logits))
 
-    @given(cases(), st.data())
-    @torch.no_grad()
-    def test_a_class_that_is_asked_for_twice_gets_the_same_logits_twice(self, case: Case, data: st.DataObject) -> None:
-        index = data.draw(st.integers(0, case.num_classes - 1))
-        logits = decode(case.decoder, **case.classes([*range(case.num_classes), index])).logits
-        assert_close(logits[:, -1], logits[:, index])
-
     @given(cases())
     @torch.no_grad()
     def test_a_batch_equals_its_images_one_by_one(self, case: Case) -> None:
@@ -146,25 +138,6 @@ class TestDenseDecoding:
             assert logits.dtype == dtype
             assert logits.isfinite().all()
 
-    @given(decoder_settings(), st.integers(1, 3), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
-    @examples(5)
-    @torch.no_grad()
-    def test_the_meta_device_tells_the_shape(
-        self, settings: dict[str, Any], batch_size: int, num_classes: int, height: int, width: int
-    ) -> None:
-        with torch.device("meta"):
-            output = decode(
-                SEDDecoder(SEDConfig(**settings), ENCODER_HIDDEN_SIZES),
-                torch.empty(batch_size, settings["projection_dim"], height, width),
-                torch.empty(num_classes, len(settings["prompt_templates"]), settings["projection_dim"]),
-                tuple(
-                    torch.empty(batch_size, channels, scale * height, scale * width)
-                    for channels, scale in zip(ENCODER_HIDDEN_SIZES, (8, 4, 2, 1), strict=True)
-                ),
-            )
-        assert output.logits.device.type == "meta"
-        assert output.logits.shape == (batch_size, num_classes, 8 * height, 8 * width)
-
 
 class TestEarlyRejection:
     """In double precision, where rounding decides about no class."""
@@ -182,30 +155,18 @@ class TestEarlyRejection:
             survivors = torch.searchsorted(output.logit_classes, expected.kept[-1])
             assert_close(logits[survivors], expected.logits[0], LOGITS_FLOAT64)
 
-    @given(cases(torch.float64), st.integers(1, 4), st.data())
-    @torch.no_grad()
-    def test_any_order_of_classes_keeps_the_same_ones(self, case: Case, topk: int, data: st.DataObject) -> None:
-        order = data.draw(orders(case.num_classes))
-        expected = decode(case.decoder, **case.inputs, early_rejection_topk=topk).kept_classes
-        actual = decode(case.decoder, **case.classes(order), early_rejection_topk=topk).kept_classes
-        assert torch.equal(actual, expected[:, :, order])
-
     @given(cases(), st.integers(1, 4))
     @torch.no_grad()
     def test_no_rejected_class_comes_back_and_one_always_stays(self, case: Case, topk: int) -> None:
         output = decode(case.decoder, **case.inputs, early_rejection_topk=topk)
         kept = output.kept_classes
+        if topk >= case.num_classes:
+            assert kept.all()
+            assert_close(output.logits, decode(case.decoder, **case.inputs).logits)
         assert (kept[:, 1:] <= kept[:, :-1]).all()
         assert (kept.sum(-1) >= min(topk, kept.shape[-1])).all()
         assert output.logit_classes.tolist() == kept[:, -1].any(0).nonzero().squeeze(1).tolist()
         assert output.logits.isfinite().all()
-
-    @given(cases(), st.integers(0, 3))
-    @torch.no_grad()
-    def test_as_many_places_as_classes_reject_none(self, case: Case, more: int) -> None:
-        output = decode(case.decoder, **case.inputs, early_rejection_topk=case.num_classes + more)
-        assert output.kept_classes.all()
-        assert_close(output.logits, decode(case.decoder, **case.inputs).logits)
 
 
 class TestGradients:

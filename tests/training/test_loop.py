@@ -156,11 +156,21 @@ def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
         {"classes_per_step": None},
         {"finetuning": "text"},
         {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"},
-        {"gradient_checkpointing": True},
     ],
 )
 def test_other_objectives_and_modes_run(make_recipe: Callable[..., Recipe], values: dict[str, object]) -> None:
     SEDForSemanticSegmentation.from_pretrained(run(make_recipe(steps=1, **values)))
+
+
+@pytest.mark.parametrize("finetuning", ["last_stage", "text"])
+def test_gradient_checkpointing_trains_alike(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, finetuning: str
+) -> None:
+    values = {"model": write_start_model(tmp_path / "start", drops=False), "finetuning": finetuning, "steps": 2}
+    plain, checkpointed = make_recipe("plain", **values), make_recipe("again", gradient_checkpointing=True, **values)
+    run(plain)
+    run(checkpointed)
+    assert_weights_equal(checkpointed, plain, tolerance=1e-9)
 
 
 def test_own_data_train(make_recipe: Callable[..., Recipe], own_data: Path) -> None:
