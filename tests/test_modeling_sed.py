@@ -94,7 +94,7 @@ class TestHeldClasses:
         loaded, report = SEDForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         if save:
-            assert torch.equal(loaded(random(1, 3, 32, 32)).logits, model(random(1, 3, 32, 32)).logits)
+            assert torch.equal(loaded.sed.class_embeddings, model.sed.class_embeddings)
         else:
             assert loaded.sed.class_embeddings is None
 
