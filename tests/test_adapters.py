@@ -68,15 +68,17 @@ class TestAdapters:
         torch.testing.assert_close(model.merge_and_unload()(**inputs()).logits, logits, rtol=0, atol=1e-9)
 
     @pytest.mark.parametrize("kind", TARGETS)
-    @pytest.mark.parametrize("checkpointing", [{}, {"use_reentrant": True}, {"use_reentrant": False}], ids=str)
-    def test_checkpointing_gives_equal_gradients(self, kind: str, checkpointing: dict) -> None:
+    def test_checkpointing_gives_equal_gradients(self, kind: str) -> None:
         model = with_adapters(kind)
-        expected, actual = gradients(model, None), gradients(model, checkpointing)
-        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert set(actual) == set(expected) == trainable
-        for name, gradient in expected.items():
-            assert (actual[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+        expected = gradients(model, None)
+        assert set(expected) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for checkpointing in ({}, {"use_reentrant": True}, {"use_reentrant": False}):
+            actual = gradients(model, checkpointing)
+            assert set(actual) == set(expected)
+            for name, gradient in expected.items():
+                assert (actual[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("path", DECODER_MODULES)
     def test_any_decoder_module_can_be_trained_whole(self, path: str) -> None:
         model = get_peft_model(
@@ -113,11 +115,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 OFFLOADED = {"sed.image_encoder": "cpu", "sed.text_encoder": "disk", "sed.logit_scale": "disk", "decoder": "disk"}
-DEVICE_MAPS = [OFFLOADED, {**OFFLOADED, "sed.image_encoder": "disk"}, {"sed": "disk", "decoder": "cpu"}]
 
 
 class TestOffload:
-    @pytest.mark.parametrize("device_map", DEVICE_MAPS, ids=str)
+    @pytest.mark.parametrize("device_map", [OFFLOADED, {"sed": "disk", "decoder": "cpu"}], ids=str)
     def test_weights_on_disk_give_the_same(self, device_map: dict[str, str], folder: Path, tmp_path: Path) -> None:
         model = SEDForSemanticSegmentation.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
         pixel_values = inputs(torch.float32)["pixel_values"]
@@ -126,14 +127,14 @@ class TestOffload:
             expected = small_model()(pixel_values, **small_processor()(text=NAMES)).logits
             torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("device_map", DEVICE_MAPS, ids=str)
-    def test_the_pipeline_works_with_weights_on_disk(
-        self, device_map: dict[str, str], folder: Path, tmp_path: Path
-    ) -> None:
+    def test_the_pipeline_works_with_weights_on_disk(self, folder: Path, tmp_path: Path) -> None:
+        device_map = {**OFFLOADED, "sed.image_encoder": "disk"}
         options = {"device_map": device_map, "model_kwargs": {"offload_folder": str(tmp_path)}}
         image = (inputs(torch.float32)["pixel_values"][0] * 60 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()
         actual, expected = (
-            pipeline("open-vocabulary-segmentation", model=str(folder), **each)(image, candidate_labels=NAMES)
+            pipeline("open-vocabulary-segmentation", model=str(folder), trust_remote_code=True, **each)(
+                image, candidate_labels=NAMES
+            )
             for each in (options, {})
         )
         assert (actual.label_map == expected.label_map).all()

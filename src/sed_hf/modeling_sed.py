@@ -575,7 +575,7 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
         self.check_tokens(input_ids, num_synonyms)
         if class_ids is None:
             class_ids = torch.arange(len(input_ids), device=input_ids.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_text_encoder()):
+        with torch.set_grad_enabled(self.trains_text_encoder() and torch.is_grad_enabled()):
             prompts = F.normalize(encode_prompts(self.base_model.text_encoder, input_ids.flatten(0, 1)), dim=-1)
             # A sum, since the length of the mean is normalised away.
             summed = prompts.new_zeros(int(class_ids.max()) + 1, input_ids.shape[1], prompts.shape[-1])
