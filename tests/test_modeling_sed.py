@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDModel, SEDProcessor
 from sed_hf.loss_sed import segmentation_loss
-from sed_hf.training.optimizer import enable_gradient_checkpointing
 
 CLASSES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
 
@@ -76,8 +75,10 @@ class TestHeldClasses:
         assert model(pixel_values, class_embeddings=others).logits.shape[1] == 2
         model.set_classes(others)
         others.zero_()  # what is held is a copy
-        assert model(pixel_values).logits.shape[1] == 2
         assert model.sed.class_embeddings.norm() > 0
+        model.set_classes(None)
+        with pytest.raises(ValueError, match=r"model\.set_classes"):
+            model(pixel_values)
 
     def test_they_move_with_the_model(self) -> None:
         model = make_small_model()
@@ -97,14 +98,6 @@ class TestHeldClasses:
             assert torch.equal(loaded.sed.class_embeddings, model.sed.class_embeddings)
         else:
             assert loaded.sed.class_embeddings is None
-
-    def test_forgotten_classes_serve_no_more(self) -> None:
-        model = make_small_model()
-        model.set_classes(class_embeddings(2), save=True)
-        model.set_classes(None)
-        with pytest.raises(ValueError, match=r"model\.set_classes"):
-            model(random(1, 3, 32, 32))
-        assert "sed.class_embeddings" not in model.state_dict()
 
 
 class TestFrozenTextEncoder:
@@ -233,22 +226,6 @@ class TestTraining:
         for name, parameter in model.named_parameters():
             assert parameter.grad is None or parameter.grad.stride() == parameter.stride(), name
 
-    def test_gradient_checkpointing_keeps_fewer_activations(self) -> None:
-        def saved_elements(model: SEDForSemanticSegmentation) -> int:
-            saved: dict[int, int] = {}
-
-            def pack(tensor: Tensor) -> Tensor:
-                saved[tensor.data_ptr()] = tensor.numel()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                model(random(1, 3, 64, 64), class_embeddings=class_embeddings(8))
-            return sum(saved.values())
-
-        plain, checkpointed = make_small_model().train(), make_small_model().train()
-        enable_gradient_checkpointing(checkpointed)
-        assert saved_elements(checkpointed) < 0.5 * saved_elements(plain)
-
     def test_auxiliary_heads_train_only_themselves(self) -> None:
         model = make_small_model().train()
         outputs = model(random(1, 3, 32, 32), class_embeddings=class_embeddings(2))
@@ -326,25 +303,14 @@ class TestInitialization:
             if expected.numel() > 500:
                 torch.testing.assert_close(parameter.std(), expected.std(), rtol=0.2, atol=1e-7, msg=name)
 
-    def test_layer_scale_of_the_trunk_follows_its_arguments(self) -> None:
-        config = make_tiny_config()
-        config.vision_config.model_args["ls_init_value"] = 0.5
-        assert (SEDForSemanticSegmentation(config).image_encoder.trunk.stages[3].blocks[0].gamma == 0.5).all()
-
 
 class TestSavingAndLoading:
     @torch.no_grad()
-    def test_logits_are_bit_equal_after_a_round_trip(self, tmp_path: Path) -> None:
-        small_model().save_pretrained(tmp_path)
-        loaded = SEDForSemanticSegmentation.from_pretrained(tmp_path)
-        inputs = {"pixel_values": random(1, 3, 64, 64), "class_embeddings": class_embeddings(3)}
-        assert torch.equal(loaded(**inputs).logits, small_model()(**inputs).logits)
-
-    @torch.no_grad()
-    def test_the_base_model_loads_from_the_folder_of_the_whole(self, tmp_path: Path) -> None:
+    def test_the_whole_and_the_base_model_load_from_the_folder_of_the_whole(self, tmp_path: Path) -> None:
         small_model().save_pretrained(tmp_path)
         inputs = {"pixel_values": random(2, 3, 64, 96), "class_embeddings": class_embeddings(3)}
         expected = small_model()(**inputs, output_hidden_states=True)
+        assert torch.equal(SEDForSemanticSegmentation.from_pretrained(tmp_path)(**inputs).logits, expected.logits)
         for name, value in SEDModel.from_pretrained(tmp_path)(**inputs).items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
 

@@ -150,9 +150,11 @@ class SEDPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         self._vocabularies: dict[Any, tuple[list[str], Tensor]] = {}
-        super().__init__(*args, **kwargs)
+        if places := getattr(model, "hf_device_map", None):  # the first of which transformers takes for the device
+            model.hf_device_map = {"": model.device, **places}
+        super().__init__(model, *args, **kwargs)
 
     def __call__(
         self, images: Any, candidate_labels: Sequence[str] | str | os.PathLike | None = None, **kwargs: Any

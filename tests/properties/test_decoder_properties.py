@@ -55,16 +55,11 @@ class Case:
             ),
         }
 
-    def classes(self, indices: list[int]) -> dict[str, Any]:
-        """The inputs for some classes in an order."""
-        return {**self.inputs, "class_embeddings": self.inputs["class_embeddings"][indices]}
-
 
 def cases(dtype: torch.dtype = torch.float32, max_classes: int = 9, max_edge: int = 4) -> st.SearchStrategy[Case]:
     """Any decoder, classes, images and resolution.
 
-    A group of a single channel and a few pixels may have next to no variance, by which GroupNorm divides, six times in
-    a row: single precision is then noise in the plain decoder too. Double precision has such groups as well.
+    Groups of a channel and a few pixels are noise in single precision, in the plain decoder too: only double has them.
     """
     edges = st.integers(1, max_edge)
     return st.builds(
@@ -100,30 +95,21 @@ class TestDenseDecoding:
     ) -> None:
         case = data.draw(cases(dtype))
         expected = plain_decode(case.decoder, **case.inputs)
+        hidden_states = decode(case.decoder, **case.inputs, output_hidden_states=True).decoder_hidden_states
         case.decoder.chunks = chunks
         actual = decode(case.decoder, **case.inputs, output_hidden_states=True)
+        assert_close(actual.decoder_hidden_states, hidden_states, tolerance)
         assert_close([actual.logits, *actual.aux_logits], [expected.logits, *expected.aux_logits], tolerance)
-
-    @given(cases(), chunks)
-    @torch.no_grad()
-    def test_hidden_states_do_not_depend_on_chunks(self, case: Case, chunks: Chunks) -> None:
-        expected = decode(case.decoder, **case.inputs, output_hidden_states=True).decoder_hidden_states
-        case.decoder.chunks = chunks
-        assert_close(decode(case.decoder, **case.inputs, output_hidden_states=True).decoder_hidden_states, expected)
 
     @given(cases(), st.data())
     @torch.no_grad()
-    def test_any_order_of_classes_permutes_the_logits(self, case: Case, data: st.DataObject) -> None:
-        order = data.draw(orders(case.num_classes))
-        actual, expected = decode(case.decoder, **case.classes(order)), decode(case.decoder, **case.inputs)
-        assert_close(actual.logits, expected.logits[:, order])
-        assert_close(actual.aux_logits, tuple(logits[:, order] for logits in expected.aux_logits))
-
-    @given(cases())
-    @torch.no_grad()
-    def test_a_batch_equals_its_images_one_by_one(self, case: Case) -> None:
+    def test_neither_other_images_nor_the_order_of_classes_matter(self, case: Case, data: st.DataObject) -> None:
+        together = decode(case.decoder, **case.inputs).logits
         alone = [decode(case.decoder, **one_image(case.inputs, index)).logits for index in range(case.batch_size)]
-        assert_close(decode(case.decoder, **case.inputs).logits, torch.cat(alone))
+        assert_close(together, torch.cat(alone))
+        order = data.draw(orders(case.num_classes))
+        inputs = {**case.inputs, "class_embeddings": case.inputs["class_embeddings"][order]}
+        assert_close(decode(case.decoder, **inputs).logits, together[:, order])
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     @given(data=st.data())
