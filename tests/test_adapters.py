@@ -137,7 +137,7 @@ class TestOffload:
             )
             for each in (options, {})
         )
-        assert (actual.label_map == expected.label_map).all()
+        assert abs(actual.probability - expected.probability).max() < 1e-5
 
     def test_the_hash_is_that_of_weights_in_memory(self, folder: Path, tmp_path: Path) -> None:
         model = SEDForSemanticSegmentation.from_pretrained(folder, device_map=OFFLOADED, offload_folder=tmp_path)
