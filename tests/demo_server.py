@@ -19,9 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SECONDS_TO_START = 60
-SECONDS_TO_END = 20
 SECONDS_TO_ANSWER = 60
 MULTIPART = "multipart/form-data; boundary=X"
+OWN_CLASSES = "the classes typed below"
 
 
 def make_space(folder: Path) -> Path:
@@ -44,25 +44,24 @@ def running_space(space: Path, folder: Path) -> Iterator[tuple[str, int]]:
         "HF_HOME": str(folder / "hf_home"),
         "TMPDIR": str(folder),
     }
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=log, stderr=log)
+    log = folder / "log"
+    server = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=space, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + SECONDS_TO_START
     try:
-        _wait_until_served(f"http://127.0.0.1:{port}", server, folder / "log")
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline or server.poll() is not None:
+                    raise RuntimeError(f"the demo did not start:\n{log.read_text()}") from None
+                time.sleep(0.2)
         yield f"http://127.0.0.1:{port}", server.pid
     finally:
         server.terminate()
-        server.wait(SECONDS_TO_END)
-
-
-def _wait_until_served(address: str, server: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            urllib.request.urlopen(address, timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"the demo did not start:\n{log.read_text()}")
+        server.wait(20)
 
 
 @dataclass
@@ -95,8 +94,8 @@ class Server:
                 answer = self.send(f"{endpoint}/{json.loads(answer)['event_id']}")[1]
         return status, re.sub(rb'[0-9a-f]{32,}|"time[^,]*|"(?:average_)?duration[^,}]*', b"", answer)
 
-    def segment(self, path: str, class_text: str = "sky") -> tuple[int, bytes]:
-        return self.call("/gradio_api/call/segment", [image(path), "the classes typed below", class_text, 0, 0])
+    def segment(self, path: str, class_text: str = "sky", vocabulary: str = OWN_CLASSES) -> tuple[int, bytes]:
+        return self.call("/gradio_api/call/segment", [image(path), vocabulary, class_text, 0, 0])
 
     def upload(self, content: bytes, name: str = "image.png") -> str:
         """Upload a file: its path on the server."""
@@ -104,6 +103,16 @@ class Server:
         status, answer = self.send("/gradio_api/upload", head + content + tail, Content_Type=MULTIPART)
         assert status == 200, answer
         return json.loads(answer)[0]
+
+    def abort_upload(self) -> None:
+        """Send the first megabyte of a file, and leave once the server keeps it."""
+        before = self.files()
+        lines = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {MULTIPART}\r\n"
+        with socket.create_connection(("127.0.0.1", int(self.address.rpartition(":")[2]))) as connection:
+            body = multipart("part.png")[0] + bytes(2**20)
+            connection.sendall(f"{lines}Content-Length: 10000000\r\n\r\n".encode() + body)
+            while self.files() == before:
+                time.sleep(0.1)
 
     def files(self) -> set[Path]:
         """The files that the server keeps."""

@@ -1,12 +1,11 @@
 """The demo's server: limits, a folder of its own, and nothing from the internet."""
 
 import os
+import re
 import signal
 import tempfile
 from collections import Counter
-from ipaddress import ip_address
 from pathlib import Path
-from threading import Thread
 
 import gradio as gr
 from PIL import Image
@@ -16,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ..data.scenes import render_scene, scene_vocabulary
 from ..hub.load import load
 from .guard import MAX_UPLOAD_BYTES, Guard, UploadFolder
-from .page import CSS, Demo, Example, build_page
+from .page import OWN_CLASSES, Demo, build_page
 
 MAX_WAITING_REQUESTS = 32
 MAX_SESSIONS = 64  # of which the latest results are kept
@@ -39,16 +38,8 @@ def serve_demo(
 
     Args:
         source: Model folder or name on the Hub; by default the bundled toy model, with its scenes as examples.
-        device: "auto" or a torch device.
-        dtype: Name of a torch dtype.
-        host: Address to listen at; 127.0.0.1 by default, or the environment variable `GRADIO_SERVER_NAME`.
-        port: By default the first free one from 7860, or the environment variable `GRADIO_SERVER_PORT`.
         root_path: Path under which a reverse proxy shows the server.
         share: Also make a public link through Gradio's servers.
-
-    Raises:
-        OSError: There is no such model, or the port is taken.
-        ValueError: There is no such device, or the model is damaged.
     """
     model, processor = load(source, device, dtype)
     # Only the name of a folder: visitors need not know where it lies.
@@ -60,29 +51,23 @@ def serve_demo(
         os.environ["GRADIO_TEMP_DIR"] = str(files.path)
         examples = [] if source else example_scenes(Path(folder))
         page = build_page(Demo(model, processor, name, files, listeners), examples)
-        files.keep()  # copies of the examples, which Gradio has made
-        Thread(target=files.sweep_forever, daemon=True).start()
+        files.kept = {str(path) for path in files.path.rglob("*")}  # copies of the examples, which Gradio has made
         page.queue(max_size=MAX_WAITING_REQUESTS, default_concurrency_limit=1, api_open=False)
+        trusted = Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts(host, share))
         page.launch(
             server_name=host,
             server_port=port,
             root_path=root_path,
             share=share,
-            app_kwargs={
-                "middleware": [
-                    Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts(host, share)),
-                    Middleware(Guard, files=files, listeners=listeners),
-                ]
-            },
+            app_kwargs={"middleware": [trusted, Middleware(Guard, files=files, listeners=listeners)]},
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=CSS,
+            css_paths=Path(__file__).with_name("page.css"),
+            js=Path(__file__).with_name("page.js").read_text(),
             max_file_size=MAX_UPLOAD_BYTES,
             state_session_capacity=MAX_SESSIONS,
             enable_monitoring=False,
             run_history=False,
             ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
             footer_links=["gradio"],
         )
 
@@ -94,21 +79,18 @@ def trusted_hosts(host: str | None, share: bool) -> list[str]:
     have the visitor's browser use the server.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
-    try:
-        is_loopback = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # another name
-        is_loopback = False
-    return [*LOOPBACK_HOSTS, host, *([SHARE_HOST] if share else [])] if is_loopback else ["*"]
+    if not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
+        return ["*"]
+    return [*LOOPBACK_HOSTS, host, *([SHARE_HOST] if share else [])]
 
 
-def example_scenes(folder: Path) -> list[Example]:
-    """The generated scenes of the examples/ folder, for the bundled toy model, as files in a folder."""
-    class_names = scene_vocabulary()
+def example_scenes(folder: Path) -> list[tuple[str, str, str]]:
+    """The generated scenes of the examples/ folder, for the bundled toy model: image, vocabulary, class names."""
+    class_names = [name.split(", ")[0] for name in scene_vocabulary()]
     examples = []
     for name, index in EXAMPLE_SCENES.items():
         pixels, labels = render_scene(7, index, "test")
-        path = folder / f"{name}.png"
-        Image.fromarray(pixels).save(path)
-        present = sorted(set(labels.flatten().tolist()))
-        examples.append(Example(path, [class_names[class_index].split(", ")[0] for class_index in present]))
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        present = [class_names[index] for index in sorted(set(labels.flatten().tolist()))]
+        examples.append((str(folder / f"{name}.png"), OWN_CLASSES, "\n".join(present)))
     return examples
