@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,15 +37,12 @@ MAX_PIXELS = 25_000_000  # of an uploaded image
 MAX_IMAGE_SIZE = 1024  # pixels a side; larger images are made smaller
 MAX_CLASS_NAMES = 1000  # that are typed, synonyms included
 MAX_NAME_CHARACTERS = 200
-MAX_TOPK = 32
 MAX_AT_ONCE = 2  # visitors whose images are segmented; the others wait
 MAX_SHOWN = 40  # classes, the largest
 MAX_TYPED_CACHE_BYTES = 2**28
 # Those that browsers and cameras make. Pillow reads more, some of them by starting other programs.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-HEIGHT = "clamp(360px, 42vw, 540px)"  # of the result
 OWN_CLASSES = "the classes typed below"
-TYPED_AT_FIRST = "sky\ntree\ngrass\ndog, puppy\nperson"
 TOO_LONG = (
     "This takes more than {} seconds. Try again, since encoded names are kept; or fewer classes, or early rejection."
 )
@@ -85,7 +82,7 @@ class Demo:
         # What visitors type does not go to the cache of the user who runs the server.
         self._typed = ClassEmbeddingCache(self.files.path.parent / "class_embeddings", MAX_TYPED_CACHE_BYTES)
         self._encode = lru_cache(maxsize=MAX_AT_ONCE)(self._encode_classes)
-        # Gradio would call from ever other threads, for each of which torch and malloc set memory of its own aside.
+        # In Gradio's own threads, which are ever others, torch and malloc would each time set memory aside.
         self._workers = ThreadPoolExecutor(MAX_AT_ONCE)
 
     def segment(
@@ -183,7 +180,7 @@ def read_class_names(text: str) -> list[str]:
         raise refusal(str(error)) from error
 
 
-def build_page(demo: Demo, examples: Sequence[tuple[str, str, str]] = ()) -> gr.Blocks:
+def build_page(demo: Demo, examples: list[list[str]]) -> gr.Blocks:
     """Build the page; an example is the path of an image, `OWN_CLASSES`, and class names, one a line."""
     with gr.Blocks(title="SED", analytics_enabled=False) as page, gr.Row():
         with gr.Column(min_width=320):
@@ -193,19 +190,18 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str, str]] = ()) -> gr.
             # Gradio would open the file, whatever its format, and answer a bad one without a word of explanation.
             image.preprocess = lambda payload: payload and payload.path  # type: ignore
             vocabulary = gr.Dropdown([OWN_CLASSES, *vocabulary_names()], label="Classes")
-            typed = examples[0][2] if examples else TYPED_AT_FIRST
+            typed = examples[0][2] if examples else "sky\ntree\ngrass\ndog, puppy\nperson"
             label = "One class a line, synonyms after a comma"
             class_text = gr.Textbox(typed, label=label, lines=4, max_lines=4, elem_id="classes")
             button = gr.Button("Segment", variant="primary", elem_id="segment")
             inputs = [image, vocabulary, class_text]
             if examples:
-                rows = [list(example) for example in examples]
-                gr.Examples(rows, inputs, visible_columns=[0], elem_id="examples", api_visibility="private")
+                gr.Examples(examples, inputs, visible_columns=[0], elem_id="examples", api_visibility="private")
             info = "Drops classes that are nowhere among the k best. 0 keeps all."
-            topk = gr.Slider(0, MAX_TOPK, step=1, label="Early rejection (top-k)", info=info)
+            topk = gr.Slider(0, 32, step=1, label="Early rejection (top-k)", info=info)
         with gr.Column(min_width=320):
             with gr.Tab("Classes"):
-                overlay = gr.AnnotatedImage(show_label=False, height=HEIGHT, elem_id="overlay")
+                overlay = gr.AnnotatedImage(show_label=False, height="clamp(360px, 42vw, 540px)", elem_id="overlay")
             with gr.Tab("Compare"):
                 compare = gr.ImageSlider(show_label=False, interactive=False, max_height=540, elem_id="compare")
             gr.HTML('<span id="pointed">Point at the image: class · share of the image · probability</span>')
@@ -218,13 +214,9 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str, str]] = ()) -> gr.
         result = gr.State()
         outputs = [overlay, compare, labels, figure, summary]
 
-        press = {
-            "api_name": "segment",
-            "show_progress_on": overlay,
-            "scroll_to_output": True,
-            "concurrency_limit": MAX_AT_ONCE,
-        }
-        button.click(demo.segment, [*inputs, topk, threshold], [result, *outputs], **press)
+        press = {"api_name": "segment", "show_progress_on": overlay, "concurrency_limit": MAX_AT_ONCE}
+        done = button.click(demo.segment, [*inputs, topk, threshold], [result, *outputs], **press)
+        done.success(None, js="() => document.querySelector('#overlay').scrollIntoView({block: 'nearest'})")
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         threshold.release(demo.show, [result, threshold], outputs, **quietly)
         vocabulary.change(lambda name: gr.Textbox(visible=name == OWN_CLASSES), vocabulary, class_text, **quietly)

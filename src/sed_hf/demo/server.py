@@ -73,18 +73,14 @@ def serve_demo(
 
 
 def trusted_hosts(host: str | None, share: bool) -> list[str]:
-    """The names by which a server at an address is called.
-
-    At a loopback address only this computer's own: under a name of its own choice a page from elsewhere could otherwise
-    have the visitor's browser use the server.
-    """
+    """The names by which a server is called: on loopback its own, as other websites could use it by another."""
     host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     if not re.fullmatch(r"localhost|127(\.\d+){3}|::1", host):
         return ["*"]
     return [*LOOPBACK_HOSTS, host, *([SHARE_HOST] if share else [])]
 
 
-def example_scenes(folder: Path) -> list[tuple[str, str, str]]:
+def example_scenes(folder: Path) -> list[list[str]]:
     """The generated scenes of the examples/ folder, for the bundled toy model: image, vocabulary, class names."""
     class_names = [name.split(", ")[0] for name in scene_vocabulary()]
     examples = []
@@ -92,5 +88,5 @@ def example_scenes(folder: Path) -> list[tuple[str, str, str]]:
         pixels, labels = render_scene(7, index, "test")
         Image.fromarray(pixels).save(folder / f"{name}.png")
         present = [class_names[index] for index in sorted(set(labels.flatten().tolist()))]
-        examples.append((str(folder / f"{name}.png"), OWN_CLASSES, "\n".join(present)))
+        examples.append([str(folder / f"{name}.png"), OWN_CLASSES, "\n".join(present)])
     return examples
