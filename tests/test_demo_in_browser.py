@@ -145,12 +145,8 @@ def test_pointing_at_the_image_shows_the_region_its_class_and_its_probability(se
     segmented.point_at(segmented.find("#overlay .base-image"))
     pointed = segmented.wait_for(lambda: re.fullmatch(r"(.+) \(here (\d\.\d\d)\)", segmented.find("#pointed").text))
     assert pointed[1] in segmented.legend()
-    [mask] = [
-        index
-        for index, mask in enumerate(segmented.all("#overlay .mask"))
-        if "active" in mask.get_dom_attribute("class")
-    ]
-    assert segmented.legend()[mask] == pointed[1]
+    active = ["active" in mask.get_dom_attribute("class").split() for mask in segmented.all("#overlay .mask")]
+    assert segmented.legend()[active.index(True)] == pointed[1]
 
 
 def test_a_slider_compares_the_image_and_its_overlay(segmented: Page) -> None:
