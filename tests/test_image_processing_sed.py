@@ -28,14 +28,17 @@ from sed_hf.image_processing_sed import (
     to_rgb,
 )
 
+COLOR = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+RAMP = np.linspace(0, 1, 12).reshape(3, 4)
+
 
 @pytest.fixture
 def image_processor() -> SEDImageProcessor:
     return SEDImageProcessor(size={"shortest_edge": 96, "longest_edge": 384}, input_size={"height": 128, "width": 128})
 
 
-def random_array(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+def pixel_values(image_processor: SEDImageProcessor, images: Any, **kwargs: Any) -> torch.Tensor:
+    return image_processor(images=images, return_tensors="pt", **kwargs)["pixel_values"]
 
 
 def write_gray_png(path: Path, size: tuple[int, int], bits: int, rows: np.ndarray) -> None:
@@ -55,10 +58,8 @@ class TestSteps:
         [
             ((120, 161), (640, 859)),
             ((161, 120), (859, 640)),
-            ((640, 640), (640, 640)),
             ((480, 643), (640, 857)),  # 857.33 truncates
             ((100, 1000), (256, 2560)),
-            ((3, 9000), (1, 2560)),
             ((2, 9000), (1, 2560)),  # never no pixel at all
         ],
     )
@@ -66,22 +67,19 @@ class TestSteps:
         assert shortest_edge_size(size, 640, 2560) == expected
 
     def test_each_step_has_a_switch(self, image_processor: SEDImageProcessor) -> None:
-        image = random_array(50, 60)
         off = {"do_resize": False, "do_input_resize": False}
-        raw = image_processor(images=image, **off, do_rescale=False, do_normalize=False, return_tensors="pt")
-        assert torch.equal(raw["pixel_values"][0].to(torch.uint8), torch.tensor(image).permute(2, 0, 1))
-        first = image_processor(images=image, do_input_resize=False, return_tensors="pt")["pixel_values"]
-        assert first.shape[-2:] == (96, 115)
-        third = image_processor(images=image, do_resize=False, return_tensors="pt")["pixel_values"]
-        assert third.shape[-2:] == (128, 128)
+        raw = pixel_values(image_processor, COLOR, **off, do_rescale=False, do_normalize=False)
+        assert torch.equal(raw[0].to(torch.uint8), torch.tensor(COLOR).permute(2, 0, 1))
+        assert pixel_values(image_processor, COLOR, do_input_resize=False).shape[-2:] == (96, 160)
+        assert pixel_values(image_processor, COLOR, do_resize=False).shape[-2:] == (128, 128)
 
 
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"do_reduce_labels": True}, "do_reduce_labels: not a setting of SEDImageProcessor"),
-            ({"input_sise": 64}, "input_sise: not a setting"),
+            ({"do_reduce_labels": True}, "do_reduce_labels"),
+            ({"input_sise": 64}, "input_sise"),
             ({"do_center_crop": True, "crop_size": {"height": 4, "width": 4}}, "neither crops nor pads"),
             ({"rescale_factor": "x"}, "rescale_factor"),
             ({"do_resize": "no"}, "do_resize"),
@@ -96,17 +94,10 @@ class TestSettings:
         self, image_processor: SEDImageProcessor, tmp_path: Path
     ) -> None:
         with pytest.raises(TypeError, match="do_reduce_labels"):
-            image_processor(random_array(4, 4), do_reduce_labels=True)
+            image_processor(COLOR, do_reduce_labels=True)
         image_processor.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="do_reduce_labels"):
             SEDImageProcessor.from_pretrained(tmp_path, do_reduce_labels=True)
-
-    def test_survive_saving(self, image_processor: SEDImageProcessor, tmp_path: Path) -> None:
-        image_processor.do_input_resize = False
-        image_processor.save_pretrained(tmp_path)
-        loaded = SEDImageProcessor.from_pretrained(tmp_path)
-        assert loaded.to_dict() == image_processor.to_dict()
-        assert (loaded.input_size.height, loaded.size.shortest_edge, loaded.do_input_resize) == (128, 96, False)
 
     def test_of_a_saved_file_may_have_the_keys_that_transformers_adds(self, tmp_path: Path) -> None:
         saved = {"auto_map": {}, "processor_class": "SEDProcessor", "feature_extractor_type": "x", "ignore_index": 7}
@@ -115,15 +106,6 @@ class TestSettings:
 
 
 class TestToRGB:
-    color = random_array(24, 40)
-
-    @pytest.mark.parametrize("mode", ["RGBa", "YCbCr", "HSV"])
-    def test_rare_modes_show_the_same(self, mode: str) -> None:
-        image = Image.fromarray(self.color)
-        image = image.convert("RGBA").convert("RGBa") if mode == "RGBa" else image.convert(mode)
-        rgb = to_rgb(image).permute(1, 2, 0).numpy()
-        assert np.abs(rgb.astype(int) - self.color).max() <= 8
-
     def test_palette_with_a_transparent_colour_is_composited(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([255, 0, 0, 0, 0, 255])
@@ -134,7 +116,7 @@ class TestToRGB:
     def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90°
-        Image.fromarray(self.color).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+        Image.fromarray(COLOR).save(tmp_path / "turned.jpg", exif=exif, quality=95)
         for image in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
             assert to_rgb(image).shape == (3, 40, 24)
 
@@ -142,35 +124,27 @@ class TestToRGB:
         "exif", [b"Exif\0\0" + b"\x00\x08\x00\x02\x01\x12\x00\x03" + bytes(20), b"Exif\0\0MM\x00\x2a\xff\xff\xff\xff"]
     )
     def test_an_orientation_that_cannot_be_read_is_none(self, exif: bytes, tmp_path: Path) -> None:
-        Image.fromarray(self.color).save(tmp_path / "image.png", exif=exif)
-        assert torch.equal(to_rgb(tmp_path / "image.png"), to_rgb(self.color))
+        Image.fromarray(COLOR).save(tmp_path / "image.png", exif=exif)
+        assert torch.equal(to_rgb(tmp_path / "image.png"), to_rgb(COLOR))
 
     @pytest.mark.parametrize(
         "image",
         [
-            color,
-            color.transpose(2, 0, 1),
-            np.ascontiguousarray(color[..., ::-1])[..., ::-1],
-            np.ascontiguousarray(color[::-1])[::-1],
-            torch.tensor(color),
-            torch.tensor(color).permute(2, 0, 1),
-            color / 255,
-            (color / 255).astype(">f4"),
-            color.astype(np.float32),
-            color.astype(np.int64),
-            color.astype(np.uint16) * 257,
-            color.astype(">u2") * 257,
-            torch.tensor(color / 255).requires_grad_(),
+            np.ascontiguousarray(COLOR[..., ::-1])[..., ::-1],
+            (COLOR / 255).astype(">f4"),
+            COLOR.astype(">u2") * 257,
+            torch.tensor(COLOR).permute(2, 0, 1),
+            torch.tensor(COLOR / 255).requires_grad_(),
         ],
     )
     def test_arrays_and_tensors_equal_the_pil_image(self, image: Any) -> None:
-        assert torch.equal(to_rgb(image), to_rgb(Image.fromarray(self.color)))
+        assert torch.equal(to_rgb(image), to_rgb(Image.fromarray(COLOR)))
 
-    def test_base64_data_is_taken(self, tmp_path: Path) -> None:
-        Image.fromarray(self.color).save(tmp_path / "image.png")
-        text = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
+    def test_base64_data_is_taken(self) -> None:
+        Image.fromarray(COLOR).save(content := BytesIO(), "png")
+        text = base64.b64encode(content.getvalue()).decode()
         for image in (text, f"data:image/png;base64,{text}"):
-            assert torch.equal(to_rgb(image), to_rgb(self.color))
+            assert torch.equal(to_rgb(image), to_rgb(COLOR))
 
     @pytest.mark.parametrize(
         ("image", "message"),
@@ -188,54 +162,47 @@ class TestToRGB:
 class TestScale:
     """A scale is known or stated, never guessed from what could be several."""
 
-    ramp = np.linspace(0, 1, 12).reshape(3, 4)
-
-    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    @pytest.mark.parametrize("dtype", [np.float16, np.float64])
     @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 1.0000002), (-0.05, 1.08)])
     def test_overshoot_of_floats_is_clipped(self, dtype: Any, low: float, high: float) -> None:
-        values = (low + (high - low) * self.ramp).astype(dtype)
+        values = (low + (high - low) * RAMP).astype(dtype)
         expected = np.rint(values.astype(float).clip(0, 1) * 255)
         assert np.array_equal(to_rgb(values)[0].numpy(), expected)
-        wide = values.astype(float) * 255
-        assert np.abs(to_rgb(wide)[0].numpy() - expected).max() <= 1
+        assert np.abs(to_rgb(values.astype(float) * 255)[0].numpy() - expected).max() <= 1
 
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            (1.5 * ramp, "scale of float64 from 0 to 1.5 is ambiguous; state the scale by rescale_factor"),
-            (2 * ramp, "scale of float64 from 0 to 2 is ambiguous"),
-            (255 * ramp.round(1).astype(np.uint16), "scale of uint16 from 0 to 255 is ambiguous"),
-            ((4095 * ramp).astype(np.uint16), "scale of uint16 from 0 to 4095 is ambiguous"),
-            ((1023 * ramp).astype(np.int32), "scale of int32 from 0 to 1023 is ambiguous"),
-            (2 * ramp - 1, "from 0 to 1 for float64, got -1 to 1"),
-            (2.5 * ramp - 1.1, "is ambiguous"),
-            (ramp * np.nan, "from 0 to 255 for float64, got nan"),
-            (ramp * 255 * 257, "from 0 to 255 for float64, got 0 to 65535"),
-            ((ramp * 70_000).astype(int), "from 0 to 65535 for int64, got 0 to 70000"),
-            ((ramp * 255).astype(int) - 1, "from 0 to 255 for int64, got -1 to 254"),
+            (1.5 * RAMP, "scale of float64 from 0 to 1.5 is ambiguous; state the scale by rescale_factor"),
+            (255 * RAMP.round(1).astype(np.uint16), "scale of uint16 from 0 to 255 is ambiguous"),
+            ((4095 * RAMP).astype(np.uint16), "scale of uint16 from 0 to 4095 is ambiguous"),
+            ((1023 * RAMP).astype(np.int32), "scale of int32 from 0 to 1023 is ambiguous"),
+            (2 * RAMP - 1, "from 0 to 1 for float64, got -1 to 1"),
+            (RAMP * np.nan, "from 0 to 255 for float64, got nan"),
+            (RAMP * 255 * 257, "from 0 to 255 for float64, got 0 to 65535"),
+            ((RAMP * 70_000).astype(int), "from 0 to 65535 for int64, got 0 to 70000"),
+            ((RAMP * 255).astype(int) - 1, "from 0 to 255 for int64, got -1 to 254"),
         ],
     )
     def test_other_ranges_are_refused(self, values: np.ndarray, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             to_rgb(values)
 
-    @pytest.mark.parametrize("bits", [8, 10, 12, 16])
+    @pytest.mark.parametrize("bits", [8, 12, 16])
     def test_may_be_stated(self, image_processor: SEDImageProcessor, bits: int) -> None:
         white = 2**bits - 1
-        values = np.rint(white * self.ramp).astype(np.uint16)
+        values = np.rint(white * RAMP).astype(np.uint16)
         levels = np.rint(values * (255 / white)).astype(np.uint8)
         assert np.array_equal(to_rgb(values, rescale_factor=1 / white)[0].numpy(), levels)
-        expected = image_processor(images=levels, return_tensors="pt")["pixel_values"]
-        actual = image_processor(images=values, rescale_factor=1 / white, return_tensors="pt")["pixel_values"]
-        assert torch.equal(actual, expected)
+        expected = pixel_values(image_processor, levels)
+        assert torch.equal(pixel_values(image_processor, values, rescale_factor=1 / white), expected)
         if bits > 8:  # 1 / 255 is the default, which states nothing
             image_processor.rescale_factor = 1 / white
-            assert torch.equal(image_processor(images=values, return_tensors="pt")["pixel_values"], expected)
+            assert torch.equal(pixel_values(image_processor, values), expected)
 
     def test_floats_that_are_rescaled_already_stay(self, image_processor: SEDImageProcessor) -> None:
-        expected = image_processor(images=self.ramp, return_tensors="pt")["pixel_values"]
-        actual = image_processor(images=self.ramp, do_rescale=False, return_tensors="pt")["pixel_values"]
-        assert torch.equal(actual, expected)
+        expected = pixel_values(image_processor, RAMP)
+        assert torch.equal(pixel_values(image_processor, RAMP, do_rescale=False), expected)
 
     def test_of_black_does_not_matter(self) -> None:
         assert (to_rgb(np.zeros((2, 2), np.uint16)) == 0).all()
@@ -243,11 +210,10 @@ class TestScale:
     @pytest.mark.parametrize("highest", [255, 4095, 65535])
     def test_of_a_16_bit_file_is_that_of_its_format(self, highest: int, tmp_path: Path) -> None:
         values = np.linspace(0, highest, 24 * 40).reshape(24, 40).astype(np.uint16)
-        expected = np.round(values / 257).astype(np.uint8)
         for name in ("deep.png", "deep.tif"):
             Image.fromarray(values).save(tmp_path / name)
-            for image in (tmp_path / name, Image.open(tmp_path / name), read_rgb(tmp_path / name)):
-                assert np.array_equal(to_rgb(image)[0].numpy(), expected)
+            for image in (tmp_path / name, Image.open(tmp_path / name)):
+                assert np.array_equal(to_rgb(image)[0].numpy(), np.round(values / 257).astype(np.uint8))
 
     def test_of_a_big_endian_file_too(self, tmp_path: Path) -> None:
         values = np.array([[0, 257, 65535, 514]], np.uint16)
@@ -262,14 +228,14 @@ class TestScale:
 class TestFiles:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        Image.fromarray(random_array(30, 40)).save(tmp_path / "image.png")
+        Image.fromarray(COLOR).save(tmp_path / "image.png")
         return tmp_path / "image.png"
 
     def test_are_read_as_rgb_images(self, path: Path) -> None:
         for file in (path, str(path), BytesIO(path.read_bytes())):
             image = read_rgb(file)
-            assert (image.mode, image.size) == ("RGB", (40, 30))
-            assert np.array_equal(np.asarray(image), random_array(30, 40))
+            assert image.mode == "RGB"
+            assert np.array_equal(image, COLOR)
 
     @pytest.mark.parametrize("size", [0, 20, 60])
     def test_that_are_damaged_are_named(self, path: Path, size: int) -> None:
@@ -293,20 +259,19 @@ class TestFiles:
         self, progressive: bool, missing: int, tmp_path: Path, sed_hf_log: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "photo.jpg"
-        Image.fromarray(random_array(60, 90)).save(path, progressive=progressive)
+        Image.fromarray(COLOR).save(path, progressive=progressive)
         whole = to_rgb(path)
         path.write_bytes(path.read_bytes()[:-missing])
-        for image in (path, Image.open(path), BytesIO(path.read_bytes())):
-            image = read_rgb(image) if isinstance(image, BytesIO) else image
+        for image in (path, Image.open(path), read_rgb(BytesIO(path.read_bytes()))):
             assert torch.equal(to_rgb(image), whole)
         assert len(sed_hf_log.records) == 3
         assert "photo.jpg: the JPEG file lacks its last bytes" in sed_hf_log.text
 
     @pytest.mark.parametrize("progressive", [False, True])
-    @pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+    @pytest.mark.parametrize("kept", [0.3, 0.99])
     def test_a_jpeg_that_lacks_pixels_is_refused(self, progressive: bool, kept: float, tmp_path: Path) -> None:
         path = tmp_path / "photo.jpg"
-        Image.fromarray(random_array(60, 90)).save(path, progressive=progressive)
+        Image.fromarray(np.tile(COLOR, (4, 4, 1))).save(path, progressive=progressive)
         path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
         with pytest.raises(ValueError, match=r"photo\.jpg: cannot be read as an image: .*truncated"):
             read_rgb(path)
@@ -314,8 +279,10 @@ class TestFiles:
 
 class TestLimitOfPixels:
     @pytest.fixture(autouse=True)
-    def _limit_of_pillow(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # so that it is restored
+        Image.new("L", (40, 30)).save(tmp_path / "image.png")
+        return tmp_path / "image.png"
 
     def test_is_pillows(self, tmp_path: Path) -> None:
         assert max_image_pixels() == 178_956_970
@@ -325,10 +292,8 @@ class TestLimitOfPixels:
             read_rgb(bomb)
 
     def test_is_moved_by_the_environment_for_images_and_label_maps(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = tmp_path / "image.png"
-        Image.new("L", (40, 30)).save(path)
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, "1199")
         for read in (read_rgb, to_rgb, to_labels, SEDImageProcessor()):
             with pytest.raises(TooManyPixelsError, match=MAX_PIXELS_VARIABLE):
@@ -336,10 +301,9 @@ class TestLimitOfPixels:
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, "1200")
         assert read_rgb(path).size == (40, 30)
 
-    def test_may_be_lower_for_one_file(self, tmp_path: Path) -> None:
-        Image.new("L", (40, 30)).save(tmp_path / "image.png")
+    def test_may_be_lower_for_one_file(self, path: Path) -> None:
         with pytest.raises(TooManyPixelsError, match=r"image\.png: 40 × 30 pixels are more than the 1,000"):
-            read_rgb(tmp_path / "image.png", max_pixels=1000)
+            read_rgb(path, max_pixels=1000)
 
     @pytest.mark.parametrize("stated", ["", "many", "-1", "0", "1e9"])
     def test_that_is_not_a_number_is_refused(self, stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,32 +312,11 @@ class TestLimitOfPixels:
             max_image_pixels()
 
 
-class TestBatches:
-    def test_no_image_at_all_is_refused(self, image_processor: SEDImageProcessor) -> None:
-        with pytest.raises(ValueError, match="images: expected at least one image"):
-            image_processor(images=[])
-
-    def test_may_mix_forms(self, image_processor: SEDImageProcessor) -> None:
-        color = random_array(24, 40)
-        images = [
-            color[..., 0],
-            torch.tensor(color[..., 0]),
-            color,
-            Image.fromarray(color),
-            color[..., ::-1][..., ::-1],
-        ]
-        together = image_processor(images=images, return_tensors="pt")["pixel_values"]
-        assert torch.equal(together[0], together[1])
-        assert torch.equal(together[2], together[3])
-
-    def test_of_mixed_sizes_without_the_last_step_are_refused(self, image_processor: SEDImageProcessor) -> None:
-        with pytest.raises(ValueError, match="different sizes without do_input_resize"):
-            image_processor(
-                images=[random_array(20, 40), random_array(60, 30)], do_input_resize=False, return_tensors="pt"
-            )
-
-
 class TestSegmentationMaps:
+    def labels(self, image_processor: SEDImageProcessor, segmentation_maps: Any, **kwargs: Any) -> torch.Tensor:
+        image = np.zeros((60, 80, 3), np.uint8)
+        return image_processor(image, segmentation_maps, return_tensors="pt", **kwargs)["labels"]
+
     @pytest.mark.parametrize("bits", [1, 2, 4, 8, "palette of 4", "palette of 8", 16])
     def test_the_stored_ids_are_read(self, image_processor: SEDImageProcessor, bits: Any, tmp_path: Path) -> None:
         highest = {"palette of 4": 15, "palette of 8": 199}.get(bits) or 2**bits - 1
@@ -388,15 +331,12 @@ class TestSegmentationMaps:
         else:
             unpacked = np.unpackbits(ids.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(60, -1)
             write_gray_png(path, (80, 60), bits, np.packbits(unpacked, axis=1))
-        off = {"do_resize": False, "do_input_resize": False}
         for label_map in (Image.open(path), str(path)):
-            inputs = image_processor(
-                images=random_array(60, 80), segmentation_maps=label_map, **off, return_tensors="pt"
-            )
-            assert np.array_equal(inputs["labels"][0].numpy(), ids)
+            labels = self.labels(image_processor, label_map, do_resize=False, do_input_resize=False)
+            assert np.array_equal(labels[0].numpy(), ids)
 
     @pytest.mark.parametrize("form", ["big endian", "negative strides", "tensor", "bool"])
-    def test_maps_may_be_arrays_that_torch_cannot_hold(self, image_processor: SEDImageProcessor, form: str) -> None:
+    def test_may_be_arrays_that_torch_cannot_hold(self, image_processor: SEDImageProcessor, form: str) -> None:
         labels = np.arange(60 * 80).reshape(60, 80) % 2
         given = {
             "big endian": labels.astype(">i4"),
@@ -404,25 +344,28 @@ class TestSegmentationMaps:
             "tensor": torch.tensor(labels),
             "bool": labels == 1,
         }[form]
-        expected, actual = (
-            image_processor(images=random_array(60, 80), segmentation_maps=labels, return_tensors="pt")["labels"]
-            for labels in (labels, given)
-        )
-        assert torch.equal(actual, expected)
+        assert torch.equal(self.labels(image_processor, given), self.labels(image_processor, labels))
 
     @pytest.mark.parametrize(
         ("labels", "message"),
         [
             (np.zeros((80, 60), int), r"segmentation_maps\[0\]: expected integers of its image's size \(60, 80\)"),
             (np.zeros((60, 80)), "got float64"),
-            ([np.zeros((60, 80), int)] * 2, "segmentation_maps: expected 1, one for each image; got 2"),
+            ([np.zeros((60, 80), int)] * 2, "one label map for each if any; got 1 and 2 segmentation_maps"),
         ],
     )
-    def test_maps_that_do_not_fit_are_refused(
-        self, image_processor: SEDImageProcessor, labels: Any, message: str
-    ) -> None:
+    def test_that_do_not_fit_are_refused(self, image_processor: SEDImageProcessor, labels: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            image_processor(images=random_array(60, 80), segmentation_maps=labels)
+            self.labels(image_processor, labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [([], "images: expected at least one"), ([COLOR, COLOR[:9]], "different sizes without do_input_resize")],
+)
+def test_images_that_make_no_batch_are_refused(image_processor: SEDImageProcessor, images: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        image_processor(images=images, do_input_resize=False, return_tensors="pt")
 
 
 class TestPostProcessing:
@@ -438,7 +381,7 @@ class TestPostProcessing:
         expected = F.interpolate(outputs.logits.sigmoid(), size=(150, 400), mode="bilinear", align_corners=False)
         assert torch.equal(segmentation, expected[0].argmax(0))
 
-    @pytest.mark.parametrize("target_sizes", [None, [(40, 50)] * 2, torch.tensor([[40, 50]] * 2)])
+    @pytest.mark.parametrize("target_sizes", [None, torch.tensor([[40, 50]] * 2)])
     def test_scores_of_all_classes_are_returned_on_request(
         self, image_processor: SEDImageProcessor, target_sizes: Any
     ) -> None:

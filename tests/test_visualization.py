@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from sed_hf.data import load_vocabulary
-from sed_hf.visualization import class_colors, class_statistics, draw_overlay, draw_regions
+from sed_hf.visualization import class_colors, class_statistics, draw_overlay, draw_regions, font_of
 
 NAMES = ["sky", "dog, puppy", "grass"]
 MANY_NAMES = load_vocabulary("ade20k_847")
@@ -25,127 +25,143 @@ def overlay_array(labels: np.ndarray, names: list[str] = NAMES, **kwargs: int) -
 
 def colors_in(image: np.ndarray, names: list[str]) -> list[bool]:
     """Whether the colour of each name is in an image."""
-    found = set(map(tuple, image.reshape(-1, 3).tolist()))
-    return [tuple(color) in found for color in class_colors(names).tolist()]
+    numbers = np.array([65536, 256, 1])
+    return np.isin(class_colors(names) @ numbers, image @ numbers).tolist()
 
 
-@pytest.mark.parametrize(
-    ("name", "color"),
-    [
-        ("red triangle", (255, 0, 0)),
-        ("a Blue car", (0, 0, 255)),
-        ("white-haired dog", (255, 255, 255)),
-        ("dark green bush, red bush", (0, 100, 0)),
-    ],
-)
-def test_color_word_gives_its_color(name: str, color: tuple[int, int, int]) -> None:
-    assert np.abs(class_colors(["sky", name])[1].astype(int) - color).max() <= 17
+class TestColors:
+    @pytest.mark.parametrize(
+        ("name", "color"),
+        [
+            ("red triangle", (255, 0, 0)),
+            ("a Blue car", (0, 0, 255)),
+            ("white-haired dog", (255, 255, 255)),
+            ("dark green bush, red bush", (0, 100, 0)),
+        ],
+    )
+    def test_follow_a_colour_word(self, name: str, color: tuple[int, int, int]) -> None:
+        assert np.abs(class_colors(["sky", name])[1].astype(int) - color).max() <= 17
 
+    def test_of_one_word_are_shades_of_it(self) -> None:
+        colors = class_colors([f"yellow {shape}" for shape in ("circle", "cross", "ring", "heart")])
+        assert len(np.unique(colors, axis=0)) == 4
+        assert (colors[:, :2].min(axis=1) > 180).all()
+        assert (colors[:, 2] < 90).all()
 
-def test_names_with_one_color_word_have_shades_of_it() -> None:
-    colors = class_colors([f"yellow {shape}" for shape in ("circle", "cross", "ring", "heart")])
-    assert len(np.unique(colors, axis=0)) == 4
-    assert (colors[:, :2].min(axis=1) > 180).all()
-    assert (colors[:, 2] < 60).all()
+    @pytest.mark.parametrize(
+        ("vocabulary", "name", "color"),
+        [
+            ("ade20k_150", "sky", (6, 230, 230)),
+            ("ade20k_150", "flag", (92, 0, 255)),
+            ("coco_stuff_171", "wood", (64, 64, 0)),
+            ("pascal_voc_20", "person", (192, 128, 128)),
+            ("pascal_voc_20b", "aeroplane", (128, 0, 0)),
+        ],
+    )
+    def test_of_a_built_in_vocabulary_are_those_of_its_data_set(
+        self, vocabulary: str, name: str, color: tuple[int, int, int]
+    ) -> None:
+        names = load_vocabulary(vocabulary)
+        for given in (names, [*names, "everything else"]):
+            assert tuple(class_colors(given)[names.index(name)].tolist()) == color
 
+    @pytest.mark.parametrize(
+        ("names", "min_distance"),
+        [(MANY_NAMES[:12], 60), (MANY_NAMES[:60], 30), (MANY_NAMES[:150], 20), (MANY_NAMES, 10)]
+        + [(load_vocabulary(name), 1) for name in ("ade20k_150", "coco_stuff_171")],
+    )
+    def test_are_distinct(self, names: list[str], min_distance: float) -> None:
+        colors = class_colors(names).astype(float)
+        distances = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
+        assert distances[~np.eye(len(names), dtype=bool)].min() >= min_distance
 
-@pytest.mark.parametrize(("num_classes", "min_distance"), [(12, 60), (60, 30), (150, 20), (847, 10)])
-def test_colors_of_a_vocabulary_are_distinct(num_classes: int, min_distance: float) -> None:
-    colors = class_colors(MANY_NAMES[:num_classes]).astype(float)
-    distances = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
-    assert distances[~np.eye(num_classes, dtype=bool)].min() >= min_distance
+    def test_stay_at_another_position_and_when_names_are_added(self) -> None:
+        colors = class_colors(["sky", "dog, puppy", "tree", "house"])
+        assert np.array_equal(class_colors(["sky", "dog", "tree"]), colors[:3])
+        assert np.array_equal(class_colors(["dog", "sky"]), colors[[1, 0]])
 
-
-def test_name_keeps_its_color_at_another_position_and_when_names_are_added() -> None:
-    colors = class_colors(["sky", "dog, puppy", "tree", "house"])
-    assert np.array_equal(class_colors(["sky", "dog", "tree"]), colors[:3])
-    assert np.array_equal(class_colors(["dog", "sky"]), colors[[1, 0]])
-
-
-def test_colors_are_the_same_in_another_process() -> None:
-    program = f"from sed_hf.visualization import class_colors; print(class_colors({NAMES!r}).tolist())"
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == str(class_colors(NAMES).tolist())
+    def test_are_the_same_in_another_process(self) -> None:
+        program = f"from sed_hf.visualization import class_colors; print(class_colors({NAMES!r}).tolist())"
+        printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        assert printed.strip() == str(class_colors(NAMES).tolist())
 
 
 def test_statistics_list_the_classes_that_occur_the_largest_first() -> None:
-    labels, probability = np.array([[2, 2, 0, 2]]), np.array([[0.5, 0.75, 1.0, 0.25]])
-    entries = class_statistics(labels, NAMES, probability=probability)
+    labels, probability = np.array([[2, 2, 0, 2, 255]]), np.array([[0.5, 0.75, 1.0, 0.25, 0.1]])
+    entries = class_statistics(labels, NAMES, probability=probability, ignore_index=255)
     assert [(entry.index, entry.name, entry.share, entry.mean_probability) for entry in entries] == [
-        (2, "grass", 0.75, 0.5),
-        (0, "sky", 0.25, 1.0),
+        (2, "grass", 0.6, 0.5),
+        (0, "sky", 0.2, 1.0),
     ]
 
 
-def test_ignored_pixels_count_in_the_image_but_in_no_class() -> None:
-    [entry] = class_statistics(np.array([[1, 255, 255, 255]]), NAMES, ignore_index=255)
-    assert (entry.name, entry.share) == ("dog, puppy", 0.25)
+class TestRegions:
+    def test_are_blended_with_the_grey_image_and_ignored_pixels_keep_their_color(self) -> None:
+        overlay = overlay_array(np.where(stripes(600, 500, 2), 255, 1), ignore_index=255)
+        grey = 0.299 * 200 + 0.587 * 50 + 0.114 * 50
+        assert overlay[5, 5] == pytest.approx((class_colors(NAMES)[1] + grey) / 2, abs=1)
+        assert (overlay[:500, 310:] == (200, 50, 50)).all()
+        assert (overlay[5, 300] == 255).all()  # a line between them
+
+    def test_have_the_number_of_their_class_whatever_else_is_shown(self) -> None:
+        image, labels = Image.new("RGB", (640, 480)), stripes(640, 480, 2)
+        plain, first, both = (np.asarray(draw_regions(image, labels, NAMES, shown)) for shown in ([], [0], [0, 1]))
+        assert np.array_equal(both[:, 320:] != first[:, 320:], both[:, 320:] != plain[:, 320:])
+        assert (both[:, 320:] != plain[:, 320:]).any()
+        assert (first[:, :320] != plain[:, :320]).any()
+        hidden = np.asarray(draw_regions(image, np.where(labels, 1, 255), NAMES, [0, 1], ignore_index=255))
+        assert np.array_equal(both[:, 330:], hidden[:, 330:])
+
+    def test_that_are_too_small_for_their_number_have_none(self) -> None:
+        labels = np.zeros((480, 640), dtype=int)
+        labels[100:106, 100:106] = 1
+        image = Image.new("RGB", (640, 480))
+        assert np.array_equal(draw_regions(image, labels, NAMES, [0, 1]), draw_regions(image, labels, NAMES, [0]))
+
+    def test_of_another_size_than_the_image_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"shape \(5, 4\): expected the image's \(4, 5\)"):
+            draw_regions(Image.new("RGB", (5, 4)), np.zeros((5, 4), dtype=np.int64), NAMES)
 
 
-def test_classes_are_blended_with_the_grey_image_and_ignored_pixels_keep_their_color() -> None:
-    overlay = overlay_array(np.where(stripes(600, 500, 2), 255, 1), ignore_index=255)
-    grey = 0.299 * 200 + 0.587 * 50 + 0.114 * 50
-    assert overlay[5, 5] == pytest.approx((class_colors(NAMES)[1] + grey) / 2, abs=1)
-    assert (overlay[:500, 310:] == (200, 50, 50)).all()
-    assert (overlay[5, 300] == 255).all()  # a line between them
+class TestLegend:
+    @pytest.mark.parametrize("size", [(600, 500), (500, 600)])
+    def test_stands_outside_the_image_and_shows_the_classes_that_occur(self, size: tuple[int, int]) -> None:
+        width, height = size
+        labels = np.ones((height, width), dtype=int)
+        overlay = overlay_array(labels)
+        regions = draw_regions(Image.new("RGB", size, (200, 50, 50)), labels, NAMES, numbered=[1])
+        assert np.array_equal(overlay[:height, :width], regions)
+        assert colors_in(overlay[height:] if width > height else overlay[:, width:], NAMES) == [False, True, False]
+
+    @pytest.mark.parametrize("size", [(900, 600), (600, 900)])
+    def test_holds_60_classes(self, size: tuple[int, int]) -> None:
+        overlay = overlay_array(stripes(*size, 60), MANY_NAMES[:60])
+        assert all(colors_in(overlay, MANY_NAMES[:60]))
+        assert overlay.size < 3 * 3 * size[0] * size[1]
+
+    def test_of_very_many_classes_is_limited(self) -> None:
+        names = [f"class {index}" for index in range(400)]
+        assert len({overlay_array(stripes(900, 60, number), names).shape for number in (200, 400)}) == 1
+
+    @pytest.mark.parametrize("name", ["", "杯子", "😀", "line\nbreak", "lone surrogate \ud800"])
+    def test_takes_any_text(self, name: str) -> None:
+        assert colors_in(overlay_array(np.zeros((8, 8), dtype=int), [name]), [name]) == [True]
+
+    def test_is_in_a_font_of_the_system_where_pillows_own_lacks_a_letter(self) -> None:
+        assert font_of("dog", 21).getname()[0] == ImageFont.load_default(21).getname()[0]
+        try:
+            ImageFont.truetype("DejaVuSans.ttf")
+        except OSError:
+            pytest.skip("this system has no DejaVu Sans")
+        assert font_of("سماء", 21).getname()[0] == "DejaVu Sans"
 
 
-def test_number_stands_in_the_region_of_its_class_whatever_else_is_shown() -> None:
-    image, labels = Image.new("RGB", (640, 480)), stripes(640, 480, 2)
-    plain, first, both = (np.asarray(draw_regions(image, labels, NAMES, numbered)) for numbered in ([], [0], [0, 1]))
-    assert np.array_equal(both[:, 320:] != first[:, 320:], both[:, 320:] != plain[:, 320:])
-    assert (both[:, 320:] != plain[:, 320:]).any()
-    assert (first[:, :320] != plain[:, :320]).any()
-    hidden = np.asarray(draw_regions(image, np.where(labels, 1, 255), NAMES, [0, 1], ignore_index=255))
-    assert np.array_equal(both[:, 330:], hidden[:, 330:])
-
-
-def test_region_that_is_too_small_for_its_number_has_none() -> None:
-    labels = np.zeros((480, 640), dtype=int)
-    labels[100:106, 100:106] = 1
-    image = Image.new("RGB", (640, 480))
-    assert np.array_equal(draw_regions(image, labels, NAMES, [0, 1]), draw_regions(image, labels, NAMES, [0]))
-
-
-@pytest.mark.parametrize("size", [(600, 500), (500, 600)])
-def test_legend_stands_outside_the_image_and_shows_the_classes_that_occur(size: tuple[int, int]) -> None:
-    width, height = size
-    labels = np.ones((height, width), dtype=int)
-    overlay = overlay_array(labels)
-    regions = draw_regions(Image.new("RGB", size, (200, 50, 50)), labels, NAMES, numbered=[1])
-    assert np.array_equal(overlay[:height, :width], regions)
-    legend = overlay[height:] if width > height else overlay[:, width:]
-    assert colors_in(legend, NAMES) == [False, True, False]
-
-
-@pytest.mark.parametrize("size", [(900, 600), (600, 900)])
-def test_legend_holds_60_classes(size: tuple[int, int]) -> None:
-    overlay = overlay_array(stripes(*size, 60), MANY_NAMES[:60])
-    assert all(colors_in(overlay, MANY_NAMES[:60]))
-    assert overlay.size < 3 * 3 * size[0] * size[1]
-
-
-def test_legend_of_very_many_classes_is_limited() -> None:
-    names = [f"class {index}" for index in range(900)]
-    assert len({overlay_array(stripes(900, 60, number), names).shape for number in (200, 400, 900)}) == 1
-
-
-@pytest.mark.parametrize("name", ["", "杯子", "😀", "line\nbreak", "lone surrogate \ud800"])
-def test_any_text_can_be_a_name(name: str) -> None:
-    assert colors_in(overlay_array(np.zeros((8, 8), dtype=int), [name]), [name]) == [True]
-
-
-def test_small_image_is_enlarged_by_a_whole_factor() -> None:
-    assert overlay_array(stripes(64, 48, 2)).shape[1] == 8 * 64
-
-
-@pytest.mark.parametrize("size", [(20, 70_400), (70_400, 20), (1, 200_000), (1, 1), (3000, 2)])
-def test_overlay_of_an_image_of_any_shape_fits_into_a_jpeg_file(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "drawn_width"), [((64, 48), 8 * 64), ((20, 70_400), None), ((70_400, 20), 65_500), ((1, 1), None)]
+)
+def test_overlays_of_any_shape_are_legible_and_fit_into_a_jpeg_file(
+    size: tuple[int, int], drawn_width: int | None
+) -> None:
     overlay = overlay_array(np.zeros(size[::-1], dtype=np.uint8))
     assert max(overlay.shape) <= 65_500
-    assert colors_in(overlay, NAMES)[0]
-
-
-def test_a_label_map_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(5, 4\): expected the image's \(4, 5\)"):
-        draw_regions(Image.new("RGB", (5, 4)), np.zeros((5, 4), dtype=np.int64), NAMES)
+    assert drawn_width in (None, overlay.shape[1])

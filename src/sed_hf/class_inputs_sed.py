@@ -64,7 +64,8 @@ class ClassInputs:
         if input_ids is None and class_embeddings is None and held is not None:
             return held
         if (input_ids is None) == (class_embeddings is None):
-            raise ValueError("expected one of input_ids and class_embeddings, or classes held by model.set_classes")
+            ways = "model.set_classes, or in a pipeline the task open-vocabulary-segmentation"
+            raise ValueError(f"expected one of input_ids and class_embeddings, or {ways}")
         if getattr(self, "_is_replica", False):
             raise ValueError(f"DataParallel: {CUT}")
         if class_embeddings is None:

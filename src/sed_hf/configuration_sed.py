@@ -178,8 +178,13 @@ class SEDConfig(PreTrainedConfig):
             self.vision_config = SEDVisionConfig(**(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = SEDTextConfig(**{"projection_dim": self.projection_dim, **(self.text_config or {})})
-        remote_code = {"auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES)}
-        super().__post_init__(**{**remote_code, **kwargs})
+        if not __name__.startswith("transformers_modules."):  # the installed package's pipeline is registered
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**{"auto_map": dict(AUTO_MAP), **kwargs})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, with the pipeline that a saved folder brings."""
+        return {**super().to_dict(), "custom_pipelines": dict(CUSTOM_PIPELINES)}
 
     def validate_architecture(self) -> None:
         """Refuse what would be wrong without a word."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from numbers import Real
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import get_session
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvF
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import get_size_dict
@@ -34,32 +33,21 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MAX_PIXELS_VARIABLE = "SED_HF_MAX_IMAGE_PIXELS"
-CHANNEL_COUNTS = (1, 3, 4)
 OVERSHOOT = 0.1  # of the scale, by which rounding and resampling may leave it
 ELEMENTS_PER_CHUNK = 2**22  # 16 MB, which the allocator reuses; larger chunks take page faults
 NOT_SETTINGS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}  # of saved files
-WITHOUT_EFFECT = ("do_center_crop", "crop_size", "do_pad", "pad_size")  # of transformers' settings
 
 
 class SEDImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Arguments that [`SEDImageProcessor`] adds to those of every image processor.
-
-    do_input_resize: Whether to resize to the network's input size (step 3).
-    input_size: Size of the network's input, `{"height": 768, "width": 768}`; multiples of 32.
-    ignore_index: Label of pixels that have no class.
-    """
+    """Arguments that [`SEDImageProcessor`] adds to those of every image processor."""
 
     do_input_resize: bool | None
-    input_size: int | list[int] | tuple[int, ...] | dict[str, int] | None
-    ignore_index: int
+    input_size: int | list[int] | tuple[int, ...] | dict[str, int] | None  # multiples of 32
+    ignore_index: int  # label of pixels that have no class
 
 
 class NonFiniteLogitsError(ValueError):
-    """Logits are NaN or infinite, so that they say nothing about classes.
-
-    Attributes:
-        index: Of the image in its batch.
-    """
+    """Logits are NaN or infinite; `index` is that of the image in its batch."""
 
     def __init__(self, index: int, name: str | None = None) -> None:
         super().__init__(f"{name or f'image {index}'}: the logits are not finite; use float32 or bfloat16")
@@ -67,15 +55,11 @@ class NonFiniteLogitsError(ValueError):
 
 
 class SEDImageProcessor(TorchvisionBackend):
-    """The preprocessing that SED's benchmark numbers were measured with.
-
-    It has three steps:
+    """The preprocessing that SED's benchmark numbers were measured with, in three steps; for images see [`to_rgb`].
 
     1. `do_resize`, `size`: shortest edge to 640 pixels, the longest capped at 2560; bilinear with antialiasing.
     2. `do_rescale`, `do_normalize`: to [0, 1], then by the mean and standard deviation of OpenAI CLIP.
     3. `do_input_resize`, `input_size`: to 768×768, bilinear without antialiasing; the aspect ratio is not kept.
-
-    Images may be PIL images of any mode, paths, URLs, numpy arrays or tensors, of mixed sizes; see [`to_rgb`].
     """
 
     valid_kwargs = SEDImageProcessorKwargs
@@ -94,32 +78,21 @@ class SEDImageProcessor(TorchvisionBackend):
     ignore_index = 255
 
     def __init__(self, **kwargs: Unpack[SEDImageProcessorKwargs]) -> None:
-        """Make an image processor.
-
-        Args:
-            **kwargs: Any of the class's attributes.
-
-        Raises:
-            ValueError: A setting is unknown, without effect here, or of another type.
-        """
         settings = {name: value for name, value in kwargs.items() if name not in NOT_SETTINGS}
-        if unknown := sorted(set(settings) - set(self.valid_kwargs.__annotations__)):
-            raise ValueError(f"{', '.join(unknown)}: not a setting of SEDImageProcessor")
         try:
             validate_typed_dict(self.valid_kwargs, settings)
-        except StrictDataclassError as error:
-            raise ValueError(" ".join(str(error).split())) from error
+        except (StrictDataclassError, TypeError) as error:
+            raise ValueError(f"SEDImageProcessor: {' '.join(str(error).split())}") from error
         super().__init__(**kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """An image processor of saved settings; of unknown ones, switches (`do_...`) are refused, the rest is kept."""
+        """An image processor of saved settings; unknown switches (`do_...`) are refused, other attributes are kept."""
         saved = {**image_processor_dict, **{name: kwargs[name] for name in kwargs if name.startswith("do_")}}
-        known = {*cls.valid_kwargs.__annotations__, *NOT_SETTINGS}
-        others = {name: saved.pop(name) for name in set(saved) - known if not name.startswith("do_")}
+        unknown = set(saved) - NOT_SETTINGS - set(cls.valid_kwargs.__annotations__)
+        others = {name: saved.pop(name) for name in unknown if not name.startswith("do_")}
         loaded = super().from_dict(saved, **kwargs)
-        for name, value in others.items():
-            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, value)
+        vars(loaded[0] if isinstance(loaded, tuple) else loaded).update(others)
         return loaded
 
     def preprocess(
@@ -128,34 +101,27 @@ class SEDImageProcessor(TorchvisionBackend):
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[SEDImageProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare images, and their label maps if given.
+        """Prepare images of mixed sizes, and a label map (H, W) of integers for each if given, of its size.
 
         Args:
-            images: One image or several, of mixed sizes.
-            segmentation_maps: One label map (H, W) of integers for each image, of its size; PIL image, path or array.
-            **kwargs: Any attribute of the image processor, for this call; `return_tensors`; `device`.
-                `rescale_factor` states the scale of arrays that are not of 8 bits, `do_rescale=False` that floats are
-                in [0, 1]; otherwise it is inferred.
+            images: One image or several.
+            segmentation_maps: PIL images, paths, arrays or tensors.
+            **kwargs: Settings for this call. `rescale_factor` states the scale of arrays that are not of 8 bits,
+                `do_rescale=False` that floats are in [0, 1]; otherwise it is inferred.
 
         Returns:
-            `pixel_values` (B, 3, 768, 768) and, with label maps, `labels` (B, 768, 768): resized to the nearest pixel,
-            values as they were.
-
-        Raises:
-            ValueError: An image or label map has another shape or range of values; the message says which.
+            `pixel_values` (B, 3, 768, 768) and, with label maps, `labels` (B, 768, 768), of the nearest pixels.
         """
         stated = None if self.rescale_factor == type(self).rescale_factor else self.rescale_factor
         scale = kwargs.get("rescale_factor", stated)
         return super().preprocess(images, segmentation_maps, scale, **kwargs)
 
     def _standardize_kwargs(self, input_size: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Bring settings to one form and refuse those that would be silently wrong."""
         if input_size is not None and not isinstance(input_size, SizeDict):
             input_size = SizeDict(**get_size_dict(input_size, default_to_square=True, param_name="input_size"))
-        settings = {**super()._standardize_kwargs(**kwargs), "input_size": input_size}
-        if ignored := [name for name in WITHOUT_EFFECT if settings.get(name)]:
-            raise ValueError(f"{', '.join(ignored)}: SED's preprocessing neither crops nor pads")
-        return settings
+        if kwargs.get("do_center_crop") or kwargs.get("do_pad"):
+            raise ValueError("do_center_crop, do_pad: SED's preprocessing neither crops nor pads")
+        return {**super()._standardize_kwargs(**kwargs), "input_size": input_size}
 
     def _preprocess_image_like_inputs(
         self,
@@ -168,55 +134,41 @@ class SEDImageProcessor(TorchvisionBackend):
         **settings: Any,
     ) -> BatchFeature:
         images = flattened(images, 3)
-        if not images:
-            raise ValueError("images: expected at least one image, got none")
-        pixel_values, sizes = [], []
-        for image in images:
-            own = dict(settings)
-            if not has_levels(image):  # then scaling is done here, once
-                scale = scale if settings["do_rescale"] else 1.0
-                own.update(do_rescale=True, rescale_factor=1 / 255)
-            rgb = to_rgb(image, input_data_format, scale).to(device or "cpu")
-            sizes.append(tuple(rgb.shape[-2:]))
-            pixel_values.append(self._preprocess_rgb(rgb, **own))
-        data = {"pixel_values": pixel_values}
-        if segmentation_maps is not None:
-            data["labels"] = self._preprocess_segmentation_maps(flattened(segmentation_maps, 2), sizes, pixel_values)
-        if return_tensors is not None and len({tuple(values.shape) for values in pixel_values}) > 1:
-            shapes = ", ".join("×".join(map(str, values.shape[-2:])) for values in pixel_values)
-            raise ValueError(f"images: of different sizes without do_input_resize ({shapes}); pass them one by one")
+        label_maps = None if segmentation_maps is None else flattened(segmentation_maps, 2)
+        if not images or (label_maps is not None and len(label_maps) != len(images)):
+            found = f"{len(images)} and {len(label_maps or ())} segmentation_maps"
+            raise ValueError(f"images: expected at least one, and one label map for each if any; got {found}")
+        data: dict[str, list[Tensor]] = {"pixel_values": []}
+        for index, image in enumerate(images):
+            rgb = to_rgb(image, input_data_format, scale if settings["do_rescale"] else 1.0)
+            # What has no levels is scaled to levels by then, whatever its own scale.
+            own = settings if has_levels(image) else {**settings, "do_rescale": True, "rescale_factor": 1 / 255}
+            data["pixel_values"].append(self._preprocess_rgb(rgb.to(device or "cpu"), own))
+            if label_maps is not None:
+                labels = to_labels(label_maps[index])
+                if labels.shape != rgb.shape[1:] or labels.dtype.kind not in "iub":
+                    expected = f"expected integers of its image's size {tuple(rgb.shape[1:])}"
+                    raise ValueError(f"segmentation_maps[{index}]: {expected}, got {labels.dtype} of {labels.shape}")
+                # float64 holds every label exactly; interpolation has no integer kernel for all types.
+                exact = torch.from_numpy(labels.astype(np.float64))[None, None].to(device or "cpu")
+                resized = F.interpolate(exact, size=data["pixel_values"][-1].shape[1:], mode="nearest-exact")
+                data.setdefault("labels", []).append(resized[0, 0].long())
+        if return_tensors is not None and len({values.shape for values in data["pixel_values"]}) > 1:
+            raise ValueError("images: of different sizes without do_input_resize; pass them one by one")
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _preprocess_rgb(
-        self,
-        rgb: Tensor,
-        do_resize: bool,
-        size: SizeDict,
-        resample: PILImageResampling | int | None,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: tuple[float, ...],
-        image_std: tuple[float, ...],
-        do_input_resize: bool,
-        input_size: SizeDict,
-        **settings: Any,
-    ) -> Tensor:
+    def _preprocess_rgb(self, rgb: Tensor, settings: dict[str, Any]) -> Tensor:
         """The three steps for one uint8 image (3, H, W)."""
-        if do_resize:
-            rgb = self.resize(rgb, size, resample)
-        rgb = self.rescale_and_normalize(rgb, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-        if do_input_resize:
-            rgb = super().resize(rgb.float(), input_size, resample, antialias=False)
-        return rgb
+        if settings["do_resize"]:
+            rgb = self.resize(rgb, settings["size"], settings["resample"])
+        scaling = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        values = self.rescale_and_normalize(rgb, *(settings[name] for name in scaling))
+        if settings["do_input_resize"]:
+            values = super().resize(values.float(), settings["input_size"], settings["resample"], antialias=False)
+        return values
 
     def resize(
-        self,
-        image: Tensor,
-        size: SizeDict,
-        resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
-        antialias: bool = True,
-        **kwargs: Any,
+        self, image: Tensor, size: SizeDict, resample: Any = None, antialias: bool = True, **kwargs: Any
     ) -> Tensor:
         """Resize (..., H, W); a shortest and a longest edge are rounded as Detectron2's ResizeShortestEdge does.
 
@@ -232,29 +184,6 @@ class SEDImageProcessor(TorchvisionBackend):
             return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         return super().resize(image, size, resample, antialias=antialias, **kwargs)
 
-    def _preprocess_segmentation_maps(
-        self, segmentation_maps: list[Any], sizes: list[tuple[int, ...]], pixel_values: list[Tensor]
-    ) -> list[Tensor]:
-        """Resize each label map once, straight to the size of its `pixel_values`."""
-        if len(segmentation_maps) != len(sizes):
-            raise ValueError(
-                f"segmentation_maps: expected {len(sizes)}, one for each image; got {len(segmentation_maps)}"
-            )
-        labels = []
-        for index, (segmentation_map, size, values) in enumerate(
-            zip(segmentation_maps, sizes, pixel_values, strict=True)
-        ):
-            label = to_labels(segmentation_map)
-            if label.shape != size or label.dtype.kind not in "iub":
-                raise ValueError(
-                    f"segmentation_maps[{index}]: expected integers of its image's size {size},"
-                    f" got {label.dtype} of {label.shape}"
-                )
-            # float64 holds every label exactly; interpolation has no integer kernel for all types.
-            exact = torch.from_numpy(label.astype(np.float64))[None, None].to(values.device)
-            labels.append(F.interpolate(exact, size=values.shape[-2:], mode="nearest-exact")[0, 0].long())
-        return labels
-
     def post_process_semantic_segmentation(
         self,
         outputs: Any,
@@ -266,25 +195,16 @@ class SEDImageProcessor(TorchvisionBackend):
     ) -> list[Tensor] | list[dict[str, Tensor]] | list[BatchFeature]:
         """The most probable class of every pixel, in the official order: sigmoid, resize, argmax.
 
-        Classes are taken in chunks with a running maximum, so that no (T, H, W) tensor is made.
-
         Args:
-            outputs: Output of [`SEDForSemanticSegmentation`].
+            outputs: Of [`SEDForSemanticSegmentation`].
             target_sizes: (height, width) of each image, as EXIF orientation shows it. Defaults to the logits' size.
-            threshold: Pixels whose best probability is lower get `ignore_index`.
-            ignore_index: Defaults to that of the image processor.
-            return_probabilities: Return the probability of the winning class too.
-            return_segmentation_scores: Return the probabilities of all classes too, as transformers' models do. This
-                takes a (T, H, W) tensor.
+            threshold: Pixels whose best probability is lower get `ignore_index`, by default the image processor's.
+            ignore_index: Label of pixels without a class.
+            return_probabilities: Return a dict of `segmentation` and `probability`, float32 (H, W), for each image.
+            return_segmentation_scores: Add `segmentation_scores`, float32 (T, H, W).
 
         Returns:
-            For each image the classes, int64 (H, W); with `return_probabilities` a dict of `segmentation` and
-            `probability`, float32 (H, W); with `return_segmentation_scores` a `BatchFeature` of these and of
-            `segmentation_scores`, float32 (T, H, W).
-
-        Raises:
-            NonFiniteLogitsError: Logits are NaN or infinite.
-            ValueError: An argument has another length or range, or `ignore_index` is also the number of a class.
+            For each image the classes, int64 (H, W).
         """
         logits, classes = outputs.logits, getattr(outputs, "logit_classes", None)
         num_classes = logits.shape[1] if classes is None else outputs.kept_classes.shape[-1]
@@ -318,73 +238,55 @@ class SEDImageProcessor(TorchvisionBackend):
 
 
 def to_rgb(
-    image: Any,
-    input_data_format: str | ChannelDimension | None = None,
-    rescale_factor: float | None = None,
+    image: Any, input_data_format: str | ChannelDimension | None = None, rescale_factor: float | None = None
 ) -> Tensor:
-    """An image in any form as uint8 RGB (3, H, W).
-
-    EXIF orientation is applied, transparency is composited on white, 16 bits are scaled to 8.
+    """An image in any form as uint8 RGB (3, H, W): upright, transparency on white, 16 bits scaled to 8.
 
     Args:
         image: PIL image of any mode, path, URL, base64 data, numpy array or tensor; one channel, RGB or RGBA.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays. By default it is inferred.
         rescale_factor: What brings an array's values to [0, 1], unless it is of 8 bits. Inferred by default: floats are
             in [0, 1] or [0, 255], integers in [0, 255] or [0, 65535]; what is ambiguous is refused.
-
-    Raises:
-        OSError: The file cannot be opened, or has no known format.
-        ValueError: The image is damaged, or its mode, shape or range of values is not that of an image.
     """
     if isinstance(image, str | os.PathLike):
         image = read_rgb(as_file(image))
-    orientation = 1
-    if isinstance(image, Image.Image):
-        image = decode(image)
-        pixels, orientation = pil_to_array(image), exif_orientation(image)
-    else:
-        pixels = channels_first(image, input_data_format)
+    is_pil = isinstance(image, Image.Image)
+    pixels = pil_to_array(decode(image)) if is_pil else channels_first(image, input_data_format)
     if not pixels.size:
         raise ValueError(f"images: expected at least one pixel, got {pixels.shape}")
     levels = torch.from_numpy(np.require(to_levels(pixels, rescale_factor), requirements=["C", "W"]))
     if len(levels) == 4:
         alpha = levels[3:].float() / 255
         levels = (levels[:3].float() * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
-    if orientation in (5, 6, 7, 8):
-        levels = levels.mT
-    flipped = {2: [-1], 3: [-2, -1], 4: [-2], 6: [-1], 7: [-2, -1], 8: [-2]}.get(orientation, [])
-    return levels.flip(flipped).expand(3, -1, -1).contiguous()
+    return levels.expand(3, -1, -1).contiguous()
 
 
 def read_rgb(
     file: str | os.PathLike[str] | BinaryIO, formats: Sequence[str] | None = None, max_pixels: int | None = None
 ) -> Image.Image:
-    """An image file as a PIL image in RGB, the right way up.
+    """An image file as an upright RGB image; errors name the file.
 
     Args:
         file: Path or opened file.
         formats: Pillow's names of the formats that are taken. By default all that need no other program.
-        max_pixels: The most pixels; by default Pillow's limit.
+        max_pixels: The most pixels, by the file's header; by default Pillow's limit.
 
     Raises:
-        OSError: The file cannot be opened, or has no known format; the message names it, as in what follows.
-        TooManyPixelsError: It has more pixels, by its header.
-        ValueError: It is damaged.
+        OSError: The file cannot be opened, or has no known format.
+        ValueError: It is damaged, or [`TooManyPixelsError`].
     """
-    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", None)
+    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
     try:
         with open_image(file, formats, max_pixels) as image:
             return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
     except TooManyPixelsError as error:
-        error.args = (f"{name}: {error}",) if name else error.args
-        raise
+        raise TooManyPixelsError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise UnidentifiedImageError(f"{name or 'image'}: not an image file of a format that is read here") from error
+        raise UnidentifiedImageError(f"{name}: not an image file of a format that is read here") from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise  # names the file
-        text = " ".join(str(error).split())
-        raise ValueError(f"{name}: cannot be read as an image: {text}" if name else text) from error
+        raise ValueError(f"{name}: cannot be read as an image: {' '.join(str(error).split())}") from error
 
 
 class TooManyPixelsError(ValueError):
@@ -416,8 +318,9 @@ def open_image(
     Image.init()  # makes all formats known
     # Pillow has EPS drawn by Ghostscript: a program, which runs the file's own.
     formats = [name for name in formats or Image.OPEN if name in Image.OPEN and name != "EPS"]
-    if MAX_PIXELS_VARIABLE in os.environ:
-        Image.MAX_IMAGE_PIXELS = cast(int, cast(int, max_image_pixels()) / 2)  # Pillow refuses twice as many
+    limit = max_image_pixels()
+    if limit is not None and MAX_PIXELS_VARIABLE in os.environ:
+        Image.MAX_IMAGE_PIXELS = limit / 2  # type: ignore[assignment]  # Pillow refuses twice as many
     try:
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
@@ -462,26 +365,17 @@ def flattened(images: Any, ndim: int) -> list[Any]:
     return list(images) if getattr(images, "ndim", 0) == ndim + 1 else [images]
 
 
-def exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where it cannot be read."""
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # whatever a damaged block leads Pillow to raise: the pixels are whole
-        return 1
-
-
 def pil_to_array(image: Image.Image) -> NDArray[Any]:
-    """A PIL image of any mode as (1, 3 or 4; H, W): 8-bit levels, or numbers of 32 bits."""
+    """A decoded PIL image of any mode, upright, as (1, 3 or 4; H, W): 8-bit levels, or numbers of 32 bits."""
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # of any type, where EXIF data is damaged; the pixels are whole
+        logger.debug("EXIF data cannot be read")
     if image.mode in ("I", "F"):
         return np.asarray(image)[None]
     if image.mode.startswith("I;16"):
         return np.rint(np.asarray(image)[None] / 257).astype(np.uint8)
-    has_alpha = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
-    try:
-        image = image.convert("RGBA" if has_alpha else "RGB")
-    except ValueError as error:
-        raise ValueError(f"images: a PIL image of mode {image.mode!r} cannot be converted to RGB") from error
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")).transpose(2, 0, 1)
 
 
 def native_array(array: Any) -> NDArray[Any]:
@@ -498,14 +392,13 @@ def channels_first(image: Any, input_data_format: str | ChannelDimension | None)
     pixels = native_array(image)
     if pixels.ndim == 2:
         return pixels[None]
-    if pixels.ndim == 3 and input_data_format is None:
-        axes = (0, -1) if isinstance(image, Tensor) else (-1, 0)
-        axis = next((axis for axis in axes if pixels.shape[axis] in CHANNEL_COUNTS), None)
-    else:
-        axis = 0 if input_data_format == ChannelDimension.FIRST else -1
-    if pixels.ndim != 3 or axis is None or pixels.shape[axis] not in CHANNEL_COUNTS:
-        raise ValueError(f"images: expected (height, width) or 1, 3 or 4 channels, got an array of {pixels.shape}")
-    return np.moveaxis(pixels, axis, 0)
+    axes = [0, -1] if isinstance(image, Tensor) else [-1, 0]
+    if input_data_format is not None:
+        axes = [0] if input_data_format == ChannelDimension.FIRST else [-1]
+    for axis in axes:
+        if pixels.ndim == 3 and pixels.shape[axis] in (1, 3, 4):
+            return np.moveaxis(pixels, axis, 0)
+    raise ValueError(f"images: expected (height, width) or 1, 3 or 4 channels, got an array of {pixels.shape}")
 
 
 def has_levels(image: Any) -> bool:
@@ -516,7 +409,11 @@ def has_levels(image: Any) -> bool:
 
 
 def to_levels(pixels: NDArray[Any], rescale_factor: float | None = None) -> NDArray[np.uint8]:
-    """Numbers of any type and scale as levels from 0 to 255; for `rescale_factor` see [`to_rgb`]."""
+    """Numbers of any type and scale as levels from 0 to 255; for `rescale_factor` see [`to_rgb`].
+
+    Floats up to 1, but for overshoot, are in [0, 1]. Others need to be whole or large, to be told from an overexposed
+    image in [0, 1]. Of more than 8 bits an array may be of 10, 12 or 16, unless it exceeds what 14 hold.
+    """
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:
@@ -525,32 +422,27 @@ def to_levels(pixels: NDArray[Any], rescale_factor: float | None = None) -> NDAr
         raise ValueError(f"images: expected numbers, got an array of {pixels.dtype}")
     values = pixels.astype(np.float64)
     low, high = values.min(), values.max()
-    white = guess_white(values, pixels.dtype) if rescale_factor is None else 1 / rescale_factor
+    is_float = pixels.dtype.kind == "f"
     advice = "; state the scale by rescale_factor, e.g. 1 / 255, 1 / 4095 or 1 / 65535, or pass 8 bits"
-    if white is None:
+    if rescale_factor is not None:
+        white = 1 / rescale_factor
+    elif is_float and high <= 1 + OVERSHOOT:
+        white = 1
+    elif (
+        (not high < 32 or np.array_equal(values, values.round()))
+        if is_float
+        else high <= 255 and pixels.dtype != np.uint16
+    ):
+        white = 255
+    elif not is_float and (high >= 2**14 or high == 0):
+        white = 65535
+    else:
         raise ValueError(f"images: the scale of {pixels.dtype} from {low:g} to {high:g} is ambiguous{advice}")
-    slack = OVERSHOOT * white if pixels.dtype.kind == "f" else 0
+    slack = OVERSHOOT * white if is_float else 0
     if not (low >= -slack and high <= white + slack):  # also catches NaN
         message = f"images: expected values from 0 to {white:g} for {pixels.dtype}, got {low:g} to {high:g}"
         raise ValueError(message + advice)
     return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)
-
-
-def guess_white(values: NDArray[np.float64], dtype: np.dtype[Any]) -> float | None:
-    """The value that stands for white: 1, 255 or 65535; `None` if several are possible.
-
-    Floats up to 1, but for overshoot, are in [0, 1]. Others need to be whole or large, to be told from an overexposed
-    image in [0, 1]. Of more than 8 bits an array may be of 10, 12 or 16, unless it exceeds what 14 hold.
-    """
-    high = values.max()
-    if dtype.kind == "f":
-        if high <= 1 + OVERSHOOT:
-            return 1
-        is_whole = bool((values == np.rint(values)).all())
-        return 255 if is_whole or not high < 32 else None
-    if high <= 255 and dtype != np.uint16:
-        return 255
-    return 65535 if high >= 2**14 or high == 0 else None
 
 
 def to_labels(label_map: Any) -> NDArray[Any]:
@@ -597,11 +489,9 @@ def check_finite(logits: Tensor) -> None:
 
 def check_threshold(threshold: float | None, ignore_index: int = -1, num_classes: int = 0) -> None:
     """Check that a threshold is a probability, and that what it ignores is not one of the classes."""
-    if threshold is None:
-        return
-    if not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
         raise ValueError(f"threshold={threshold!r}: expected a probability from 0 to 1")
-    if 0 <= ignore_index < num_classes:
+    if threshold is not None and 0 <= ignore_index < num_classes:
         raise ValueError(f"ignore_index={ignore_index} is also one of the {num_classes} classes; pass e.g. 65535")
 
 
@@ -612,43 +502,35 @@ def most_probable_class(
 
     Args:
         views: (T, h, w) probabilities, each at a resolution of its own; without test-time augmentation there is one.
-        size: (H, W) in pixels, to which each is resized.
+        size: (H, W) in pixels, to which each is resized, a few classes at a time.
         to_probability: What turns the views into probabilities, if they are not.
     """
-    height, width = size
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        numbers = torch.arange(len(views[0]), device=views[0].device)
-        for classes in numbers.split(max(1, ELEMENTS_PER_CHUNK // (height * width))):
-            total = None
+        step = max(1, ELEMENTS_PER_CHUNK // (size[0] * size[1]))
+        for first in range(0, len(views[0]), step):
+            total: Any = 0
             for view in views:
-                chunk = view[None, classes[0] : classes[-1] + 1].float()
+                chunk = view[None, first : first + step].float()
                 chunk = chunk if to_probability is None else to_probability(chunk)
-                if chunk.shape[-2:] != (height, width):
-                    chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
-                total = chunk if total is None else total + chunk
-            yield classes, cast(Tensor, total)[0]
+                chunk = F.interpolate(chunk, size=tuple(size), mode="bilinear", align_corners=False)[0]
+                total = chunk if len(views) == 1 else total + chunk
+            yield torch.arange(first, first + len(total), device=total.device), total
 
     return highest_of_chunks(chunks())
 
 
 def highest_of_chunks(chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The highest score at every pixel and its class, both (H, W); at a tie the first.
-
-    Args:
-        chunks: Some classes (t,) and their scores (t, H, W) at a time.
-    """
-    best: Tensor | None = None
+    """The highest score at every pixel and its first class, both (H, W), of some classes (t,) and scores at a time."""
+    best: Any = None
     for classes, scores in chunks:
         value, index = scores.max(dim=0)
         if best is None:
             best, best_class = value, classes[index]
-            continue
-        is_better = value > best
-        best = torch.where(is_better, value, best)
-        best_class = torch.where(is_better, classes[index], best_class)
-    if best is None:
-        raise ValueError("expected scores of at least one class")
+        else:
+            is_better = value > best
+            best = torch.where(is_better, value, best)
+            best_class = torch.where(is_better, classes[index], best_class)
     return best, best_class
 
 

@@ -33,81 +33,51 @@ def segment_images(
     sliding_window: SlidingWindow | None = None,
     show_progress: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """The class of every pixel of some images.
+    """The `segmentation`, int64 (height, width), and `probability`, float32 (height, width), of each image.
 
     Args:
         model: [`SEDForSemanticSegmentation`].
         processor: [`SEDProcessor`].
-        images: In any form that [`to_rgb`] takes; all are one batch.
+        images: In any form that [`to_rgb`] takes; all are one batch, but for a sliding window.
         class_embeddings: (T, P, D).
         early_rejection_topk: As in the model's `forward`.
-        threshold: Pixels whose best probability is lower get `ignore_index`.
-        ignore_index: Defaults to that of the image processor.
-        sliding_window: How to cut images that are larger than a tile. Images come one by one then, tile by tile.
+        threshold: Pixels whose best probability is lower get `ignore_index`, by default the image processor's.
+        ignore_index: Label of pixels without a class.
+        sliding_window: How to cut images that are larger than a tile.
         show_progress: Show a bar over the tiles of an image.
-
-    Returns:
-        For each image `segmentation`, int64 (height, width), and `probability` of that class, float32 (height, width).
-
-    Raises:
-        NonFiniteLogitsError: The logits of an image are not finite.
-        ValueError: `threshold` is not a probability, or `ignore_index` is also the number of a class.
     """
     ignore_index = processor.image_processor.ignore_index if ignore_index is None else ignore_index
     if early_rejection_topk is None:  # stated, it leaves out the logits of what is rejected
         early_rejection_topk = model.config.early_rejection_topk
     check_threshold(threshold, ignore_index, len(class_embeddings))
-    images = [to_rgb(image) for image in images]
-    if sliding_window is None:
-        return segment_whole(model, processor, images, class_embeddings, early_rejection_topk, threshold, ignore_index)
-    results = []
-    for index, image in enumerate(images):
+    rgbs = [to_rgb(image) for image in images]
+    batches = [[rgb] for rgb in rgbs] if sliding_window else [rgbs] if rgbs else []
+    options: dict[str, Any] = {"class_embeddings": class_embeddings, "early_rejection_topk": early_rejection_topk}
+    results: list[dict[str, Tensor]] = []
+    for batch in batches:
         try:
-            if max(image.shape[1:]) <= sliding_window.tile_size:
-                results += segment_whole(
-                    model, processor, [image], class_embeddings, early_rejection_topk, threshold, ignore_index
+            if sliding_window and max(batch[0].shape[1:]) > sliding_window.tile_size:
+                result = segment_with_sliding_window(
+                    model, processor, batch[0], window=sliding_window, show_progress=show_progress, **options
                 )
+                if threshold is not None:
+                    is_lower = result["probability"] < threshold
+                    result["segmentation"] = result["segmentation"].masked_fill(is_lower, ignore_index)
+                results.append(result)
                 continue
-            probability, segmentation = segment_with_sliding_window(
-                model, processor, image, class_embeddings, sliding_window, early_rejection_topk, show_progress
+            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
+            outputs = model(pixel_values.to(model.device, model.dtype), **options)
+            sizes = [rgb.shape[1:] for rgb in batch]
+            results += processor.post_process_semantic_segmentation(
+                outputs, sizes, threshold, ignore_index, return_probabilities=True
             )
         except NonFiniteLogitsError as error:
-            raise NonFiniteLogitsError(index) from error
-        if threshold is not None:
-            segmentation = segmentation.masked_fill(probability < threshold, ignore_index)
-        results.append({"segmentation": segmentation, "probability": probability})
+            raise NonFiniteLogitsError(len(results) + error.index) from error
     return results
 
 
-def segment_whole(
-    model: Any,
-    processor: Any,
-    images: list[Tensor],
-    class_embeddings: Tensor,
-    early_rejection_topk: int | None,
-    threshold: float | None,
-    ignore_index: int,
-) -> list[dict[str, Tensor]]:
-    """The class of every pixel of some images (3, H, W), each of which the model sees at once."""
-    if not images:
-        return []
-    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
-    outputs = model(
-        pixel_values.to(model.device, model.dtype),
-        class_embeddings=class_embeddings,
-        early_rejection_topk=early_rejection_topk,
-    )
-    sizes = [image.shape[1:] for image in images]
-    return processor.post_process_semantic_segmentation(
-        outputs, sizes, threshold, ignore_index, return_probabilities=True
-    )
-
-
 class Segments(list):
-    """The classes of an image, the largest first, as the image segmentation pipeline of transformers gives them.
-
-    Each is a dict of `label`, `score` (mean probability over its pixels) and `mask` (PIL image of mode L, 255 where the
-    class is).
+    """The classes of an image, the largest first, as dicts of `label`, `score` and `mask`, a PIL image of 0 and 255.
 
     Attributes:
         label_map: int64 (height, width), the index of each pixel's class in the vocabulary; -1 where it has none.
@@ -131,24 +101,10 @@ class Segments(list):
 
 
 class SEDPipeline(Pipeline):
-    """Open-vocabulary segmentation.
+    """`pipeline("open-vocabulary-segmentation")`, which keeps the embeddings of the last vocabularies in memory."""
 
-    ```python
-    from transformers import pipeline
-
-    segmenter = pipeline("open-vocabulary-segmentation", model=path, trust_remote_code=True)
-    segments = segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"])
-    segments[0]  # {"label": "cat", "score": 0.93, "mask": <PIL.Image mode=L>}
-    segments.label_map  # (height, width) index of each pixel's label
-    ```
-
-    The embeddings of the last vocabularies are kept in memory, so that class names are encoded once.
-    """
-
-    _load_processor = True
-    _load_image_processor = True  # transformers batches with it
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = True  # which has all the others
+    _load_image_processor = _load_feature_extractor = _load_tokenizer = False
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         self._vocabularies: dict[Any, tuple[list[str], Tensor]] = {}
@@ -175,29 +131,29 @@ class SEDPipeline(Pipeline):
 
         Returns:
             [`Segments`] for one image; a list of them for a list; an iterator over them for everything else.
-
-        Raises:
-            NonFiniteLogitsError: The logits of an image are not finite.
-            TypeError, ValueError: An argument is missing, unknown or out of range.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
         elif "candidate_labels" not in self._forward_params:
             raise TypeError("candidate_labels: expected class names, or the path of a saved vocabulary; got none")
-        return super().__call__(as_images(images), **kwargs)
+        if isinstance(images, tuple):
+            images = list(images)
+        elif isinstance(images, Iterator) or (isinstance(images, Sequence) and not isinstance(images, str | list)):
+            images = (image for image in images)  # the only stream that transformers knows besides data sets
+        return super().__call__(images, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        known = {"candidate_labels", "everything_else", "threshold", "early_rejection_topk", "sliding_window"}
-        if unknown := set(kwargs) - known:
-            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
+        known = ["candidate_labels", "early_rejection_topk", "everything_else", "sliding_window", "threshold"]
+        if unknown := sorted(set(kwargs) - set(known)):
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; expected {', '.join(known)}")
         check_threshold(kwargs.get("threshold"))
-        for name in ("candidate_labels", "everything_else"):
-            if kwargs.get(name) is not None and not is_path(kwargs[name]):
+        names = [name for name in ("candidate_labels", "everything_else") if kwargs.get(name) is not None]
+        for name in names:
+            if not is_path(kwargs[name]):
                 kwargs[name] = tuple(validate_class_names(kwargs[name], name))
         if "sliding_window" in kwargs:
             kwargs["sliding_window"] = SlidingWindow.of(kwargs["sliding_window"])
-        names = ("candidate_labels", "everything_else")
-        return {}, kwargs, {name: kwargs[name] for name in names if name in kwargs}
+        return {}, kwargs, {name: kwargs[name] for name in names}
 
     def preprocess(self, image: Any) -> dict[str, Any]:
         """One image as RGB, and what errors call it; `_forward` makes the batch."""
@@ -206,11 +162,7 @@ class SEDPipeline(Pipeline):
         return {"image": [rgb], "name": [f"{image!s:.80}" if is_named else f"image of {rgb.shape[2]} × {rgb.shape[1]}"]}
 
     def _forward(
-        self,
-        model_inputs: Mapping[str, Any],
-        candidate_labels: Sequence[str],
-        everything_else: Sequence[str] | None = None,
-        **options: Any,
+        self, model_inputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None, **options: Any
     ) -> dict[str, list[Tensor]]:
         class_embeddings = self._encode(candidate_labels)[1]
         if everything_else is not None:
@@ -223,10 +175,7 @@ class SEDPipeline(Pipeline):
         return {name: [result[name] for result in results] for name in ("segmentation", "probability")}
 
     def postprocess(
-        self,
-        model_outputs: Mapping[str, Any],
-        candidate_labels: Sequence[str],
-        everything_else: Sequence[str] | None = None,
+        self, model_outputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None
     ) -> Segments:
         """The classes of one image."""
         class_names = self._encode(candidate_labels)[0]
@@ -237,34 +186,35 @@ class SEDPipeline(Pipeline):
             class_names = [*class_names, EVERYTHING_ELSE]
         return Segments(segmentation, probability, class_names)
 
-    def _encode(self, candidate_labels: Any) -> tuple[list[str], Tensor]:
+    def _encode(self, labels: Any) -> tuple[list[str], Tensor]:
         """Names and embeddings (T, P, D) of a vocabulary."""
-        known = self._vocabularies.pop(candidate_labels, None)
-        if known is None:
-            if is_path(candidate_labels):
-                known = self._load_vocabulary(candidate_labels)
-            else:
-                known = list(candidate_labels), self._encode_names(candidate_labels)
-        self._vocabularies[candidate_labels] = known  # the last one used comes last
-        for oldest in list(self._vocabularies)[:-VOCABULARIES_IN_MEMORY]:
-            self._vocabularies.pop(oldest, None)
-        return known
+        if labels not in self._vocabularies:
+            for oldest in list(self._vocabularies)[: 1 - VOCABULARIES_IN_MEMORY]:
+                del self._vocabularies[oldest]
+            is_saved = is_path(labels)
+            self._vocabularies[labels] = self._load(labels) if is_saved else (list(labels), self._embeddings(labels))
+        return self._vocabularies[labels]
 
-    def _encode_names(self, class_names: Sequence[str]) -> Tensor:
+    def _embeddings(self, class_names: Sequence[str]) -> Tensor:
         inputs = self.processor(text=list(class_names), return_tensors="pt").to(self.device)
         with torch.inference_mode():
             return self.model.get_class_embeddings(**inputs)
 
-    def _load_vocabulary(self, path: Any) -> tuple[list[str], Tensor]:
+    def _load(self, path: Any) -> tuple[list[str], Tensor]:
         """Names and embeddings of a saved vocabulary; its first class is encoded to see that it is of this model."""
         with safe_open(path, framework="pt") as file:
             class_names = json.loads((file.metadata() or {}).get("class_names", "null"))
             embeddings = file.get_tensor("class_embeddings").to(self.device, self.model.dtype)
         class_names = validate_class_names(class_names, f"{path}: class_names")
-        first = self._encode_names(class_names[:1])
+        first = self._embeddings(class_names[:1])
         if embeddings.shape[1:] != first.shape[1:] or (embeddings[0] * first[0]).sum(-1).min() < 0.999:
             raise ValueError(f"{path}: encoded by another model or with other prompt templates; encode it again")
         return class_names, embeddings
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model, its code and its processor to a folder that `pipeline` loads."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
 
 def is_path(candidate_labels: Any) -> bool:
@@ -272,14 +222,6 @@ def is_path(candidate_labels: Any) -> bool:
     return isinstance(candidate_labels, os.PathLike) or (
         isinstance(candidate_labels, str) and Path(candidate_labels).suffix == ".safetensors"
     )
-
-
-def as_images(images: Any) -> Any:
-    """Images in a form that transformers knows: one, a list, a generator or a data set."""
-    if isinstance(images, tuple):
-        return list(images)
-    is_stream = isinstance(images, Iterator) or (isinstance(images, Sequence) and not isinstance(images, str | list))
-    return (image for image in images) if is_stream else images
 
 
 def flattened(batch: Sequence[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Images and class names to the inputs of [`SEDForSemanticSegmentation`]."""
 
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 from textwrap import shorten
@@ -62,7 +63,14 @@ class SEDProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any, tokenizer: Any, prompt_templates: Sequence[str] | None = None) -> None:
         super().__init__(image_processor, tokenizer)
-        self.prompt_templates = validate_prompt_templates(prompt_templates or OPENAI_IMAGENET_TEMPLATES)
+        templates = prompt_templates or OPENAI_IMAGENET_TEMPLATES
+        if isinstance(templates, str) or not isinstance(templates, Sequence):
+            raise TypeError(f"prompt_templates: expected a list of strings, got {templates!r:.80}")
+        for index, template in enumerate(templates):
+            if not isinstance(template, str) or template.count("{}") != 1 or not is_unicode(template):
+                expected = "expected text with exactly one {}"
+                raise ValueError(f"prompt_templates[{index}]: {expected}, got {template!r:.80}")
+        self.prompt_templates = list(templates)
         self.auto_map = {"AutoProcessor": "processing_sed.SEDProcessor"}  # which transformers adds when it saves
 
     def __call__(
@@ -84,26 +92,24 @@ class SEDProcessor(ProcessorMixin):
             `pixel_values` (B, 3, H, W) and `labels` for the images; for the classes `input_ids` (S, P, L), of S
             synonyms in P templates, `class_ids` (S,), the class of each synonym, and `num_synonyms` (S,), in each row
             S, by which the model knows whether something has cut them.
-
-        Raises:
-            TypeError: `text` is not a list of strings, or an argument is unknown.
-            ValueError: Neither images nor text are given, or `text` is empty or has empty or duplicate names.
         """
-        check_arguments(kwargs, has_images=images is not None)
-        kwargs = self._merge_kwargs(SEDProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        known = {*SEDTextKwargs.__annotations__, *SEDImageProcessorKwargs.__annotations__}
+        if unknown := set(kwargs) - known - {"text_kwargs", "images_kwargs", "common_kwargs"}:
+            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
         if images is None and (text is None or segmentation_maps is not None):
-            raise ValueError(
-                "expected images, text or both" if text is None else "expected images for segmentation_maps"
-            )
+            expected = "images, text or both" if text is None else "images for segmentation_maps"
+            raise ValueError(f"expected {expected}")
+        kwargs = self._merge_kwargs(SEDProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        return_tensors = kwargs["text_kwargs"].pop("return_tensors")
         data: dict[str, Any] = {}
         if text is not None:
             data.update(self._tokenize_classes(validate_class_names(text), **kwargs["text_kwargs"]))
         if images is not None:
             data.update(self.image_processor(images, segmentation_maps, **kwargs["images_kwargs"]))
-        return BatchFeature(data, tensor_type=kwargs["text_kwargs"]["return_tensors"])
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def _tokenize_classes(
-        self, class_names: list[str], padding: bool | str, max_length: int | None = None, **kwargs: Any
+        self, class_names: list[str], padding: bool | str, max_length: int | None = None
     ) -> dict[str, np.ndarray]:
         """Tokens of every synonym of every class in every template."""
         if padding not in (True, "longest", "max_length"):
@@ -119,13 +125,11 @@ class SEDProcessor(ProcessorMixin):
         num_templates = len(self.prompt_templates)
         width = max_length or self.tokenizer.model_max_length
         max_length = min(width, self.tokenizer.model_max_length)
-        too_long = {index // num_templates for index, prompt in enumerate(tokens) if len(prompt) > max_length}
-        if too_long:
+        if too_long := {index // num_templates for index, prompt in enumerate(tokens) if len(prompt) > max_length}:
             names = ", ".join(repr(shorten(synonyms[index], 60, placeholder="…")) for index in sorted(too_long))
             logger.warning(f"Class names truncated to {max_length} tokens in at least one template: {names}")
         # The end-of-text token stays last: CLIP reads the embedding there.
         tokens = [prompt if len(prompt) <= max_length else [*prompt[: max_length - 1], prompt[-1]] for prompt in tokens]
-
         input_ids = np.zeros((len(prompts), width if padding == "max_length" else max(map(len, tokens))), np.int64)
         for row, prompt in zip(input_ids, tokens, strict=True):
             row[: len(prompt)] = prompt
@@ -147,45 +151,17 @@ class SEDProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "class_ids", "num_synonyms"]
 
 
-def check_arguments(arguments: dict[str, Any], has_images: bool) -> None:
-    """Refuse arguments of [`SEDProcessor`] that would be ignored: unknown ones, and those of images without images."""
-    for_text, for_images = set(SEDTextKwargs.__annotations__), set(SEDImageProcessorKwargs.__annotations__)
-    nested = {"text_kwargs", "images_kwargs", "common_kwargs"}
-    unknown = set(arguments) - nested - for_text - for_images | set(arguments.get("text_kwargs") or {}) - for_text
-    if unknown:
-        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
-    of_images = set(arguments) - nested - for_text | set(arguments.get("images_kwargs") or {}) - for_text
-    if of_images and not has_images:
-        raise ValueError(f"expected images for {', '.join(sorted(of_images))}")
-
-
-def validate_prompt_templates(prompt_templates: Any) -> list[str]:
-    """The prompt templates as a list; each needs exactly one `{}`."""
-    if isinstance(prompt_templates, str) or not isinstance(prompt_templates, Sequence):
-        raise TypeError(f"prompt_templates: expected a list of strings, got {prompt_templates!r:.80}")
-    for index, template in enumerate(prompt_templates):
-        if not isinstance(template, str):
-            raise TypeError(f"prompt_templates[{index}]: expected a string, got {template!r:.80}")
-        if template.count("{}") != 1 or has_half_a_character(template):
-            raise ValueError(f"prompt_templates[{index}]: expected text with exactly one {{}}, got {template!r:.80}")
-    return list(prompt_templates)
-
-
-def has_half_a_character(text: str) -> bool:
-    """Whether a text holds half a surrogate pair, as JSON may spell it; nothing can encode or write it."""
-    return any(0xD800 <= ord(character) < 0xE000 for character in text)
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON may spell half a surrogate pair, which nothing can write."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def validate_class_names(text: Any, argument: str = "text") -> list[str]:
-    """The class names, without surrounding spaces and a trailing comma.
+    """The class names, without surrounding spaces and a trailing comma; refused if one is empty or named twice.
 
     Args:
         text: Class names.
         argument: What errors call them.
-
-    Raises:
-        TypeError: `text` is not a list of strings.
-        ValueError: It is empty, a name or synonym is empty or not Unicode text, or two classes have the same name.
     """
     if isinstance(text, str | bytes) or not isinstance(text, Sequence):
         advice = f"; write [{text!r:.80}]" if isinstance(text, str) else ""
@@ -193,24 +169,19 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     if not text:
         raise ValueError(f"{argument}: expected at least one class name, got an empty list")
     first_index: dict[tuple[str, ...], int] = {}
-    class_names = []
     for index, name in enumerate(text):
         if not isinstance(name, str):
             raise TypeError(f"{argument}[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
-        if has_half_a_character(name):
-            raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r:.80}")
-        synonyms = synonyms_of(name)
-        if not all(synonyms):
-            expected = "expected a class name, or several separated by ', '"
-            raise ValueError(f"{argument}[{index}]: {expected}; got {name!r:.80}")
+        if not is_unicode(name) or not all(synonyms_of(name)):
+            expected = "a class name in Unicode text, or several separated by ', '"
+            raise ValueError(f"{argument}[{index}]: expected {expected}; got {name!r:.80}")
         if SYNONYM_SEPARATOR not in name and "," in name:
             logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a space")
-        same = first_index.setdefault(synonyms, index)
+        same = first_index.setdefault(synonyms_of(name), index)
         if same != index:
             other = f"{argument}[{same}]={text[same]!r:.80}"
             raise ValueError(f"{argument}[{index}]: {name!r:.80} is the same class name as {other}")
-        class_names.append(without_comma(name))
-    return class_names
+    return [without_comma(name) for name in text]
 
 
 def without_comma(name: str) -> str:
@@ -231,14 +202,10 @@ def clean_text(text: str) -> str:
 
 def fix_unicode(text: str) -> str:
     """What class names need of ftfy, where that is not installed: all but the repair of broken encodings."""
-    text = "".join(unicodedata.normalize("NFKC", character) if is_wide(character) else character for character in text)
-    text = "".join(character for character in text if character.isspace() or unicodedata.category(character) != "Cc")
-    return unicodedata.normalize("NFC", html.unescape(text).replace("\ufeff", "").translate(STRAIGHT_QUOTES))
-
-
-def is_wide(character: str) -> bool:
-    """Whether a character is another width of a letter, or a ligature."""
-    return character == "\u3000" or "\uff01" <= character <= "\uffee" or "\ufb00" <= character <= "\ufb06"
+    # Other widths of letters, and ligatures; then control characters that are no spaces, and byte order marks.
+    text = re.sub("[\u3000\uff01-\uffee\ufb00-\ufb06]", lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    text = re.sub("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]", "", html.unescape(text))
+    return unicodedata.normalize("NFC", text.translate(STRAIGHT_QUOTES))
 
 
 __all__ = ["SEDProcessor"]

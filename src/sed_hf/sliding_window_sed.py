@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .image_processing_sed import ELEMENTS_PER_CHUNK, check_finite, highest_of_chunks
+
+Span: TypeAlias = tuple[int, int]  # start and end in pixels
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,6 @@ class SlidingWindow:
         tile_size: Edge of the square tiles, in pixels of the image.
         overlap: The least share of a tile that its neighbour covers too; there one fades into the other.
         global_view: Average the tiles with the whole image seen at once, which shows what tiles are too small for.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     tile_size: int
@@ -51,11 +50,10 @@ class SlidingWindow:
         try:
             return cls(**value) if isinstance(value, dict) else cls(value)
         except TypeError as error:
-            raise ValueError(
-                f"sliding_window={value!r}: expected a tile size, or a dict of tile_size, overlap and global_view"
-            ) from error
+            expected = "expected a tile size, or a dict of tile_size, overlap and global_view"
+            raise ValueError(f"sliding_window={value!r}: {expected}") from error
 
-    def spans(self, length: int) -> list[tuple[int, int]]:
+    def spans(self, length: int) -> list[Span]:
         """Start and end of the tiles along an edge of `length` pixels, evenly spaced."""
         if length <= self.tile_size:
             return [(0, length)]
@@ -66,18 +64,12 @@ class SlidingWindow:
 
 
 class View(NamedTuple):
-    """What the model sees in a rectangle of the image.
+    """What the model sees in a rectangle: probabilities (K, h, w) of K sorted classes; the others have 0."""
 
-    Attributes:
-        rows, columns: Start and end of the rectangle.
-        probabilities: (K, h, w), at the resolution of the logits.
-        classes: (K,) sorted classes that they are of; the others have probability 0. `None`: of all T.
-    """
-
-    rows: tuple[int, int]
-    columns: tuple[int, int]
+    rows: Span
+    columns: Span
     probabilities: Tensor
-    classes: Tensor | None
+    classes: Tensor
 
 
 @torch.inference_mode()
@@ -89,22 +81,16 @@ def segment_with_sliding_window(
     window: SlidingWindow,
     early_rejection_topk: int | None = None,
     show_progress: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The probability of each pixel's class, float32 (H, W), and that class, int64 (H, W), of one image in tiles.
+) -> dict[str, Tensor]:
+    """`segmentation`, int64 (H, W), and `probability`, float32 (H, W), of one uint8 image (3, H, W) in tiles.
 
-    Args:
-        model: [`SEDForSemanticSegmentation`].
-        processor: [`SEDProcessor`]; it prepares each tile as if it were an image.
-        image: (3, H, W), uint8.
-        class_embeddings: (T, P, D).
-        window: How to cut it.
-        early_rejection_topk: As in the model's `forward`, for each tile.
-        show_progress: Show a bar over the tiles.
+    The arguments are those of [`segment_images`].
     """
     height, width = image.shape[1:]
     rows, columns = window.spans(height), window.spans(width)
+    every_class = torch.arange(len(class_embeddings), device=model.device)
 
-    def look(rows: tuple[int, int], columns: tuple[int, int]) -> View:
+    def look(rows: Span, columns: Span) -> View:
         tile = image[:, slice(*rows), slice(*columns)]
         outputs = model(
             processor(images=tile, return_tensors="pt")["pixel_values"].to(model.device),
@@ -113,7 +99,8 @@ def segment_with_sliding_window(
         )
         check_finite(outputs.logits)
         progress.update()
-        return View(rows, columns, outputs.logits[0].float().sigmoid(), outputs.logit_classes)
+        classes = every_class if outputs.logit_classes is None else outputs.logit_classes
+        return View(rows, columns, outputs.logits[0].float().sigmoid(), classes)
 
     total = len(rows) * len(columns) + window.global_view
     with tqdm(total=total, desc="Tiles", unit="tile", leave=False, disable=not show_progress) as progress:
@@ -121,87 +108,67 @@ def segment_with_sliding_window(
         segmentation = torch.empty(height, width, dtype=torch.long, device=model.device)
         probability = torch.empty(height, width, device=model.device)
         active: list[View] = []
-        waiting = list(rows)
         for band in pairwise(sorted({edge for span in rows for edge in span})):
-            while waiting and waiting[0][0] <= band[0]:
-                row = waiting.pop(0)
+            while rows and rows[0][0] <= band[0]:
+                row = rows.pop(0)
                 active += [look(row, column) for column in columns]
             active = [view for view in active if view.rows[1] > band[0]]
             for block in pairwise(sorted({edge for span in columns for edge in span})):
                 views = [view for view in active if view.columns[0] <= block[0] and block[1] <= view.columns[1]]
                 place = (slice(*band), slice(*block))
-                scores = mixed_probabilities(views, whole, band, block, (height, width), len(class_embeddings))
+                scores = mixed_probabilities(views, whole, band, block, (height, width))
                 probability[place], segmentation[place] = highest_of_chunks(scores)
-    return probability, segmentation
+    return {"segmentation": segmentation, "probability": probability}
 
 
 def mixed_probabilities(
-    views: list[View],
-    whole: View | None,
-    band: tuple[int, int],
-    block: tuple[int, int],
-    size: tuple[int, int],
-    num_classes: int,
+    views: list[View], whole: View | None, band: Span, block: Span, size: tuple[int, int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Some classes (t,) and their probabilities in a block of pixels (t, height, width) at a time.
 
-    Args:
-        views: Those that cover the block; where they overlap, one fades into the other.
-        whole: The view of the whole image, which counts as much as the others together.
-        band, block: Start and end of the block's rows and columns.
-        size: Height and width of the image.
-        num_classes: T.
+    The views are those that cover the block; where they overlap, one fades into the other. The view of the whole image
+    counts as much as the others together.
     """
-    weights = [fading(view, band, block, size) for view in views]
-    total = torch.stack(weights).sum(0)
-    shares = [weight / total for weight in weights]
+    weights = torch.stack([fading(view, band, block, size) for view in views])
+    shares = [*(weights / weights.sum(0))]
     if whole is not None:
         views = [*views, whole]
-        shares = [*(share / 2 for share in shares), torch.full_like(total, 0.5)]
-    matrices = [(resampling(view, 0, band), resampling(view, 1, block)) for view in views]
-    for classes in union(views, num_classes).split(max(1, ELEMENTS_PER_CHUNK // total.numel())):
-        mixed = total.new_zeros(len(classes), *total.shape)
-        for view, share, (vertical, horizontal) in zip(views, shares, matrices, strict=True):
-            mixed += share * (vertical @ pick(view, classes) @ horizontal.T)
+        shares = [*(share / 2 for share in shares), torch.full_like(shares[0], 0.5)]
+    resizing = [
+        (
+            resampling(view.probabilities.shape[1], view.rows, band).to(weights),
+            resampling(view.probabilities.shape[2], view.columns, block).to(weights).T,
+        )
+        for view in views
+    ]
+    seen = torch.cat([view.classes for view in views]).unique()
+    for classes in seen.split(max(1, ELEMENTS_PER_CHUNK // weights[0].numel())):
+        mixed = weights.new_zeros(len(classes), *weights.shape[1:])
+        for view, share, (vertical, horizontal) in zip(views, shares, resizing, strict=True):
+            position = torch.searchsorted(view.classes, classes).clamp(max=len(view.classes) - 1)
+            is_kept = view.classes[position] == classes
+            mixed += share * (vertical @ (view.probabilities[position] * is_kept[:, None, None]) @ horizontal)
         yield classes, mixed
 
 
-def union(views: list[View], num_classes: int) -> Tensor:
-    """Sorted classes that some view has a probability for."""
-    device = views[0].probabilities.device
-    if any(view.classes is None for view in views):
-        return torch.arange(num_classes, device=device)
-    return torch.cat([view.classes for view in views if view.classes is not None]).unique()
-
-
-def pick(view: View, classes: Tensor) -> Tensor:
-    """The probabilities (t, h, w) of some classes, 0 of those that were rejected."""
-    if view.classes is None:
-        return view.probabilities[classes]
-    position = torch.searchsorted(view.classes, classes).clamp(max=len(view.classes) - 1)
-    is_there = view.classes[position] == classes
-    return view.probabilities[position] * is_there[:, None, None]
-
-
-def fading(view: View, band: tuple[int, int], block: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def fading(view: View, band: Span, block: Span, size: tuple[int, int]) -> Tensor:
     """The weight of a tile at each pixel of a block: highest in its middle, falling to its edges within the image."""
-    device = view.probabilities.device
     ramps = []
-    for (start, end), (first, last), length in zip((view.rows, view.columns), (band, block), size, strict=True):
-        position = torch.arange(first, last, device=device) + 0.5
-        to_start = position - start if start else torch.full_like(position, torch.inf)
-        to_end = end - position if end < length else torch.full_like(position, torch.inf)
-        ramps.append(torch.minimum(to_start, to_end).clamp(max=(end - start) / 2))
+    for (start, end), span, length in zip((view.rows, view.columns), (band, block), size, strict=True):
+        position = torch.arange(*span, device=view.probabilities.device) + 0.5
+        ramp = torch.full_like(position, (end - start) / 2)
+        if start > 0:
+            ramp = ramp.minimum(position - start)
+        if end < length:
+            ramp = ramp.minimum(end - position)
+        ramps.append(ramp)
     return ramps[0][:, None] * ramps[1]
 
 
-def resampling(view: View, axis: int, span: tuple[int, int]) -> Tensor:
-    """The matrix (span, h) or (span, w) of the bilinear interpolation of a view along an axis."""
-    start, end = (view.rows, view.columns)[axis]
-    length = view.probabilities.shape[1 + axis]
-    identity = torch.eye(length, device=view.probabilities.device)
-    interpolated = F.interpolate(identity[None], size=end - start, mode="linear", align_corners=False)[0].T
-    return interpolated[span[0] - start : span[1] - start]
+def resampling(length: int, edge: Span, span: Span) -> Tensor:
+    """The matrix (span, length) of the bilinear interpolation of `length` values along an edge, at a part of it."""
+    interpolated = F.interpolate(torch.eye(length)[None], size=edge[1] - edge[0], mode="linear")[0].T
+    return interpolated[span[0] - edge[0] : span[1] - edge[0]]
 
 
 __all__ = ["SlidingWindow", "segment_with_sliding_window"]

@@ -1,55 +1,43 @@
 """Segmentations for people: one palette, one overlay, one legend, for images, the frames of videos and the demo."""
 
+import json
 import math
 import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-Labels: TypeAlias = npt.NDArray[np.integer]
-Probabilities: TypeAlias = npt.NDArray[np.floating]
-
-# OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab) is a colour space in which the Euclidean distance of
-# two colours is about how different they look; black is at a distance of 1 from white.
-LINEAR_RGB_TO_CONES = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
-CONES_TO_OKLAB = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
-CLASS_DISTANCE = 0.25  # between the colours of two classes; with many classes as much of it as there is room for
-SHADE_DISTANCE = 0.05  # between the shades of one colour word
 MAX_LISTED = 100  # classes in the legend of an image
 NO_CLASS = "(no class)"
 WHITE, INK, FAINT = (255, 255, 255), (24, 24, 24), (150, 150, 150)
+# Files that systems have, for letters that Pillow's own font lacks.
+FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf",
+    "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "unifont.otf",
+    "segoeui.ttf", "msyh.ttc", "YuGothR.ttc", "malgun.ttf", "Nirmala.ttf", "PingFang.ttc", "Arial Unicode.ttf",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """How much of an image or video one class covers.
-
-    Attributes:
-        share: Fraction of all pixels, ignored ones included, in (0, 1].
-        mean_probability: Mean over the pixels of the class; NaN if no probabilities were given.
-    """
+    """How much of an image or video a class covers: its share of all pixels, ignored ones included, in (0, 1]."""
 
     index: int
     name: str
     share: float
-    mean_probability: float
+    mean_probability: float  # NaN if no probabilities were given
 
 
 class ClassTotals:
-    """Areas and probabilities of classes, summed over the frames of a video.
-
-    Args:
-        class_names: The T class names.
-        ignore_index: Label of pixels without a class; `ignored_pixels` counts them.
-    """
+    """Areas and probabilities of classes, summed over the frames of a video."""
 
     def __init__(self, class_names: Sequence[str], ignore_index: int | None = None) -> None:
         self.ignored_pixels = 0
@@ -58,7 +46,7 @@ class ClassTotals:
         self._areas = np.zeros(len(class_names), dtype=np.int64)
         self._probabilities = np.zeros(len(class_names))
 
-    def add(self, segmentation: Labels, probability: Probabilities | float = math.nan) -> None:
+    def add(self, segmentation: NDArray[np.integer], probability: NDArray[np.floating] | float = math.nan) -> None:
         """Add a frame: class indices and the probability of each pixel's class, both (height, width)."""
         has_class = segmentation != self._ignore_index
         labels = segmentation[has_class]
@@ -70,21 +58,20 @@ class ClassTotals:
     def statistics(self) -> list[ClassStatistics]:
         """The classes that occur, the largest first; classes of equal area in the order of their index."""
         num_pixels = self._areas.sum() + self.ignored_pixels
-        present = np.flatnonzero(self._areas)
-        present = present[np.argsort(-self._areas[present], kind="stable")]
-        shares = self._areas[present] / num_pixels
-        means = self._probabilities[present] / self._areas[present]
-        return [
-            ClassStatistics(index, self._class_names[index], share, mean)
-            for index, share, mean in zip(present.tolist(), shares.tolist(), means.tolist(), strict=True)
-        ]
+        found = []
+        for index in np.argsort(-self._areas, kind="stable")[: np.count_nonzero(self._areas)].tolist():
+            area, probability = self._areas[index], self._probabilities[index]
+            found.append(
+                ClassStatistics(index, self._class_names[index], float(area / num_pixels), float(probability / area))
+            )
+        return found
 
 
 def class_statistics(
-    segmentation: Labels,
+    segmentation: NDArray[np.integer],
     class_names: Sequence[str],
     *,
-    probability: Probabilities | float = math.nan,
+    probability: NDArray[np.floating] | float = math.nan,
     ignore_index: int | None = None,
 ) -> list[ClassStatistics]:
     """The classes of one segmentation, the largest first; arguments as of [`ClassTotals`]."""
@@ -93,41 +80,55 @@ def class_statistics(
     return totals.statistics()
 
 
-def class_colors(class_names: Sequence[str]) -> npt.NDArray[np.uint8]:
+def class_colors(class_names: Sequence[str]) -> NDArray[np.uint8]:
     """A colour for each class name, the same in every image, run and process: RGB (T, 3).
 
-    A name with a colour word ("red triangle", "dark green bush") has that colour; if several names share the word, they
-    have shades of it. The colour of any other name follows from its letters, and is moved away from those of the names
-    before it that look similar. The first synonym decides.
+    A built-in vocabulary has the palette of its data set. A name with a colour word ("red triangle", "dark green bush")
+    has that colour; if several names share the word, they have shades of it. The colour of any other name follows from
+    its letters, and is moved away from those of the names before it that look similar. The first synonym decides.
     """
     return _class_colors(tuple(map(first_synonym, class_names)))
 
 
 @lru_cache(maxsize=16)
-def _class_colors(names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-    candidates, lab = _candidate_colors()
-    lightness, green_red, blue_yellow = lab.T
-    is_vivid = (lightness > 0.44) & (lightness < 0.92) & (np.hypot(green_red, blue_yellow) > 0.09)
-    vivid = np.flatnonzero(is_vivid)
-    chosen = np.zeros(len(names), dtype=np.int64)
-    distance_to_chosen = np.full(len(candidates), np.inf)
-    words = [_color_word(name) for name in names]
-    for position in sorted(range(len(names)), key=lambda position: words[position] is None):  # colour words first
-        if (word := words[position]) is not None:
-            wanted = np.abs(candidates - np.array(ImageColor.getrgb(word))).sum(axis=1).argmin()
-            cost = np.linalg.norm((lab - lab[wanted]) * (1, 5, 5), axis=1)  # shades differ in lightness
-            min_distance = SHADE_DISTANCE
+def _class_colors(names: tuple[str, ...]) -> NDArray[np.uint8]:
+    candidates = 17 * np.indices((16, 16, 16)).reshape(3, -1).T
+    saturation, brightness = np.ptp(candidates, axis=1), candidates @ (0.3, 0.6, 0.1)
+    vivid = np.flatnonzero((saturation > 100) & (brightness > 60) & (brightness < 225))
+    palette, words = _palette(names), [_color_word(name) for name in names]
+    colors = np.zeros((len(names), 3), dtype=np.uint8)
+    room = np.full(len(candidates), np.inf)  # distance to the nearest colour that is taken
+    # What is certain comes first: palettes, then colour words.
+    for position in sorted(range(len(names)), key=lambda index: (index not in palette, words[index] is None)):
+        if position in palette:
+            colors[position] = palette[position]
         else:
-            letters = names[position].casefold().encode(errors="surrogatepass")
-            wanted = vivid[zlib.crc32(letters) % len(vivid)]
-            cost = np.linalg.norm(lab - lab[wanted], axis=1) + 1000 * ~is_vivid
-            min_distance = CLASS_DISTANCE
-        cost += 100 * np.clip(min_distance - distance_to_chosen, 0, None)
-        chosen[position] = np.argmin(cost)
-        distance_to_chosen = np.minimum(distance_to_chosen, np.linalg.norm(lab - lab[chosen[position]], axis=1))
-    colors = candidates[chosen].astype(np.uint8)
+            if (word := words[position]) is not None:
+                allowed, wanted, distance = np.arange(4096), np.array(ImageColor.getrgb(word)), 40
+            else:
+                seed = zlib.crc32(names[position].casefold().encode(errors="surrogatepass"))
+                allowed, wanted, distance = vivid, candidates[vivid[seed % len(vivid)]], 120
+            cost = _distance(candidates[allowed], wanted) + 100 * np.clip(distance - room[allowed], 0, None)
+            colors[position] = candidates[allowed[np.argmin(cost)]]
+        room = np.minimum(room, _distance(candidates, colors[position]))
     colors.flags.writeable = False
     return colors
+
+
+def _distance(colors: NDArray[Any], color: NDArray[Any]) -> NDArray[np.floating]:
+    """How different colours look, about."""
+    return np.linalg.norm((colors - color.astype(float)) * (0.8, 1.2, 0.7), axis=1)
+
+
+def _palette(names: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
+    """The colours of the built-in vocabulary that the names begin with, by position; of equal ones only the first."""
+    data = files(__package__).joinpath("data")
+    for vocabulary, digits in json.loads(data.joinpath("palettes.json").read_text()).items():
+        own = json.loads(data.joinpath("vocabularies", f"{vocabulary}.json").read_text())
+        if names[: len(own)] == tuple(map(first_synonym, own)):
+            colors = [tuple(bytes.fromhex(digits[start : start + 6])) for start in range(0, len(digits), 6)]
+            return {colors.index(color): color for color in colors}
+    return {}
 
 
 def _color_word(name: str) -> str | None:
@@ -136,22 +137,14 @@ def _color_word(name: str) -> str | None:
     return next((word for word in [*map("".join, pairwise(words)), *words] if word in ImageColor.colormap), None)
 
 
-def _candidate_colors() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """A grid over all colours: RGB and OKLab (lightness, green to red, blue to yellow), (4096, 3)."""
-    colors = 17 * np.indices((16, 16, 16)).reshape(3, -1).T
-    srgb = colors / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return colors, np.cbrt(linear @ LINEAR_RGB_TO_CONES.T) @ CONES_TO_OKLAB.T
-
-
 def draw_overlay(
-    image: Image.Image, segmentation: Labels, class_names: Sequence[str], *, ignore_index: int | None = None
+    image: Image.Image,
+    segmentation: NDArray[np.integer],
+    class_names: Sequence[str],
+    *,
+    ignore_index: int | None = None,
 ) -> Image.Image:
-    """An image in the colours of its classes, with outlined and numbered regions and a legend; larger than the input.
-
-    The legend lists the classes that occur, the largest first, 100 at most: number and colour, first synonym, share of
-    the image. The rest is as [`draw_regions`] draws it, whose arguments are the same.
-    """
+    """An image as [`draw_regions`] draws it, and a legend of its classes, the largest first: larger than the input."""
     statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)
     listed, rest = statistics[:MAX_LISTED], statistics[MAX_LISTED:]
     colors = class_colors(class_names)
@@ -170,28 +163,22 @@ def draw_overlay(
 
 def draw_regions(
     image: Image.Image,
-    segmentation: Labels,
+    segmentation: NDArray[np.integer],
     class_names: Sequence[str],
     numbered: Sequence[int] = (),
     *,
     ignore_index: int | None = None,
     number_scale: float = 1.0,
 ) -> Image.Image:
-    """An image in the colours of its classes, with outlined and numbered regions but without a legend.
-
-    The image is grey under the colours, which its own would distort. A class's number stands inside its widest region,
-    if it fits.
+    """An RGB image at [`display_size`], grey under the colours of its classes, with outlined and numbered regions.
 
     Args:
-        image: RGB; it is drawn at [`display_size`].
+        image: RGB.
         segmentation: Class indices (height, width), of the image's size.
         class_names: The T class names; synonyms separated by ", ".
-        numbered: Class indices; the n-th class gets the number n.
+        numbered: Class indices; the n-th class gets the number n, in its widest region if it fits.
         ignore_index: Label of pixels that have no class; they keep the image's colours.
         number_scale: Size of the numbers relative to those of a legend.
-
-    Raises:
-        ValueError: The sizes differ.
     """
     if segmentation.shape != image.size[::-1]:
         raise ValueError(f"segmentation has shape {segmentation.shape}: expected the image's {image.size[::-1]}")
@@ -202,28 +189,30 @@ def draw_regions(
     colors = Image.fromarray(class_colors(class_names)[np.where(has_class, labels, 0)])
     colored = Image.blend(original.convert("L").convert("RGB"), colors, 0.5)
     regions = Image.composite(colored, original, Image.fromarray(has_class))
-    contours = _contours(labels, max(1, round(min(size) / 700)))
-    regions.paste(WHITE, mask=Image.fromarray(contours))
-    _number_regions(regions, labels, numbered, round(number_scale * font_size(size)))
+    regions.paste(WHITE, mask=Image.fromarray(_contours(labels, max(1, round(min(size) / 700)))))
+    em, stride = round(number_scale * font_size(size)), math.ceil(max(size) / 256)
+    coarse = labels[::stride, ::stride]  # on which places of numbers are sought
+    depths = _depths(coarse)
+    for number, index in enumerate(numbered, start=1):
+        own = np.where(coarse == index, depths, 0)
+        row, column = (int(place) for place in np.unravel_index(np.argmax(own), own.shape))
+        if (own[row, column] - 1) * stride > 0.6 * em:
+            _draw_number(ImageDraw.Draw(regions), (column * stride, row * stride), number, em)
     return regions
 
 
-def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
+def resize_labels(labels: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
     """Labels (height, width) at another width and height: the nearest label of each pixel."""
     return np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
 
 
 def display_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height at which an image of this width and height is drawn.
-
-    Images of less than about 512 pixels are enlarged by a whole factor, so that numbers and legend are in proportion;
-    those of more than 65,500 pixels a side, which JPEG cannot hold, are reduced.
-    """
+    """Width and height at which an image is drawn: small ones enlarged, and no side longer than JPEG can hold."""
     scale = min(max(1, round(512 / max(size))), 65_500 / max(size))
     return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
 
 
-def _contours(labels: Labels, width: int) -> npt.NDArray[np.bool_]:
+def _contours(labels: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
     """Where lines between regions of different labels run, (height, width)."""
     contours = np.zeros(labels.shape, dtype=bool)
     contours[width:] |= labels[width:] != labels[:-width]
@@ -231,21 +220,15 @@ def _contours(labels: Labels, width: int) -> npt.NDArray[np.bool_]:
     return contours
 
 
-def _number_regions(image: Image.Image, labels: Labels, numbered: Sequence[int], em: int) -> None:
-    """Write the number of each class where its region is widest, if it fits there."""
-    stride = math.ceil(max(labels.shape) / 256)  # places are sought on a coarse label map
-    labels = labels[::stride, ::stride]
+def _depths(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The distance of each pixel from the edge of its region: how often it stays when the regions shrink."""
     inside = np.pad(~_contours(labels, 1), 1)
-    depths = np.zeros(labels.shape, dtype=np.int64)  # distance from the edge of the region
+    depths = np.zeros(labels.shape, dtype=np.int64)
     while inside.any():
         depths += inside[1:-1, 1:-1]
         vertical = inside[:-2] & inside[1:-1] & inside[2:]
         inside = np.pad(vertical[:, :-2] & vertical[:, 1:-1] & vertical[:, 2:], 1)
-    for number, index in enumerate(numbered, start=1):
-        depths_of_class = np.where(labels == index, depths, 0)
-        row, column = np.unravel_index(np.argmax(depths_of_class), labels.shape)
-        if (depths_of_class[row, column] - 1) * stride > 0.6 * em:
-            _draw_number(ImageDraw.Draw(image), (int(column) * stride, int(row) * stride), number, em)
+    return depths
 
 
 def _draw_number(draw: ImageDraw.ImageDraw, center: tuple[float, float], number: int, em: int) -> None:
@@ -255,7 +238,7 @@ def _draw_number(draw: ImageDraw.ImageDraw, center: tuple[float, float], number:
 
 
 class LegendRow(NamedTuple):
-    """A row of a legend: first synonym, share in [0, 1], and a colour field with a number, if there are any."""
+    """A row of a legend: class name, share in [0, 1], and a colour field with a number, if there are any."""
 
     name: str
     share: float
@@ -267,22 +250,18 @@ class Legend:
     """Rows in columns on white, below a landscape image or beside a portrait one.
 
     Args:
-        image_size: Width and height of the image in pixels.
+        image_size: Width and height of the image in pixels; `size` is that with the legend.
         names: Class names that rows may have; they make the columns as wide as they need to be.
         num_rows: Number of rows.
         digits: Digits of percentages after the decimal point.
-
-    Attributes:
-        size: Width and height of the image with its legend.
     """
 
     def __init__(self, image_size: tuple[int, int], names: Iterable[str], num_rows: int, digits: int = 1) -> None:
         width, height = image_size
         self._digits = digits
         self._em = em = font_size(image_size)
-        self._font = ImageFont.load_default(em)
         self._row_height = round(1.7 * em)
-        self._column_width = math.ceil(max(map(self._font.getlength, map(self._shown, names))) + 7.5 * em)
+        self._column_width = math.ceil(max(font.getlength(text) for text, font in map(self._shown, names)) + 7.5 * em)
         is_below = width > height
         columns = max(1, (width - em) // self._column_width)
         if not is_below:
@@ -303,25 +282,40 @@ class Legend:
             x = self._left + em + column * self._column_width
             y = self._top + em + line * self._row_height + self._row_height // 2
             if row.color is not None:
-                half = round(0.65 * em)
-                draw.rectangle((x, y - half, x + 2 * em, y + half), fill=row.color, outline=INK)
+                draw.rectangle((x, y - 0.65 * em, x + 2 * em, y + 0.65 * em), fill=row.color, outline=INK)
             if row.number is not None:
                 _draw_number(draw, (x + em, y), row.number, em)
-            ink = INK if row.share else FAINT
-            draw.text((x + 2.5 * em, y), self._shown(row.name), fill=ink, font=self._font, anchor="lm")
+            text, font = self._shown(row.name)
+            draw.text((x + 2.5 * em, y), text, fill=INK if row.share else FAINT, font=font, anchor="lm")
             if row.share:
-                share = f"{row.share:.{self._digits}%}"
-                draw.text((x + self._column_width - em, y), share, fill=ink, font=self._font, anchor="rm")
+                right, share = x + self._column_width - em, f"{row.share:.{self._digits}%}"
+                draw.text((right, y), share, fill=INK, font=ImageFont.load_default(em), anchor="rm")
         return canvas
 
-    def _shown(self, name: str) -> str:
-        return shortened(first_synonym(name), self._font, 14 * self._em)
+    def _shown(self, name: str) -> tuple[str, Any]:
+        """The first synonym of a name, shortened, and its font."""
+        font = font_of(first_synonym(name), self._em)
+        return shortened(first_synonym(name), font, 14 * self._em), font
 
 
 def first_synonym(name: str) -> str:
-    """The first synonym on one line, without accents: Pillow's font has only ASCII and shows boxes for the rest."""
-    letters = unicodedata.normalize("NFKD", name.split(", ")[0])
-    return " ".join("".join(letter for letter in letters if not unicodedata.combining(letter)).split())
+    """The first synonym of a class name, on one line."""
+    return " ".join(name.split(", ")[0].split())
+
+
+@lru_cache(maxsize=4096)
+def font_of(text: str, size: int) -> Any:
+    """Pillow's own font or, if that lacks a letter of the text, a font of the system that has all of them."""
+    own = ImageFont.load_default(size)
+    for name in (None, *FONTS):
+        try:
+            font: Any = own if name is None else ImageFont.truetype(name, size)
+        except OSError:
+            continue
+        missing = bytes(font.getmask("\U0010ffff"))
+        if all(bytes(font.getmask(letter)) != missing for letter in set(text) if not letter.isspace()):
+            return font
+    return own
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width: float) -> str:

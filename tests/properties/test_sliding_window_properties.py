@@ -3,14 +3,17 @@
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples, normal, seeds
+from largest_tensor import LargestTensor
+from strategies import normal, seeds
 from torch import Tensor
 
 from sed_hf import SEDSemanticSegmentationOutput
+from sed_hf.image_processing_sed import NonFiniteLogitsError
 from sed_hf.pipeline_sed import segment_images
 from sed_hf.sliding_window_sed import SlidingWindow
 
@@ -111,23 +114,48 @@ def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_siz
     assert all(first[0] < second[0] for first, second in pairwise(spans))
 
 
-@given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1))
-def test_any_tiles_equal_the_plain_formula(picture: Tensor, window: SlidingWindow, kept: set[int] | None) -> None:
+@given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1), st.floats(0, 1))
+def test_any_tiles_equal_the_plain_formula(
+    picture: Tensor, window: SlidingWindow, kept: set[int] | None, threshold: float
+) -> None:
     painter = Painter(None if kept is None else sorted(kept))
     result = paint(picture, window, painter)
     probabilities = plain_probabilities(picture, window, painter)
-    torch.testing.assert_close(result["probability"], probabilities.amax(0), rtol=0, atol=PROBABILITY)
     of_the_class = probabilities.gather(0, result["segmentation"][None])[0]
-    torch.testing.assert_close(of_the_class, probabilities.amax(0), rtol=0, atol=PROBABILITY)
-
-
-@given(pictures, windows, st.floats(0, 1), st.sampled_from([None, -1, 65535]))
-@examples(5)
-def test_any_threshold_ignores_exactly_what_is_below(
-    picture: Tensor, window: SlidingWindow, threshold: float, ignore_index: int | None
-) -> None:
-    every = paint(picture, window)
-    some = paint(picture, window, threshold=threshold, ignore_index=ignore_index)
-    ignored = 255 if ignore_index is None else ignore_index
-    expected = every["segmentation"].masked_fill(every["probability"] < threshold, ignored)
+    for found in (result["probability"], of_the_class):
+        torch.testing.assert_close(found, probabilities.amax(0), rtol=0, atol=PROBABILITY)
+    some = paint(picture, window, painter, threshold=threshold, ignore_index=65535)
+    expected = result["segmentation"].masked_fill(result["probability"] < threshold, 65535)
     assert torch.equal(some["segmentation"], expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_not_finite_in_one_tile_is_an_error_that_says_which_image(value: float) -> None:
+    class Broken(Painter):
+        def probabilities(self, pixel_values: Tensor) -> Tensor:
+            return torch.where(pixel_values[:, :, :4, :5] > 0.4, value, 0.0).sigmoid()
+
+    whole, broken = (torch.full((3, 64, 160), 50, dtype=torch.uint8) for _ in range(2))
+    broken[0, 0, 96] = 250  # in the last tile
+    embeddings, window = torch.zeros(3, 1, 1), SlidingWindow(64)
+    with pytest.raises(NonFiniteLogitsError, match="image 1: the logits are not finite; use float32 or bfloat16"):
+        segment_images(Broken(), Passer(), [whole, broken], embeddings, sliding_window=window)
+
+
+def test_no_tensor_of_all_classes_at_full_size_is_made() -> None:
+    class ManyClasses(Painter):
+        def probabilities(self, pixel_values: Tensor) -> Tensor:
+            return normal(1, 200, 4, 4, seed=0).sigmoid()
+
+    image, window = torch.zeros(3, 512, 512, dtype=torch.uint8), SlidingWindow(256)
+    with LargestTensor() as largest:
+        segment_images(ManyClasses(), Passer(), [image], torch.zeros(200, 1, 1), sliding_window=window)
+    assert largest.num_bytes <= 2**22 * 4  # of a chunk of classes; of all classes 210 MB
+
+
+@pytest.mark.parametrize(
+    "value", [16, "64", {"tile_size": 64, "overlap": 1}, {"tile_size": 64, "global_view": "no"}, {"size": 64}]
+)
+def test_impossible_windows_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"sliding_window.*: expected "):
+        SlidingWindow.of(value)
