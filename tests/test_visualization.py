@@ -65,6 +65,10 @@ class TestColors:
         for given in (names, [*names, "everything else"]):
             assert tuple(class_colors(given)[names.index(name)].tolist()) == color
 
+    def test_of_other_lists_are_about_those_of_ade20k(self) -> None:
+        colors = class_colors(["dog", "sky", "grass", "red sky"]).astype(int)
+        assert np.abs(colors[1:] - [(6, 230, 230), (4, 250, 7), (255, 0, 0)]).max() <= 9
+
     @pytest.mark.parametrize(
         ("names", "min_distance"),
         [(MANY_NAMES[:12], 60), (MANY_NAMES[:60], 30), (MANY_NAMES[:150], 20), (MANY_NAMES, 10)]

@@ -6,14 +6,16 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+Array: TypeAlias = NDArray[Any]
 
 MAX_LISTED = 100  # classes in the legend of an image
 NO_CLASS = "(no class)"
@@ -46,7 +48,7 @@ class ClassTotals:
         self._areas = np.zeros(len(class_names), dtype=np.int64)
         self._probabilities = np.zeros(len(class_names))
 
-    def add(self, segmentation: NDArray[np.integer], probability: NDArray[np.floating] | float = math.nan) -> None:
+    def add(self, segmentation: Array, probability: Array | float = math.nan) -> None:
         """Add a frame: class indices and the probability of each pixel's class, both (height, width)."""
         has_class = segmentation != self._ignore_index
         labels = segmentation[has_class]
@@ -60,19 +62,13 @@ class ClassTotals:
         num_pixels = self._areas.sum() + self.ignored_pixels
         found = []
         for index in np.argsort(-self._areas, kind="stable")[: np.count_nonzero(self._areas)].tolist():
-            area, probability = self._areas[index], self._probabilities[index]
-            found.append(
-                ClassStatistics(index, self._class_names[index], float(area / num_pixels), float(probability / area))
-            )
+            share, mean = self._areas[index] / num_pixels, self._probabilities[index] / self._areas[index]
+            found.append(ClassStatistics(index, self._class_names[index], float(share), float(mean)))
         return found
 
 
 def class_statistics(
-    segmentation: NDArray[np.integer],
-    class_names: Sequence[str],
-    *,
-    probability: NDArray[np.floating] | float = math.nan,
-    ignore_index: int | None = None,
+    segmentation: Array, class_names: Sequence[str], *, probability: Any = math.nan, ignore_index: int | None = None
 ) -> list[ClassStatistics]:
     """The classes of one segmentation, the largest first; arguments as of [`ClassTotals`]."""
     totals = ClassTotals(class_names, ignore_index)
@@ -80,55 +76,64 @@ def class_statistics(
     return totals.statistics()
 
 
-def class_colors(class_names: Sequence[str]) -> NDArray[np.uint8]:
+def class_colors(class_names: Sequence[str]) -> Array:
     """A colour for each class name, the same in every image, run and process: RGB (T, 3).
 
-    A built-in vocabulary has the palette of its data set. A name with a colour word ("red triangle", "dark green bush")
-    has that colour; if several names share the word, they have shades of it. The colour of any other name follows from
-    its letters, and is moved away from those of the names before it that look similar. The first synonym decides.
+    A built-in vocabulary has the palette of its data set. In other lists a name with a colour word ("red triangle") has
+    that colour, or a shade of it; the colour of any other name is that of ADE20K or follows from its letters, and is
+    moved away from those of the names before it that look similar. The first synonym decides.
     """
     return _class_colors(tuple(map(first_synonym, class_names)))
 
 
 @lru_cache(maxsize=16)
-def _class_colors(names: tuple[str, ...]) -> NDArray[np.uint8]:
+def _class_colors(names: tuple[str, ...]) -> Array:
     candidates = 17 * np.indices((16, 16, 16)).reshape(3, -1).T
     saturation, brightness = np.ptp(candidates, axis=1), candidates @ (0.3, 0.6, 0.1)
     vivid = np.flatnonzero((saturation > 100) & (brightness > 60) & (brightness < 225))
-    palette, words = _palette(names), [_color_word(name) for name in names]
+    palettes, words = _palettes(), [_color_word(name) for name in names]
+    own = next((palette for palette in palettes.values() if names[: len(palette)] == tuple(palette)), {})
     colors = np.zeros((len(names), 3), dtype=np.uint8)
+    taken: set[bytes] = set()
     room = np.full(len(candidates), np.inf)  # distance to the nearest colour that is taken
-    # What is certain comes first: palettes, then colour words.
-    for position in sorted(range(len(names)), key=lambda index: (index not in palette, words[index] is None)):
-        if position in palette:
-            colors[position] = palette[position]
+    known = palettes["ade20k_150"]
+    # What is certain comes first: the own palette, colour words, names of ADE20K.
+    certainty = [(name not in own, word is None, name not in known) for name, word in zip(names, words, strict=True)]
+    for position in sorted(range(len(names)), key=certainty.__getitem__):
+        name, word = names[position], words[position]
+        allowed, distance = np.arange(len(candidates)), 120 if word is None else 40
+        if name in own:
+            wanted = own[name]
+        elif word is not None:
+            wanted = np.array(ImageColor.getrgb(word))
+        elif name in known:
+            wanted = known[name]
         else:
-            if (word := words[position]) is not None:
-                allowed, wanted, distance = np.arange(4096), np.array(ImageColor.getrgb(word)), 40
-            else:
-                seed = zlib.crc32(names[position].casefold().encode(errors="surrogatepass"))
-                allowed, wanted, distance = vivid, candidates[vivid[seed % len(vivid)]], 120
-            cost = _distance(candidates[allowed], wanted) + 100 * np.clip(distance - room[allowed], 0, None)
-            colors[position] = candidates[allowed[np.argmin(cost)]]
+            allowed = vivid
+            wanted = candidates[vivid[zlib.crc32(name.casefold().encode(errors="surrogatepass")) % len(vivid)]]
+        cost = _distance(candidates[allowed], wanted) + 100 * np.clip(distance - room[allowed], 0, None)
+        is_free = name in own and wanted.tobytes() not in taken
+        colors[position] = wanted if is_free else candidates[allowed[np.argmin(cost)]]
+        taken.add(colors[position].tobytes())
         room = np.minimum(room, _distance(candidates, colors[position]))
     colors.flags.writeable = False
     return colors
 
 
-def _distance(colors: NDArray[Any], color: NDArray[Any]) -> NDArray[np.floating]:
+def _distance(colors: Array, color: Array) -> Array:
     """How different colours look, about."""
     return np.linalg.norm((colors - color.astype(float)) * (0.8, 1.2, 0.7), axis=1)
 
 
-def _palette(names: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
-    """The colours of the built-in vocabulary that the names begin with, by position; of equal ones only the first."""
-    data = files(__package__).joinpath("data")
+@cache
+def _palettes() -> dict[str, dict[str, Array]]:
+    """The colours of the built-in vocabularies whose data sets have a palette, by first synonym."""
+    data, palettes = files(__package__).joinpath("data"), {}
     for vocabulary, digits in json.loads(data.joinpath("palettes.json").read_text()).items():
-        own = json.loads(data.joinpath("vocabularies", f"{vocabulary}.json").read_text())
-        if names[: len(own)] == tuple(map(first_synonym, own)):
-            colors = [tuple(bytes.fromhex(digits[start : start + 6])) for start in range(0, len(digits), 6)]
-            return {colors.index(color): color for color in colors}
-    return {}
+        names = json.loads(data.joinpath("vocabularies", f"{vocabulary}.json").read_text())
+        colors = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, 3)
+        palettes[vocabulary] = dict(zip(map(first_synonym, names), colors, strict=True))
+    return palettes
 
 
 def _color_word(name: str) -> str | None:
@@ -139,7 +144,7 @@ def _color_word(name: str) -> str | None:
 
 def draw_overlay(
     image: Image.Image,
-    segmentation: NDArray[np.integer],
+    segmentation: Array,
     class_names: Sequence[str],
     *,
     ignore_index: int | None = None,
@@ -163,7 +168,7 @@ def draw_overlay(
 
 def draw_regions(
     image: Image.Image,
-    segmentation: NDArray[np.integer],
+    segmentation: Array,
     class_names: Sequence[str],
     numbered: Sequence[int] = (),
     *,
@@ -201,7 +206,7 @@ def draw_regions(
     return regions
 
 
-def resize_labels(labels: NDArray[np.integer], size: tuple[int, int]) -> NDArray[np.integer]:
+def resize_labels(labels: Array, size: tuple[int, int]) -> Array:
     """Labels (height, width) at another width and height: the nearest label of each pixel."""
     return np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
 
@@ -212,7 +217,7 @@ def display_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
 
 
-def _contours(labels: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
+def _contours(labels: Array, width: int) -> Array:
     """Where lines between regions of different labels run, (height, width)."""
     contours = np.zeros(labels.shape, dtype=bool)
     contours[width:] |= labels[width:] != labels[:-width]
@@ -220,7 +225,7 @@ def _contours(labels: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
     return contours
 
 
-def _depths(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+def _depths(labels: Array) -> Array:
     """The distance of each pixel from the edge of its region: how often it stays when the regions shrink."""
     inside = np.pad(~_contours(labels, 1), 1)
     depths = np.zeros(labels.shape, dtype=np.int64)
