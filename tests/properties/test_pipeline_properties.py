@@ -41,7 +41,7 @@ def assert_same(actual: Segments, expected: Segments) -> None:
 
 
 @given(st.lists(pictures, min_size=1, max_size=5), st.integers(1, 6), names, topk)
-@examples(10)
+@examples(5)
 def test_any_batch_size_equals_one_by_one(
     several: list[Image.Image], batch_size: int, names: list[str], topk: int | None
 ) -> None:
@@ -52,7 +52,7 @@ def test_any_batch_size_equals_one_by_one(
 
 
 @given(pictures, names, st.floats(0, 1))
-@examples(10)
+@examples(5)
 def test_segments_tell_what_the_label_map_tells(picture: Image.Image, names: list[str], threshold: float) -> None:
     segments = segmenter()(picture, candidate_labels=names, threshold=threshold)
     assert segments.label_map.shape == segments.probability.shape == picture.size[::-1]
@@ -67,7 +67,7 @@ def test_segments_tell_what_the_label_map_tells(picture: Image.Image, names: lis
 
 
 @given(pictures, st.data())
-@examples(10)
+@examples(5)
 def test_everything_else_is_what_the_other_names_win(picture: Image.Image, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(NAMES) - 1))
     among_all = segmenter()(picture, candidate_labels=NAMES)

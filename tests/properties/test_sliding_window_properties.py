@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from largest_tensor import LargestTensor
-from strategies import normal, seeds
+from strategies import examples, normal, seeds
 from torch import Tensor
 
 from sed_hf import SEDSemanticSegmentationOutput
@@ -115,6 +115,7 @@ def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_siz
 
 
 @given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1), st.floats(0, 1))
+@examples(6)
 def test_any_tiles_equal_the_plain_formula(
     picture: Tensor, window: SlidingWindow, kept: set[int] | None, threshold: float
 ) -> None:
