@@ -1,6 +1,7 @@
 """Tiles of any size and overlap cover any image, and fade into each other as a plain formula over all pixels says."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ windows = st.builds(SlidingWindow, st.integers(32, 70), overlaps, st.booleans())
 class Painter:
     """A model whose logits are mixtures of the colours that it sees; with some classes rejected, if asked."""
 
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), SimpleNamespace(early_rejection_topk=None)
 
     def __init__(self, kept: list[int] | None = None) -> None:
         self.kept = kept
