@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.hub.load import TOY_MODEL
 from sed_hf.image_processing_sed import NonFiniteLogitsError
 from sed_hf.inference.class_embeddings import encode_classes, save_class_embeddings, text_encoder_sha256
@@ -69,6 +69,11 @@ class TestSource:
         segmenter.save_pretrained(tmp_path)
         loaded = pipeline(TASK, model=str(tmp_path), trust_remote_code=trust_remote_code)
         assert (loaded(photo, candidate_labels=LABELS).label_map == expected.label_map).all()
+
+    def test_may_be_saved_offline_where_it_came_from_the_hub(self, tmp_path: Path) -> None:
+        remote = {"AutoConfig": "someone/sed--configuration_sed.SEDConfig"}  # as transformers notes it
+        SEDConfig(auto_map=remote).save_pretrained(tmp_path)
+        assert "someone/sed" not in (tmp_path / "config.json").read_text()
 
     def test_of_another_task_says_which_to_use(
         self, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, photo: Image.Image

@@ -183,8 +183,8 @@ class SEDConfig(PreTrainedConfig):
         super().__post_init__(**{"auto_map": dict(AUTO_MAP), **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, with the pipeline that a saved folder brings."""
-        return {**super().to_dict(), "custom_pipelines": dict(CUSTOM_PIPELINES)}
+        """All settings, with the code that a saved folder carries, wherever the model came from."""
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES)}
 
     def validate_architecture(self) -> None:
         """Refuse what would be wrong without a word."""

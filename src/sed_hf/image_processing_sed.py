@@ -92,7 +92,8 @@ class SEDImageProcessor(TorchvisionBackend):
         unknown = set(saved) - NOT_SETTINGS - set(cls.valid_kwargs.__annotations__)
         others = {name: saved.pop(name) for name in unknown if not name.startswith("do_")}
         loaded = super().from_dict(saved, **kwargs)
-        vars(loaded[0] if isinstance(loaded, tuple) else loaded).update(others)
+        for name, value in others.items():
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, value)
         return loaded
 
     def preprocess(
