@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from sed_hf.argument_types import positive_integer, whole_number
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite, load_evaluation_set
 from sed_hf.evaluation.environment import require_launched_processes
 from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, vocabulary_and_metric
 from sed_hf.hub.load import check_model_source, load
-from sed_hf.terminal import run_command
+from sed_hf.terminal import positive_integer, run_command, whole_number
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

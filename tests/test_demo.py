@@ -374,7 +374,7 @@ def test_a_server_at_a_loopback_address_is_called_by_its_own_names(host: str, sh
 def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["demo", "--port", "70000"])
-    assert "expected a port from 1 to 65535, got '70000'" in capsys.readouterr().err
+    assert "expected a whole number from 1 to 65535, got '70000'" in capsys.readouterr().err
 
 
 def test_the_space_requires_what_the_package_requires() -> None:

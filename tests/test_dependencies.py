@@ -41,7 +41,7 @@ LAYERS = [
     ["modeling_sed"],
     ["image_processing_sed", "processing_sed"],
     ["pipeline_sed"],
-    ["__init__", "utils", "terminal", "argument_types", "visualization"],
+    ["__init__", "utils", "terminal", "visualization"],
     ["conversion", "data", "hub", "inference", "metrics"],
     ["evaluation"],
     ["demo", "training"],

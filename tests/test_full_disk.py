@@ -5,10 +5,9 @@ do there, and the system's message is another one.
 """
 
 import errno
-import logging
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,49 +44,41 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `sed-hf`, which must fail, with a disk that takes so many bytes a file; the last line that it prints."""
-
-    def run(num_bytes: int, *arguments: object) -> str:
-        with disk_takes(num_bytes):
-            assert main([str(argument) for argument in arguments]) == 2
-        return capsys.readouterr().err.splitlines()[-1]
-
-    return run
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
-def test_segment_keeps_the_images_before(error_of: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    Image.new("RGB", (60, 40)).save(tmp_path / "in" / "a.png")
-    Image.effect_noise((900, 700), 99).save(tmp_path / "in" / "b.png")
-    error = error_of(200_000, "segment", tmp_path / "in", "--output", tmp_path / "out", "--classes", *NAMES)
-    assert error == f"sed-hf: error: [Errno {errno.EFBIG}] {REASON}: '{tmp_path}/out/b_overlay.jpg'"
-    assert names_in(tmp_path / "out") == ["a.json", "a_labels.png", "a_overlay.jpg", "b_labels.png"]
+def test_segment_keeps_the_images_before(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    Image.new("RGB", (60, 40)).save("in/a.png")
+    Image.effect_noise((900, 700), 99).save("in/b.png")
+    with disk_takes(200_000):
+        assert main(["segment", "in", "--output", "out", "--classes", *NAMES]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"sed-hf: error: [Errno {errno.EFBIG}] {REASON}: 'out/b_overlay.jpg'"
+    assert names_in(Path("out")) == ["a.json", "a_labels.png", "a_overlay.jpg", "b_labels.png"]
 
 
 def test_convert_keeps_the_model_that_it_was_to_replace(
-    error_of: Callable[..., str],
-    tiny_model: SEDForSemanticSegmentation,
-    tiny_weights: dict[str, Tensor],
-    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], tiny_model: SEDForSemanticSegmentation, tiny_weights: dict[str, Tensor]
 ) -> None:
-    torch.save({"model": tiny_weights}, tmp_path / "model.pth")
-    (tmp_path / "out").mkdir()
-    tiny_model.config.to_json_file(tmp_path / "out" / "config.json")
-    arguments = ["--config", tmp_path / "out" / "config.json", "--overwrite"]
-    error = error_of(10**6, "convert", tmp_path / "model.pth", tmp_path / "out", *arguments)
-    assert error.startswith("sed-hf: error: ")
-    assert REASON in error
-    assert names_in(tmp_path) == ["model.pth", "out"]
-    assert names_in(tmp_path / "out") == ["config.json"]
+    torch.save({"model": tiny_weights}, "model.pth")
+    Path("out").mkdir()
+    tiny_model.config.to_json_file("out/config.json")
+    with disk_takes(10**6):
+        assert main(["convert", "model.pth", "out", "--config", "out/config.json", "--overwrite"]) == 2
+    assert REASON in capsys.readouterr().err.splitlines()[-1]
+    assert names_in(Path()) == ["model.pth", "out"]
+    assert names_in(Path("out")) == ["config.json"]
 
 
-def test_encode_names_the_file(error_of: Callable[..., str], tmp_path: Path) -> None:
-    out = tmp_path / "names.safetensors"
-    error = error_of(1000, "encode", out, "--classes", *NAMES)
-    assert error == f"sed-hf: error: [Errno {errno.EFBIG}] {REASON}: '{out}'"
-    assert names_in(tmp_path) == []
+def test_encode_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with disk_takes(1000):
+        assert main(["encode", "names.safetensors", "--classes", *NAMES]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"sed-hf: error: [Errno {errno.EFBIG}] {REASON}: 'names.safetensors'"
+    assert names_in(Path()) == []
 
 
 def test_prepare_keeps_the_complete_shards(tmp_path: Path) -> None:
@@ -110,35 +101,34 @@ def test_training_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert names_in(before.parent) == [before.name]
 
 
-class TestCache:
-    def test_a_full_disk_costs_one_warning_and_not_the_result(
-        self,
-        tiny_model: SEDForSemanticSegmentation,
-        tiny_processor: SEDProcessor,
-        tmp_path: Path,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        expected = encode_classes(tiny_model, tiny_processor, NAMES)
-        with disk_takes(1000), caplog.at_level(logging.WARNING, "sed_hf"):
-            found = encode_classes(tiny_model, tiny_processor, NAMES, ClassEmbeddingCache(tmp_path / "cache"))
-        assert torch.equal(found, expected)
-        assert caplog.messages == [f"class embeddings are not cached in {tmp_path / 'cache'}: {REASON}"]
-        assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+def test_a_cache_that_takes_nothing_costs_one_warning_and_not_the_result(
+    tiny_model: SEDForSemanticSegmentation,
+    tiny_processor: SEDProcessor,
+    tmp_path: Path,
+    sed_hf_log: pytest.LogCaptureFixture,
+) -> None:
+    full, not_a_folder = ClassEmbeddingCache(tmp_path / "cache"), ClassEmbeddingCache(tmp_path / "file" / "cache")
+    (tmp_path / "file").touch()
+    expected = encode_classes(tiny_model, tiny_processor, NAMES)
+    with disk_takes(1000):
+        assert torch.equal(encode_classes(tiny_model, tiny_processor, NAMES, full), expected)
+    assert sed_hf_log.messages == [f"class embeddings are not cached in {full.directory}: {REASON}"]
+    assert not [path for path in full.directory.rglob("*") if path.is_file()]
+    assert torch.equal(encode_classes(tiny_model, tiny_processor, NAMES, not_a_folder), expected)
 
-    def test_one_that_can_only_be_read_is_used(
-        self,
-        tiny_model: SEDForSemanticSegmentation,
-        tiny_processor: SEDProcessor,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        known = encode_classes(tiny_model, tiny_processor, NAMES, ClassEmbeddingCache(tmp_path))
 
-        def refuse(path: Path, *args: object, **kwargs: object) -> None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+def test_a_cache_that_can_only_be_read_is_used(
+    tiny_model: SEDForSemanticSegmentation,
+    tiny_processor: SEDProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = encode_classes(tiny_model, tiny_processor, NAMES, ClassEmbeddingCache(tmp_path))
 
-        for owner, name in [(os, "utime"), (Path, "mkdir"), (Path, "unlink")]:
-            monkeypatch.setattr(owner, name, refuse)
-        cache = ClassEmbeddingCache(tmp_path, max_bytes=0)
-        found = encode_classes(tiny_model, tiny_processor, [*NAMES, "a third"], cache)
-        assert torch.equal(found[:2], known)
+    def refuse(path: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for owner, name in [(os, "utime"), (Path, "mkdir"), (Path, "unlink")]:
+        monkeypatch.setattr(owner, name, refuse)
+    found = encode_classes(tiny_model, tiny_processor, [*NAMES, "a third"], ClassEmbeddingCache(tmp_path, max_bytes=0))
+    assert torch.equal(found[:2], known)

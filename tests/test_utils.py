@@ -2,16 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 
-from sed_hf.terminal import printable, progress_bar, run_command
+from sed_hf.terminal import printable, progress_bar, run_command, say
 from sed_hf.utils import atomic_path
+
+Make = Callable[[Path, str], None]
 
 
 def write(path: Path, text: str) -> None:
@@ -25,54 +26,40 @@ def write_folder(path: Path, text: str) -> None:
         (temporary / text).write_text(text)
 
 
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def content(path: Path) -> list[str]:
+    """The text of a file, or the names in a folder."""
+    return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.read_text()]
 
 
 class TestAtomicPath:
-    @pytest.fixture
-    def home(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A folder of the user with a file, elsewhere."""
-        folder = tmp_path_factory.mktemp("home")
-        (folder / "thesis").write_text("thesis")
-        return folder
-
-    def test_a_file_takes_the_place_of_a_file(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("make", [write, write_folder])
+    @pytest.mark.parametrize("name", ["name", "n" * 255])
+    def test_what_is_there_is_replaced(self, tmp_path: Path, make: Make, name: str) -> None:
         for text in ("old", "new"):
-            write(tmp_path / "file", text)
-        assert (tmp_path / "file").read_text() == "new"
-        assert names_in(tmp_path) == ["file"]
-
-    def test_a_folder_takes_the_place_of_a_folder(self, tmp_path: Path) -> None:
-        for text in ("old", "new"):
-            write_folder(tmp_path / "folder", text)
-        assert names_in(tmp_path / "folder") == ["new"]
-        assert names_in(tmp_path) == ["folder"]
+            make(tmp_path / name, text)
+        assert content(tmp_path / name) == ["new"]
+        assert content(tmp_path) == [name]
 
     def test_a_file_does_not_take_the_place_of_a_folder(self, tmp_path: Path) -> None:
         write_folder(tmp_path / "name", "old")
         with pytest.raises(OSError, match="name"):
             write(tmp_path / "name", "new")
-        assert names_in(tmp_path / "name") == ["old"]
+        assert content(tmp_path / "name") == ["old"]
 
     @pytest.mark.parametrize("make", [write, write_folder])
     @pytest.mark.parametrize("target", [".", "thesis", "nothing"])
-    def test_a_link_is_replaced_and_not_followed(
-        self, tmp_path: Path, home: Path, make: Callable[[Path, str], None], target: str
-    ) -> None:
-        (tmp_path / "name").symlink_to(home / target)
-        make(tmp_path / "name", "new")
-        assert not (tmp_path / "name").is_symlink()
-        assert names_in(home) == ["thesis"]
-        assert (home / "thesis").read_text() == "thesis"
-
-    def test_a_pipe_is_replaced_and_not_opened(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "file")
-        write(tmp_path / "file", "new")
-        assert (tmp_path / "file").read_text() == "new"
+    def test_a_link_is_replaced_and_not_followed(self, tmp_path: Path, make: Make, target: str) -> None:
+        home, work = tmp_path / "home", tmp_path / "work"
+        home.mkdir()
+        work.mkdir()
+        (home / "thesis").write_text("thesis")
+        (work / "name").symlink_to(home / target)
+        make(work / "name", "new")
+        assert not (work / "name").is_symlink()
+        assert content(home) == ["thesis"] == content(home / "thesis")
 
     @pytest.mark.parametrize("make", [write, write_folder])
-    def test_an_interruption_leaves_what_was_there(self, tmp_path: Path, make: Callable[[Path, str], None]) -> None:
+    def test_an_interruption_leaves_what_was_there(self, tmp_path: Path, make: Make) -> None:
         make(tmp_path / "name", "old")
 
         def interrupted() -> None:
@@ -82,8 +69,8 @@ class TestAtomicPath:
 
         with pytest.raises(KeyboardInterrupt):
             interrupted()
-        assert names_in(tmp_path) == ["name"]
-        assert "half" not in (names_in(tmp_path / "name") if make is write_folder else (tmp_path / "name").read_text())
+        assert content(tmp_path) == ["name"]
+        assert content(tmp_path / "name") == ["old"]
 
     def test_an_interruption_between_two_renames_leaves_the_old_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,42 +83,23 @@ class TestAtomicPath:
         monkeypatch.setattr(Path, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_folder(tmp_path / "folder", "new")
-        assert names_in(tmp_path / "folder") == ["old"]
-        assert names_in(tmp_path) == ["folder"]
-
-    def test_a_kill_leaves_nothing_under_the_name(self, tmp_path: Path) -> None:
-        program = (
-            "import os, sys\nfrom sed_hf.utils import atomic_path\nwith atomic_path(sys.argv[1]) as path:\n"
-            "    path.write_text('half')\n    os.kill(os.getpid(), 9)"
-        )
-        process = subprocess.run([sys.executable, "-c", program, str(tmp_path / "file")], check=False)
-        assert process.returncode == -signal.SIGKILL
-        assert not (tmp_path / "file").exists()
-        write(tmp_path / "file", "whole")
-        assert (tmp_path / "file").read_text() == "whole"
+        assert content(tmp_path / "folder") == ["old"]
+        assert content(tmp_path) == ["folder"]
 
     def test_those_that_write_one_file_at_once_do_not_disturb_each_other(self, tmp_path: Path) -> None:
         with atomic_path(tmp_path / "file") as first:
             first.write_text("first, half")
             write(tmp_path / "file", "second")
-            assert (tmp_path / "file").read_text() == "second"
+            assert content(tmp_path / "file") == ["second"]
             first.write_text("first")
-        assert (tmp_path / "file").read_text() == "first"
-        assert names_in(tmp_path) == ["file"]
+        assert content(tmp_path / "file") == ["first"]
+        assert content(tmp_path) == ["file"]
 
-    def test_a_name_may_be_as_long_as_the_file_system_takes(self, tmp_path: Path) -> None:
-        write(tmp_path / ("n" * 255), "new")
-        assert names_in(tmp_path) == ["n" * 255]
-
-    def test_an_error_names_the_file_and_not_the_temporary_one(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError) as error, atomic_path(tmp_path / "file") as temporary:
-            (temporary / "no folder").write_text("")
-        assert error.value.filename == str(tmp_path / "file")
-
-    def test_an_error_of_a_file_that_is_read_stays_as_it_is(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError) as error, atomic_path(tmp_path / "file"):
-            (tmp_path / "source").read_text()
-        assert error.value.filename == str(tmp_path / "source")
+    def test_an_error_names_the_file_that_could_not_be_written_or_read(self, tmp_path: Path) -> None:
+        for read in (False, True):
+            with pytest.raises(FileNotFoundError) as error, atomic_path(tmp_path / "file") as temporary:
+                (tmp_path / "source").read_text() if read else (temporary / "no folder").write_text("")
+            assert error.value.filename == str(tmp_path / ("source" if read else "file"))
 
 
 class TestRunCommand:
@@ -172,6 +140,20 @@ class TestRunCommand:
 
 def test_control_characters_are_escaped() -> None:
     assert printable("a\tb\n c\x1b\x9b\u202e ü日本") == "a b c\\x1b\\x9b\\u202e ü日本"
+
+
+def test_what_standard_error_does_not_take_is_lost_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count() -> None:
+        for number in progress_bar(range(3)):
+            say(str(number))
+
+    with monkeypatch.context() as context:
+        context.setattr("sys.stderr", open("/dev/full", "w", buffering=1))  # noqa: SIM115
+        count()
+    other = Thread(target=count, daemon=True)
+    other.start()
+    other.join(timeout=10)
+    assert not other.is_alive()
 
 
 def test_a_progress_bar_in_a_file_is_updated_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,8 +111,9 @@ def overlay_of(path: Path, segment: Segment = halves, ignore_index: int | None =
     output = path.parent / "out"
     output.mkdir(exist_ok=True)
     overlay, summary = output / f"{path.stem}_overlay.mp4", output / f"{path.stem}.json"
-    segmenter = Segmenter(class_names=CLASSES, ignore_index=ignore_index)
-    segment_video(path, overlay, summary, segmenter, model_name="stub", batch_size=batch_size)  # type: ignore[arg-type]
+    model = SimpleNamespace(name_or_path="stub")
+    segmenter = Segmenter(class_names=CLASSES, ignore_index=ignore_index, model=model)
+    segment_video(path, overlay, summary, segmenter, batch_size)  # type: ignore[arg-type]
     return overlay
 
 
@@ -345,7 +346,7 @@ def test_command_writes_the_images_and_videos_of_a_folder_and_names_bad_ones(
         "clip_2.json",
     }
     output = capsys.readouterr()
-    assert f"skipped {tmp_path / 'in' / 'bad.mp4'}: expected a video, but it cannot be read" in output.err
+    assert f"{tmp_path / 'in' / 'bad.mp4'}: expected a video, but it cannot be read" in output.err
     assert "2 of 3 images and videos written" in output.out
 
 

@@ -1,19 +1,58 @@
-"""What a command shows on standard error, and how it ends."""
+"""What a command takes as numbers, shows on standard error, and ends with."""
 
+import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 OUT_OF_MEMORY = "Out of memory: try early rejection (--topk 8), a smaller batch or bfloat16"
-LOGGED_PROGRESS_SECONDS = 30  # between two updates of a progress bar that goes to a file
+
+
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
+    """The type of a command-line argument: an `int` or a `float` within limits."""
+    limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    expected = f"expected a {'whole number' if kind is int else 'number'} {limits}"
+
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+
+    return parse
+
+
+whole_number = number(int, 0)
+positive_integer = number(int, 1)
+
+
+class StandardError:
+    """Standard error as it is now; what cannot be written there is lost, where tqdm would raise and keep its lock."""
+
+    def write(self, text: str) -> None:
+        """Write, and show it at once."""
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+STANDARD_ERROR: Any = StandardError()
 
 
 def say(text: str) -> None:
     """Print a message of the command, above progress bars if there are some."""
     from tqdm import tqdm
 
-    tqdm.write(f"sed-hf: {printable(text)}", file=sys.stderr)
+    tqdm.write(f"sed-hf: {printable(text)}", file=STANDARD_ERROR)
 
 
 def progress_bar(iterable: Any = None, desc: str = "", **kwargs: Any) -> Any:
@@ -21,8 +60,8 @@ def progress_bar(iterable: Any = None, desc: str = "", **kwargs: Any) -> Any:
     from tqdm import tqdm
 
     if not sys.stderr.isatty():
-        kwargs |= {"mininterval": LOGGED_PROGRESS_SECONDS, "maxinterval": 2 * LOGGED_PROGRESS_SECONDS}
-    return tqdm(iterable, desc=printable(desc), **kwargs)
+        kwargs |= {"mininterval": 30, "maxinterval": 60}  # seconds
+    return tqdm(iterable, desc=printable(desc), file=STANDARD_ERROR, **kwargs)
 
 
 def printable(text: object) -> str:

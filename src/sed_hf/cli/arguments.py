@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,154 +18,79 @@ if TYPE_CHECKING:
     from .. import SEDForSemanticSegmentation, SEDProcessor
 
 
-def add_command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], **kwargs: Any
-) -> argparse.ArgumentParser:
-    """The parser of a new command; `kwargs` are those of `ArgumentParser`, whose epilog keeps its lines."""
-    parser = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-    parser.set_defaults(run=run)
-    return parser
+def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An argument of a command: what argparse's `add_argument` takes."""
+    return names, options
 
 
-def add_class_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add `--classes` and `--vocabulary`, one of which is to be given."""
-    classes = parser.add_mutually_exclusive_group(required=required)
-    classes.add_argument(
-        "--classes", nargs="+", metavar="NAME", help='class names, one argument each; "dog, puppy" are synonyms'
-    )
-    classes.add_argument(
+CLASSES = (
+    argument("--classes", nargs="+", metavar="NAME", help='one argument for each class; "dog, puppy" are synonyms'),
+    argument(
         "--vocabulary",
         metavar="NAME_OR_FILE",
         help=f"built-in vocabulary ({', '.join(vocabulary_names())}), text file with one class on each line, JSON file"
         " (list, id2label or COCO's categories), or .safetensors file of sed-hf encode",
-    )
-
-
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`."""
-    parser.add_argument(
-        "--model",
-        metavar="M",
-        help=f"{', '.join(OFFICIAL)} (the authors' weights, downloaded once), a model folder, or OWNER/NAME on the"
-        " Hugging Face Hub (default: the bundled toy model, which knows only generated scenes)",
-    )
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, and where and with which numbers it runs."""
-    add_model_argument(parser)
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cpu", "cuda", "mps"],
-        default="auto",
-        help="where to run; auto takes a GPU if there is one (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="numbers to compute with; the 16-bit ones are faster on a GPU (default: %(default)s)",
-    )
-
-
-def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--output`, a folder for several results."""
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs"),
-        metavar="DIR",
-        help="folder for the results (default: %(default)s)",
-    )
-
-
-def add_model_folder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `OUT`, the folder of a model to write, and `--overwrite`."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
-
-
-def check_folder(argument: str, folder: Path) -> None:
-    """Refuse a path that is not a folder and cannot become one.
-
-    Raises:
-        FileExistsError: It is a file, or lies below one.
-    """
-    for path in (folder, *folder.parents):
-        if path.exists():
-            if not path.is_dir():
-                what = "it" if path == folder else path
-                raise FileExistsError(f"{argument} {folder}: expected a folder, but {what} is a file")
-            return
-
-
-# Class names ----------------------------------------------------------------------------------------------------------
+    ),
+)
+MODEL = argument(
+    "--model",
+    type=check_model_source,
+    metavar="M",
+    help=f"{', '.join(OFFICIAL)} (the authors' weights, downloaded once), a model folder, or OWNER/NAME on the Hub;"
+    " by default the bundled toy model, which knows only generated scenes",
+)
+DEVICE = (
+    argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: a GPU if there is one"),
+    argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="16 bits suit GPUs"),
+)
+OUTPUT = argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the results")
+NEW_MODEL = (
+    argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty"),
+    argument("--overwrite", action="store_true", help="replace OUT if it is a model folder"),
+)
 
 
 def read_class_names(arguments: argparse.Namespace) -> list[str]:
     """The class names that are asked for; nothing is encoded yet. A hint is printed if they look like one too few."""
-    if not arguments.vocabulary:
-        # From "sky, water, gravel" without quotes come "sky," and "water,".
-        class_names = [name.strip(" ,") for name in arguments.classes if name.strip() != ","]
-    elif is_encoded_vocabulary(arguments.vocabulary):
+    vocabulary = arguments.vocabulary
+    if bool(vocabulary) == bool(arguments.classes):
+        raise ValueError("expected class names, either --classes NAME [NAME ...] or --vocabulary NAME_OR_FILE")
+    if not vocabulary:  # from "sky , water" without quotes comes a comma by itself
+        class_names = [name for name in arguments.classes if name.strip() != ","]
+    elif vocabulary.endswith(".safetensors"):
         from ..inference.class_embeddings import load_class_embeddings
 
-        class_names = load_class_embeddings(arguments.vocabulary)[0]
+        class_names, _ = load_class_embeddings(vocabulary)
     else:
-        class_names = load_vocabulary(arguments.vocabulary)
+        class_names = load_vocabulary(vocabulary)
+
+    from ..processing_sed import validate_class_names
+
+    class_names = validate_class_names(class_names, f"--vocabulary {vocabulary}" if vocabulary else "--classes")
     if len(class_names) == 1 and "," in class_names[0] and getattr(arguments, "everything_else", None) is None:
         names = [name.strip() for name in class_names[0].split(",")]
         say(f"{class_names[0]!r} is one class; for {len(names)}, write --classes {shlex.join(names)}")
     return class_names
 
 
-def class_argument(arguments: argparse.Namespace) -> str:
-    """What errors about class names call them."""
-    return f"--vocabulary {arguments.vocabulary}" if arguments.vocabulary else "--classes"
+def load_model_and_embeddings(
+    arguments: argparse.Namespace, class_names: list[str]
+) -> tuple[SEDForSemanticSegmentation, SEDProcessor, Tensor]:
+    """The model, its processor, and the embeddings (T, P, D) of classes: from a file, the cache, or encoded."""
+    from ..inference import class_embeddings
+
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    if str(arguments.vocabulary).endswith(".safetensors"):
+        encoder = class_embeddings.text_encoder_sha256(model, processor)
+        _, embeddings = class_embeddings.load_class_embeddings(arguments.vocabulary, encoder)
+        return model, processor, embeddings.to(model.device, model.dtype)
+    cache = class_embeddings.ClassEmbeddingCache()
+    return model, processor, class_embeddings.encode_classes(model, processor, class_names, cache)
 
 
-def is_encoded_vocabulary(vocabulary: str | None) -> bool:
-    """Whether `--vocabulary` names a file of `sed-hf encode`."""
-    return vocabulary is not None and Path(vocabulary).suffix == ".safetensors"
-
-
-# Models ---------------------------------------------------------------------------------------------------------------
-
-
-def choose_model(source: str | None) -> str:
-    """The model that is asked for, or the bundled toy model; refused if it cannot be one."""
-    if source is None:
-        say(
-            "no --model is given: taking the bundled toy model, a small SED that was trained on generated scenes"
-            " (coloured shapes on textured grounds) and knows nothing else"
-        )
-    return check_model_source(source)
-
-
-def load_model_and_classes(
-    arguments: argparse.Namespace, model_source: str, class_names: list[str]
-) -> tuple[SEDForSemanticSegmentation, SEDProcessor, list[str], Tensor]:
-    """The model, its processor, the class names, and their embeddings (T, P, D): from a file, the cache, or encoded."""
-    from ..inference.class_embeddings import (
-        ClassEmbeddingCache,
-        encode_classes,
-        load_class_embeddings,
-        text_encoder_sha256,
-    )
-    from ..processing_sed import validate_class_names
-
-    class_names = validate_class_names(class_names, class_argument(arguments))
-    model, processor = load_model(model_source, arguments.device, arguments.dtype)
-    if is_encoded_vocabulary(arguments.vocabulary):
-        encoder = text_encoder_sha256(model, processor)
-        _, class_embeddings = load_class_embeddings(arguments.vocabulary, encoder)
-        return model, processor, class_names, class_embeddings.to(model.device, model.dtype)
-    return model, processor, class_names, encode_classes(model, processor, class_names, ClassEmbeddingCache())
-
-
-def load_model(source: str, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
+def load_model(source: str | None, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
     """Load a model and its processor, and say so; the arguments are those of [`sed_hf.hub.load.load`]."""
-    say(f"loading {source}")
+    say(f"loading {source or 'the bundled toy model, which knows only generated scenes; --model takes another'}")
 
     from transformers.utils import logging
 

@@ -1,20 +1,10 @@
-"""`sed-hf cache`: show or clear the cache of encoded class names."""
+"""Show or clear the cache of encoded class names."""
 
 import argparse
 
-from .arguments import add_command
+from .arguments import argument
 
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command."""
-    parser = add_command(
-        commands,
-        "cache",
-        run,
-        help="show or clear the cache of encoded class names",
-        description="Show where encoded class names are cached, and how much that is.",
-    )
-    parser.add_argument("--clear", action="store_true", help="remove them")
+ARGUMENTS = [argument("--clear", action="store_true", help="remove them")]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The `sed-hf` command: its arguments, and the module of each subcommand.
+"""The `sed-hf` command. A subcommand is a module: its docstring is the help, `ARGUMENTS` are parsed, `run` runs it.
 
 torch and transformers take seconds to import. Everything that needs them is imported inside functions, so that help
 and refused arguments are immediate.
@@ -15,6 +15,10 @@ from . import cache, convert, demo, encode, explain, export, init, models, push,
 COMMANDS = (segment, explain, encode, models, cache, convert, init, export, push, demo)
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of examples, and shows defaults."""
+
+
 class MessageHandler(logging.Handler):
     """Shows the package's warnings as messages of the command."""
 
@@ -24,16 +28,16 @@ class MessageHandler(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, by default those of the process, and return its exit status.
-
-    Raises:
-        SystemExit: Arguments are wrong, or help was asked for.
-    """
+    """Run the command with these arguments, by default those of the process, and return its exit status."""
     logger = logging.getLogger(__package__.partition(".")[0])
     if not logger.handlers:
         logger.addHandler(MessageHandler())
-    arguments = build_parser().parse_args(argv)
-    return run_command("sed-hf", lambda: arguments.run(arguments))
+
+    def run() -> int:
+        arguments = build_parser().parse_args(argv)
+        return arguments.run(arguments)
+
+    return run_command("sed-hf", run)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +47,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sed-hf {version('sed-hf')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(commands)
+    for module in COMMANDS:
+        summary, _, details = str(module.__doc__).partition("\n\n")
+        positional = [options["metavar"] for (name, *_), options in module.ARGUMENTS if not name.startswith("-")]
+        command = commands.add_parser(
+            module.__name__.rpartition(".")[2],
+            usage=" ".join(
+                ["%(prog)s", *positional, "[options]"]
+            ),  # argparse puts them last, where --classes takes them
+            help=summary,
+            description=summary,
+            epilog=details,
+            formatter_class=HelpFormatter,
+        )
+        for names, options in module.ARGUMENTS:
+            command.add_argument(*names, **options)
+        command.set_defaults(run=module.run)
     return parser

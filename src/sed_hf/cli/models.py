@@ -1,22 +1,19 @@
-"""`sed-hf models`: list the authors' weights, or download them."""
+"""List the authors' weights, or download them.
+
+The list has names for --model, the mean IoU that the authors report, and what is in the cache;
+--model downloads what is not there.
+
+Examples:
+  sed-hf models
+  sed-hf models sed-b
+"""
 
 import argparse
 
 from ..hub.official import BENCHMARKS, OFFICIAL, official_folder
-from .arguments import add_command
+from .arguments import argument
 
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command."""
-    parser = add_command(
-        commands,
-        "models",
-        run,
-        help="list the authors' weights, or download them",
-        description="List the authors' weights: names for --model, mean IoU as the authors report it, and what is in"
-        "\nthe cache. --model downloads what is not there.",
-    )
-    parser.add_argument("name", nargs="?", choices=OFFICIAL, metavar="NAME", help="download these weights now")
+ARGUMENTS = [argument("name", nargs="?", choices=OFFICIAL, metavar="[NAME]", help="download these weights now")]
 
 
 def run(arguments: argparse.Namespace) -> int:

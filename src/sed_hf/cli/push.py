@@ -1,36 +1,24 @@
-"""`sed-hf push`: upload a model folder to the Hugging Face Hub."""
+"""Upload a model folder, code and model card included, to the Hugging Face Hub; log in first, with `hf auth login`.
+
+Example:
+  sed-hf push sed-base YOU/sed-base --private
+"""
 
 import argparse
 from pathlib import Path
 
-from .arguments import add_command
+from .arguments import argument
 
-EPILOG = """\
-example:
-  sed-hf push sed-base YOU/sed-base --private
-"""
-
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add the command."""
-    parser = add_command(
-        commands,
-        "push",
-        run,
-        help="upload a model folder to the Hugging Face Hub",
-        description="Upload a model folder, code and model card included, to the Hugging Face Hub. Log in first, with"
-        "\n`hf auth login`.",
-        epilog=EPILOG,
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="model folder")
-    parser.add_argument("repo_id", metavar="OWNER/NAME", help="model repository; made if it is missing")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+ARGUMENTS = [
+    argument("folder", type=Path, metavar="FOLDER", help="model folder"),
+    argument("repo_id", metavar="OWNER/NAME", help="model repository; made if it is missing"),
+    argument("--private", action="store_true", help="make a new repository private"),
+]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Upload a model folder."""
-    owner, _, name = arguments.repo_id.partition("/")
-    if not owner or not name or "/" in name:
+    if not all(arguments.repo_id.partition("/")) or arguments.repo_id.count("/") != 1:
         raise ValueError(f"{arguments.repo_id}: expected a repository as OWNER/NAME")
 
     from ..hub.save import push_hub_folder

@@ -96,7 +96,7 @@ def load(
     processor = SEDProcessor(image_processor, tokenizer, settings.get("prompt_templates"))
     check_fit(source, model, processor, report)
     if official:
-        model.config.early_rejection_topk = official.topk
+        model.config.early_rejection_topk, model.name_or_path = official.topk, official.name
     return model.to(device), processor
 
 

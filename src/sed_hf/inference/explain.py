@@ -1,7 +1,9 @@
 """What SED sees in an image, class by class: the cost map, every head, and where early rejection drops a class."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,11 @@ from torch import Tensor
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..visualization import INK, class_statistics, draw_overlay, first_synonym, resize_labels, shortened
+from ..utils import atomic_path
+from ..visualization import INK, draw_overlay, first_synonym, resize_labels, shortened
 
-CELL_AREA = 200 * 150  # pixels
-LABEL_WIDTH = 270
-LINE = 20  # height of a line of text
-GAP = 8
+CELL = (200, 150)  # pixels, at most
+LABEL_WIDTH, LINE, GAP = 270, 20, 8
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,8 @@ class Explanation:
 
     Attributes:
         cost_map: float32 (T, h, w), cosine similarity of each location and class name, mean of all prompt templates.
-        heads: float32 (T, h, w), (T, 2h, 2w), (T, 4h, 4w), (T, 8h, 8w): the probabilities of the auxiliary heads,
-            before each stage, and of the last head.
-        rejected_before: int64 (T,), the stage (from 1) that a class does not enter with early rejection; 0: it enters
-            every one.
+        heads: float32 (T, h, w) to (T, 8h, 8w), the probabilities before each stage and of the last head.
+        rejected_before: int64 (T,), the stage (from 1) that a class does not enter with early rejection; 0: none.
         segmentation: int64 (height, width), the class of each pixel.
     """
 
@@ -39,6 +38,10 @@ class Explanation:
     heads: tuple[npt.NDArray[np.float32], ...]
     rejected_before: npt.NDArray[np.int64]
     segmentation: npt.NDArray[np.int64]
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """The share of each class of the image, (T,)."""
+        return np.bincount(self.segmentation.ravel(), minlength=len(self.class_names)) / self.segmentation.size
 
 
 @torch.inference_mode()
@@ -66,24 +69,25 @@ def explain_image(
     return Explanation(class_names, topk, cost_map, heads, rejected_before.cpu().numpy(), segmentation.cpu().numpy())
 
 
-def explanation_summary(explanation: Explanation) -> dict[str, object]:
-    """What the figure shows as numbers, of every class, for a JSON file."""
-    statistics = class_statistics(explanation.segmentation, explanation.class_names)
-    shares = {entry.index: entry.share for entry in statistics}
-    return {
-        "topk": explanation.topk,
-        "classes": [
-            {
-                "index": index,
-                "name": name,
-                "share": round(shares.get(index, 0.0), 6),
-                "highest_cost": round(float(explanation.cost_map[index].max()), 6),
-                "highest_probability_by_head": [round(float(head[index].max()), 6) for head in explanation.heads],
-                "rejected_before_stage": int(explanation.rejected_before[index]) or None,
-            }
-            for index, name in enumerate(explanation.class_names)
-        ],
-    }
+def write_explanation(figure: Path, image: Image.Image, explanation: Explanation, max_rows: int) -> None:
+    """Write the figure (PNG) and, beside it, the same numbers of all classes (JSON)."""
+    shares = explanation.shares()
+    with atomic_path(figure) as path:
+        draw_explanation(image, explanation, max_rows).save(path, format="PNG")
+    classes = [
+        {
+            "index": index,
+            "name": name,
+            "share": float(shares[index]),
+            "highest_cost": float(explanation.cost_map[index].max()),
+            "highest_probability_by_head": [float(head[index].max()) for head in explanation.heads],
+            "rejected_before_stage": int(explanation.rejected_before[index]) or None,
+        }
+        for index, name in enumerate(explanation.class_names)
+    ]
+    with atomic_path(figure.with_suffix(".json")) as path:
+        content = {"topk": explanation.topk, "classes": classes}
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def draw_explanation(image: Image.Image, explanation: Explanation, max_rows: int = 12) -> Image.Image:
@@ -91,45 +95,31 @@ def draw_explanation(image: Image.Image, explanation: Explanation, max_rows: int
 
     At most `max_rows` classes are drawn: those of the largest share first, then those of the highest probability.
     """
-    *auxiliary_heads, last_head = explanation.heads
-    areas = np.bincount(explanation.segmentation.ravel(), minlength=len(last_head))
-    highest = last_head.max(axis=(1, 2))
-    rows = np.lexsort((-highest, -areas))[:max_rows].tolist()
-    columns = {"cost map": explanation.cost_map}
-    columns |= {f"head before stage {stage}": head for stage, head in enumerate(auxiliary_heads, start=1)}
-    columns["last head"] = last_head
+    names, shares, stages = explanation.class_names, explanation.shares(), explanation.rejected_before
+    highest = explanation.heads[-1].max(axis=(1, 2))
+    drawn = np.lexsort((-highest, -shares))[:max_rows]
+    headings = ["cost map", *(f"head before stage {stage}" for stage in range(1, len(explanation.heads))), "last head"]
 
-    scale = (CELL_AREA / (image.width * image.height)) ** 0.5
-    cell = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    large = image.resize((3 * cell[0], 3 * cell[1]))
-    overlay = draw_overlay(large, resize_labels(explanation.segmentation, large.size), explanation.class_names)
-    row_height = max(cell[1], 4 * LINE) + GAP
-    headings_top = max(large.height, overlay.height) + 2 * GAP
-    first_row = headings_top + 2 * LINE + GAP
-    width = max(LABEL_WIDTH + len(columns) * (cell[0] + GAP), large.width + overlay.width + 2 * GAP) + GAP
-    figure = Image.new("RGB", (width, first_row + len(rows) * row_height), "white")
+    grey = ImageOps.contain(image.convert("L").convert("RGB"), CELL)
+    large = image.resize((3 * grey.width, 3 * grey.height))
+    overlay = draw_overlay(large, resize_labels(explanation.segmentation, large.size), names)
+    width = max(LABEL_WIDTH + len(headings) * (grey.width + GAP), large.width + overlay.width + 2 * GAP) + GAP
+    first_row, row_height = overlay.height + 2 * LINE + 3 * GAP, max(grey.height, 4 * LINE) + GAP
+    figure = Image.new("RGB", (width, first_row + len(drawn) * row_height), "white")
     figure.paste(large, (GAP, GAP))
     figure.paste(overlay, (large.width + 2 * GAP, GAP))
-
-    for position, index in enumerate(rows):
-        stage = explanation.rejected_before[index]
-        _write(
-            figure,
-            (GAP, first_row + position * row_height),
-            LABEL_WIDTH - GAP,
-            first_synonym(explanation.class_names[index]),
-            f"{areas[index] / areas.sum():.1%} of the image",
-            f"highest probability {highest[index]:.2f}",
-            f"{f'rejected before stage {stage}' if stage else 'never rejected'} (k = {explanation.topk})",
-        )
-    grey = image.convert("L").resize(cell).convert("RGB")
-    for number, (heading, maps) in enumerate(columns.items()):
-        left = LABEL_WIDTH + GAP + number * (cell[0] + GAP)
-        low, high = (float(maps[rows].min()) if number == 0 else 0.0), float(maps[rows].max())
-        _write(figure, (left, headings_top), cell[0], heading, f"{low:.2f} to {high:.2f}")
-        for position, index in enumerate(rows):
-            heat = heat_map(maps[index], low, high).resize(cell, Image.Resampling.BILINEAR)
-            figure.paste(Image.blend(grey, heat, 0.8), (left, first_row + position * row_height))
+    for row, index in enumerate(drawn):
+        rejection = f"rejected before stage {stages[index]}" if stages[index] else "never rejected"
+        share, probability = f"{shares[index]:.1%} of the image", f"highest probability {highest[index]:.2f}"
+        lines = [first_synonym(names[index]), share, probability, f"{rejection} (k = {explanation.topk})"]
+        write(figure, (GAP, first_row + row * row_height), LABEL_WIDTH - GAP, lines)
+    for column, (heading, maps) in enumerate(zip(headings, (explanation.cost_map, *explanation.heads), strict=True)):
+        left = LABEL_WIDTH + GAP + column * (grey.width + GAP)
+        low, high = float(maps[drawn].min()) if column == 0 else 0.0, float(maps[drawn].max())
+        write(figure, (left, overlay.height + 2 * GAP), grey.width, [heading, f"{low:.2f} to {high:.2f}"])
+        for row, index in enumerate(drawn):
+            heat = heat_map(maps[index], low, high).resize(grey.size, Image.Resampling.BILINEAR)
+            figure.paste(Image.blend(grey, heat, 0.8), (left, first_row + row * row_height))
     return figure
 
 
@@ -140,7 +130,7 @@ def heat_map(values: npt.NDArray[np.float32], low: float, high: float) -> Image.
     return ImageOps.colorize(grey, black=(0, 0, 4), mid=(188, 55, 84), white=(252, 255, 164))
 
 
-def _write(figure: Image.Image, corner: tuple[int, int], width: int, *lines: str) -> None:
+def write(figure: Image.Image, corner: tuple[int, int], width: int, lines: Sequence[str]) -> None:
     """Write lines of text, shortened to a width, below a corner."""
     font = ImageFont.load_default(16)
     text = "\n".join(shortened(line, font, width) for line in lines)

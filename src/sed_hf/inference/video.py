@@ -1,40 +1,23 @@
 """Videos: decoded, segmented in batches of frames, drawn, and encoded again with their sound. Needs PyAV."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .. import visualization as vis
 from ..image_processing_sed import TooManyPixelsError, check_pixels
 from ..terminal import progress_bar, say
 from ..utils import atomic_path
-from ..visualization import (
-    NO_CLASS,
-    WHITE,
-    ClassTotals,
-    Legend,
-    LegendRow,
-    class_colors,
-    class_statistics,
-    display_size,
-    draw_regions,
-)
 from .segmenter import Segmenter
 from .writers import summary as summary_of
 
-try:
-    import av
-except ImportError as error:
-    raise ImportError("videos need PyAV: pip install '.[video]' in the clone of sed-hf") from error
-
-ENCODER_OPTIONS: dict[str, Any] = {"crf": "20", "preset": "veryfast"}  # the text of the legend stays crisp
 # Sound that players expect in an MP4 file is copied; other sound is encoded to AAC.
 COPIED_SOUND = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"})
 MAX_LISTED = 22  # classes in the legend
@@ -45,9 +28,7 @@ class UnreadableVideoError(ValueError):
     """A file cannot be read as a video; the message says why."""
 
 
-def segment_video(
-    video: Path, overlay: Path, summary: Path, segmenter: Segmenter, *, model_name: str, batch_size: int = 1
-) -> None:
+def segment_video(video: Path, overlay: Path, summary: Path, segmenter: Segmenter, batch_size: int = 1) -> None:
     """Write a video with class colours, legend, and the sound of the original, and a summary, with a progress bar.
 
     The MP4 file `overlay` is written before the JSON file `summary`. If it is interrupted, the frames so far are kept
@@ -57,14 +38,14 @@ def segment_video(
         UnreadableVideoError: The file is not a video, or cannot be read to its end.
     """
     size = check_video(video)
-    totals = ClassTotals(segmenter.class_names, segmenter.ignore_index)
+    totals = vis.ClassTotals(segmenter.class_names, segmenter.ignore_index)
     drawing = VideoOverlay(size, segmenter.class_names, segmenter.ignore_index)
     with open_video(video) as source, atomic_path(summary) as summary_path, atomic_path(overlay) as overlay_path:
         with overlay_path.open("wb") as file:
             writer = VideoWriter(file, drawing.size, source)
             try:
-                with progress_bar(total=source.num_frames, desc=video.name, unit="frame") as progress:
-                    for batch in _batches(source, writer, batch_size):
+                with progress_bar(total=source.video.frames or None, desc=video.name, unit="frame") as progress:
+                    for batch in batches(source, writer, batch_size):
                         images = [source.image(frame) for frame in batch]
                         for frame, image, result in zip(batch, images, segmenter(images), strict=True):
                             totals.add(result["segmentation"], result["probability"])
@@ -73,13 +54,27 @@ def segment_video(
                 writer.close()
             except BaseException:
                 with suppress(OSError, av.FFmpegError):  # of a full disk, for one, where nothing can be kept
-                    _keep_partial(writer, overlay_path, overlay)
+                    writer.close()
+                    if writer.num_frames:
+                        partial = overlay.with_suffix(".partial.mp4")
+                        with atomic_path(partial) as path:
+                            overlay_path.rename(path)
+                        say(f"the first {writer.num_frames} frames are in {partial}")
                 raise
-        text = summary_of(video, size, totals.statistics(), totals.ignored_pixels, model_name, frames=writer.num_frames)
+        text = summary_of(video, size, totals, segmenter.model.name_or_path, frames=writer.num_frames)
         summary_path.write_text(text, encoding="utf-8")
 
 
-def _batches(source: VideoSource, writer: VideoWriter, size: int) -> Iterator[list[av.VideoFrame]]:
+def check_video(path: Path) -> tuple[int, int]:
+    """Width and height of a video in pixels, as it is shown."""
+    with open_video(path) as source:
+        for item in source:
+            if isinstance(item, av.VideoFrame):
+                return source.image(item).size
+    raise UnreadableVideoError("expected a video, but no frame of it can be decoded")
+
+
+def batches(source: "VideoSource", writer: "VideoWriter", size: int) -> Iterator[list[av.VideoFrame]]:
     """The frames in batches; the sound between them is written at once."""
     batch = []
     for item in source:
@@ -94,31 +89,15 @@ def _batches(source: VideoSource, writer: VideoWriter, size: int) -> Iterator[li
         yield batch
 
 
-def _keep_partial(writer: VideoWriter, written: Path, overlay: Path) -> None:
-    """Finish an interrupted video so that it plays, and keep it under a name that says what it is."""
-    writer.close()
-    if writer.num_frames:
-        partial = overlay.with_name(f"{overlay.stem}.partial{overlay.suffix}")
-        with atomic_path(partial) as path:
-            written.rename(path)
-        say(f"the first {writer.num_frames} frames are in {partial}")
-
-
-def check_video(path: Path) -> tuple[int, int]:
-    """Width and height of a video in pixels, as it is shown.
-
-    Raises:
-        UnreadableVideoError: No frame of it can be decoded; the message says why.
-    """
-    with open_video(path) as source:
-        for item in source:
-            if isinstance(item, av.VideoFrame):
-                return source.image(item).size
-    raise UnreadableVideoError("expected a video, but no frame of it can be decoded")
+def decode(packet: av.Packet) -> list[Any]:
+    """The frames of a packet; none if it is damaged, since those after it may be whole."""
+    with suppress(av.error.InvalidDataError):
+        return packet.decode()
+    return []
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[VideoSource]:
+def open_video(path: Path) -> Iterator["VideoSource"]:
     """Open a video to read it."""
     with path.open("rb") as file:  # by its name alone, FFmpeg would take "12:30.mp4" for an address
         try:
@@ -133,21 +112,19 @@ class VideoSource:
     """Decodes the frames of a video, and hands on the packets of its sound. Iterate over it once."""
 
     def __init__(self, container: av.container.InputContainer) -> None:
-        self.container = container
         video: Any = container.streams.best("video")
         if video is None or video.codec_context is None:
             found = ", ".join(stream.type for stream in container.streams) or "none"
             raise UnreadableVideoError(f"expected a video, but FFmpeg has a decoder for none of its streams: {found}")
         video.thread_type = "AUTO"
+        self.container = container
         self.video = video
         self.sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
         self.frame_rate = Fraction(video.average_rate or video.guessed_rate or 25)
-        seconds = (container.duration or 0) / av.time_base
-        self.num_frames = video.frames or round(seconds * self.frame_rate) or None  # about so many
         # Pixels need not be square, and frames may change their size.
-        self._decoded_size = (max(1, round(video.width * (video.sample_aspect_ratio or 1))), max(1, video.height))
+        self.decoded_size = (max(1, round(video.width * (video.sample_aspect_ratio or 1))), max(1, video.height))
         try:
-            check_pixels(*self._decoded_size)
+            check_pixels(*self.decoded_size)
         except TooManyPixelsError as error:
             raise UnreadableVideoError(f"its frames are too large: {error}") from error
 
@@ -160,7 +137,7 @@ class VideoSource:
                 if packet.stream.type == "audio":
                     yield packet
                     continue
-                for frame in _decode(packet):
+                for frame in decode(packet):
                     # AVI holds no time stamps, and FFmpeg guesses wrong ones. Damaged files have some that go back.
                     is_avi = self.container.format.name == "avi"
                     if is_avi or frame.pts is None or frame.pts <= next_pts - frame_time:
@@ -172,16 +149,8 @@ class VideoSource:
 
     def image(self, frame: av.VideoFrame) -> Image.Image:
         """A frame as an RGB image, the right way up and with square pixels."""
-        width, height = self._decoded_size
+        width, height = self.decoded_size
         return frame.to_image(width=width, height=height).rotate(frame.rotation, expand=True)  # phones film so
-
-
-def _decode(packet: av.Packet) -> list[Any]:
-    """The frames of a packet; without those that are damaged, since the ones after them may be whole."""
-    try:
-        return packet.decode()
-    except av.error.InvalidDataError:
-        return []
 
 
 class VideoWriter:
@@ -191,54 +160,55 @@ class VideoWriter:
         self.num_frames = 0
         # Recordings of television do not start at 0.
         offset = {"output_ts_offset": str(-(source.container.start_time or 0) / av.time_base)}
-        self._container = av.open(file, "w", format="mp4", options=offset)
+        self.container = av.open(file, "w", format="mp4", options=offset)
         rate = max(1, round(source.frame_rate))
-        self._stream: Any = self._container.add_stream("h264", rate=rate, options=ENCODER_OPTIONS)
-        self._stream.width, self._stream.height = size
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.gop_size = 2 * rate  # players can seek to every second second
-        context = self._stream.codec_context
+        options: Any = {"crf": "20", "preset": "veryfast"}  # the text of the legend stays crisp
+        self.stream: Any = self.container.add_stream("h264", rate=rate, options=options)
+        self.stream.width, self.stream.height = size
+        self.stream.pix_fmt = "yuv420p"
+        self.stream.gop_size = 2 * rate  # players can seek to every second second
+        context = self.stream.codec_context
         context.time_base = source.video.time_base
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # MPEG: 16 to 235
-        self._encoders = [self._stream]
-        self._sounds: dict[int, Any] = {}
+        self.encoders = [self.stream]
+        self.sounds: dict[int, Any] = {}
         for sound in source.sounds:
             if sound.codec_context.codec.canonical_name in COPIED_SOUND:
-                self._sounds[sound.index] = self._container.add_stream_from_template(sound)
+                self.sounds[sound.index] = self.container.add_stream_from_template(sound)
             else:
-                self._sounds[sound.index] = self._container.add_stream("aac", rate=48_000, layout=sound.layout)
-                self._encoders.append(self._sounds[sound.index])
+                self.sounds[sound.index] = self.container.add_stream("aac", rate=48_000, layout=sound.layout)
+                self.encoders.append(self.sounds[sound.index])
 
     def write(self, frame: av.VideoFrame, image: Image.Image) -> None:
         """Write the image that was made of a frame."""
         # Players take HD video without a colour space for BT.709, and SD video for BT.601: so it is named.
         pixels = av.VideoFrame.from_image(image).reformat(format="yuv420p", dst_colorspace="ITU709")
         pixels.pts, pixels.time_base, pixels.duration = frame.pts, frame.time_base, frame.duration
-        self._container.mux(self._stream.encode(pixels))
+        self.container.mux(self.stream.encode(pixels))
         self.num_frames += 1
 
     def write_sound(self, packet: av.Packet) -> None:
         """Write a packet of one of the source's audio streams: as it is, or encoded to AAC."""
-        stream = self._sounds[packet.stream.index]
-        if stream in self._encoders:
-            for frame in _decode(packet):
-                self._container.mux(stream.encode(frame))
+        stream = self.sounds[packet.stream.index]
+        if stream in self.encoders:
+            for frame in decode(packet):
+                self.container.mux(stream.encode(frame))
         elif packet.dts is not None:  # without a time, it is the mark of the end
             packet.stream = stream
-            self._container.mux(packet)
+            self.container.mux(packet)
 
     def close(self) -> None:
         """Write what the encoders hold back, and finish the file."""
         try:
             if self.num_frames:
-                for stream in self._encoders:
-                    self._container.mux(stream.encode(None))
+                for stream in self.encoders:
+                    self.container.mux(stream.encode(None))
         except OSError:  # of a full disk, for one, where PyAV's own error on closing does not say so
             with suppress(av.FFmpegError):
-                self._container.close()
+                self.container.close()
             raise
-        self._container.close()
+        self.container.close()
 
 
 class VideoOverlay:
@@ -247,46 +217,39 @@ class VideoOverlay:
     All frames get the same `size`, of even numbers. A short vocabulary is listed completely, with classes that are out
     of view faded. Of a longer one, a class enters when it first covers half a percent of a frame, later ones take the
     places of those that have been out of view longest, and the last row says how many in view have no place.
-    Percentages are those of the frame. Regions have no numbers, which would jump about.
     """
 
     def __init__(self, size: tuple[int, int], class_names: Sequence[str], ignore_index: int | None = None) -> None:
-        self._class_names = class_names
-        self._ignore_index = ignore_index
-        self._places = np.arange(len(class_names))  # class index at each place of the legend; -1: free
+        self.class_names = class_names
+        self.ignore_index = ignore_index
+        self.places = np.arange(len(class_names))  # class index at each place of the legend; -1: free
         if len(class_names) > MAX_LISTED:
-            self._places = np.full(MAX_LISTED, -1)
-        self._frames_out_of_view = np.where(self._places < 0, np.inf, 0)
-        num_rows = len(self._places) + (len(class_names) > MAX_LISTED) + (ignore_index is not None)
-        names = [*class_names, NO_CLASS]
-        self._legend = Legend(display_size(size), names, num_rows, digits=0)  # more digits would flicker
-        self.size = (self._legend.size[0] // 2 * 2, self._legend.size[1] // 2 * 2)
+            self.places = np.full(MAX_LISTED, -1)
+        self.frames_out_of_view = np.where(self.places < 0, np.inf, 0)
+        num_rows = len(self.places) + (len(class_names) > MAX_LISTED) + (ignore_index is not None)
+        # More digits of percentages would flicker, and numbers on regions would jump about.
+        self.legend = vis.Legend(vis.display_size(size), [*class_names, vis.NO_CLASS], num_rows, digits=0)
+        self.size = (self.legend.size[0] // 2 * 2, self.legend.size[1] // 2 * 2)
 
     def draw(self, frame: Image.Image, segmentation: npt.NDArray[np.integer]) -> Image.Image:
         """Draw the next frame, RGB, with its class indices (height, width): an RGB image of `size`."""
-        statistics = class_statistics(segmentation, self._class_names, ignore_index=self._ignore_index)
-        shares = {entry.index: entry.share for entry in statistics}
-        self._update_places(shares)
-        colors = class_colors(self._class_names)
-        rows = [
-            LegendRow("", 0)
-            if index < 0
-            else LegendRow(self._class_names[index], shares.pop(index, 0), tuple(colors[index].tolist()))
-            for index in self._places.tolist()
-        ]
-        if self._ignore_index is not None:
-            rows.append(LegendRow(NO_CLASS, float(np.mean(segmentation == self._ignore_index)), WHITE))
+        statistics = vis.class_statistics(segmentation, self.class_names, ignore_index=self.ignore_index)
+        shares = {entry.index: entry.share for entry in statistics}  # the largest first
+        self.frames_out_of_view = np.where(np.isin(self.places, list(shares)), 0, self.frames_out_of_view + 1)
+        for index, share in shares.items():
+            place = np.argmax(self.frames_out_of_view)
+            if index not in self.places and share >= MIN_LISTED_SHARE and self.frames_out_of_view[place]:
+                self.places[place] = index
+                self.frames_out_of_view[place] = 0
+        colors = vis.class_colors(self.class_names).tolist()
+        rows = []
+        for index in self.places.tolist():
+            is_free = index < 0
+            name, color = ("", None) if is_free else (self.class_names[index], tuple(colors[index]))
+            rows.append(vis.LegendRow(name, shares.pop(index, 0), color))
+        if self.ignore_index is not None:
+            rows.append(vis.LegendRow(vis.NO_CLASS, float(np.mean(segmentation == self.ignore_index)), vis.WHITE))
         if shares:
-            rows.append(LegendRow(f"{len(shares)} more", sum(shares.values())))
-        regions = draw_regions(frame, segmentation, self._class_names, ignore_index=self._ignore_index)
-        return self._legend.draw(regions, rows).crop((0, 0, *self.size))
-
-    def _update_places(self, shares: dict[int, float]) -> None:
-        """Take in the next frame, with the shares of the classes in view, the largest first."""
-        is_in_view = np.isin(self._places, list(shares))
-        self._frames_out_of_view = np.where(is_in_view, 0, self._frames_out_of_view + 1)
-        for newcomer, share in shares.items():
-            place = np.argmax(self._frames_out_of_view)
-            if newcomer not in self._places and share >= MIN_LISTED_SHARE and self._frames_out_of_view[place]:
-                self._places[place] = newcomer
-                self._frames_out_of_view[place] = 0
+            rows.append(vis.LegendRow(f"{len(shares)} more", sum(shares.values())))
+        regions = vis.draw_regions(frame, segmentation, self.class_names, ignore_index=self.ignore_index)
+        return self.legend.draw(regions, rows).crop((0, 0, *self.size))
