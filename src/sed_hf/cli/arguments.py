@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """An argument of a command: what argparse's `add_argument` takes."""
+    """An argument of a command: what argparse's `add_argument` takes; the help states a default."""
+    if "default" in options:
+        options["help"] += " (default: %(default)s)"
     return names, options
 
 

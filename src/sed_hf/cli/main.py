@@ -15,10 +15,6 @@ from . import cache, convert, demo, encode, explain, export, init, models, push,
 COMMANDS = (segment, explain, encode, models, cache, convert, init, export, push, demo)
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of examples, and shows defaults."""
-
-
 class MessageHandler(logging.Handler):
     """Shows the package's warnings as messages of the command."""
 
@@ -58,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary,
             epilog=details,
-            formatter_class=HelpFormatter,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for names, options in module.ARGUMENTS:
             command.add_argument(*names, **options)
