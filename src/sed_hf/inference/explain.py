@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
 from ..utils import atomic_path
-from ..visualization import INK, draw_overlay, first_synonym, resize_labels, shortened
+from ..visualization import INK, draw_overlay, first_synonym, font_of, resize_labels, shortened
 
 CELL = (200, 150)  # pixels, at most
 LABEL_WIDTH, LINE, GAP = 270, 20, 8
@@ -132,6 +132,7 @@ def heat_map(values: npt.NDArray[np.float32], low: float, high: float) -> Image.
 
 def write(figure: Image.Image, corner: tuple[int, int], width: int, lines: Sequence[str]) -> None:
     """Write lines of text, shortened to a width, below a corner."""
-    font = ImageFont.load_default(16)
-    text = "\n".join(shortened(line, font, width) for line in lines)
-    ImageDraw.Draw(figure).text(corner, text, fill=INK, font=font)
+    for number, line in enumerate(lines):
+        font = font_of(line, 16)
+        text, place = shortened(line, font, width), (corner[0], corner[1] + number * LINE)
+        ImageDraw.Draw(figure).text(place, text, fill=INK, font=font)
