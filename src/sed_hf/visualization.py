@@ -173,7 +173,6 @@ def draw_regions(
     numbered: Sequence[int] = (),
     *,
     ignore_index: int | None = None,
-    number_scale: float = 1.0,
 ) -> Image.Image:
     """An RGB image at [`display_size`], grey under the colours of its classes, with outlined and numbered regions.
 
@@ -183,7 +182,6 @@ def draw_regions(
         class_names: The T class names; synonyms separated by ", ".
         numbered: Class indices; the n-th class gets the number n, in its widest region if it fits.
         ignore_index: Label of pixels that have no class; they keep the image's colours.
-        number_scale: Size of the numbers relative to those of a legend.
     """
     if segmentation.shape != image.size[::-1]:
         raise ValueError(f"segmentation has shape {segmentation.shape}: expected the image's {image.size[::-1]}")
@@ -195,7 +193,7 @@ def draw_regions(
     colored = Image.blend(original.convert("L").convert("RGB"), colors, 0.5)
     regions = Image.composite(colored, original, Image.fromarray(has_class))
     regions.paste(WHITE, mask=Image.fromarray(_contours(labels, max(1, round(min(size) / 700)))))
-    em, stride = round(number_scale * font_size(size)), math.ceil(max(size) / 256)
+    em, stride = font_size(size), math.ceil(max(size) / 256)
     coarse = labels[::stride, ::stride]  # on which places of numbers are sought
     depths = _depths(coarse)
     for number, index in enumerate(numbered, start=1):
