@@ -50,9 +50,9 @@ class TestTraining:
         assert train(tmp_path, bf16=True, double=False)[:-1] == pytest.approx(train(tmp_path)[:-1], rel=0.02)
 
     def test_a_resumed_run_ends_as_one_that_never_stopped(self, tmp_path: Path) -> None:
-        options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+        options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
         expected = train(tmp_path, **options)
-        assert train(tmp_path, resume=tmp_path / "checkpoint-2", **options) == expected
+        assert train(tmp_path, resume=tmp_path / "checkpoint-1", **options) == expected
 
 
 class TestEvaluation:
@@ -84,7 +84,7 @@ class TestEvaluation:
 
     def test_the_best_model_is_loaded_at_the_end(self, tmp_path: Path) -> None:
         strategy = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-        trainer = make_trainer(tmp_path, **strategy, load_best_model_at_end=True, greater_is_better=True, max_steps=2)
+        trainer = make_trainer(tmp_path, **strategy, load_best_model_at_end=True, greater_is_better=True)
         trainer.train()  # the best is here the greatest loss, of the first checkpoint
         assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
         losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]

@@ -43,14 +43,14 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def make_trainer(
     output_dir: Path, stream: bool = False, config: dict[str, Any] | None = None, double: bool = True, **options: Any
 ) -> Trainer:
-    """Four steps of four images by default; in double precision and with SGD, so that rounding does not add up."""
+    """Two steps of four images by default; in double precision and with SGD, so that rounding does not add up."""
     config = config or {}
     model = make_small_model(**config).to(torch.float64 if double else torch.float32)
     model.set_classes(**small_processor()(text=NAMES))
     samples = make_samples(config.get("ignore_index", 255))
     own = {name: options.pop(name) for name in ("compute_metrics", "preprocess_logits_for_metrics") if name in options}
     defaults = {
-        "use_cpu": True, "max_steps": 4, "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1,
+        "use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.1,
         "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": "none", "save_strategy": "no",
         "train_sampling_strategy": "sequential", "disable_tqdm": True, "max_grad_norm": 0.0,
     }  # fmt: skip
