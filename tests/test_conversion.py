@@ -228,5 +228,5 @@ class TestWhatOpenClipDoesNotHave:
 
     @pytest.mark.parametrize("variant", ["ViT-B-32", "convnext_unknown", "RN50"])
     def test_other_architectures_are_refused(self, variant: str) -> None:
-        with pytest.raises(ValueError, match=f"variant='{variant}': expected a ConvNeXt of open_clip"):
+        with pytest.raises(ValueError, match=f"variant='{variant}': expected a timm ConvNeXt"):
             from_open_clip(variant)

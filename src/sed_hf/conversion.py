@@ -238,7 +238,7 @@ def config_from_open_clip(variant: str) -> SEDConfig:
     architecture = vision.get("timm_model_name", "")
     if not architecture.startswith("convnext") or vision["timm_pool"] or vision["timm_proj"] not in ("linear", "mlp"):
         known = ", ".join(name for name in open_clip.list_models() if name.startswith("convnext"))
-        raise ValueError(f"variant={variant!r}: expected a ConvNeXt of open_clip without pooling, such as {known}")
+        raise ValueError(f"variant={variant!r}: expected a timm ConvNeXt without pooling in open_clip, such as {known}")
     official = {SED_BASE: 0.0, SED_LARGE: 0.1}
     text = clip["text_cfg"]
     return SEDConfig(

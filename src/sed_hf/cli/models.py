@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
         folder = official_folder(OFFICIAL[arguments.name])
         print(f"sed-hf: {arguments.name} is in {folder}")
         return 0
-    print("".join(f"{heading:>12}" for heading in ("name", *BENCHMARKS, "in the cache")))
+    print("".join(f"{heading:>13}" for heading in ("name", *BENCHMARKS, "in the cache")))
     for name, model in OFFICIAL.items():
         size = sum(file.stat().st_size for file in model.folder.glob("*"))
         cells = (name, *model.scores, f"{size / 1e6:.0f} MB" if size else "no")
-        print("".join(f"{cell:>12}" for cell in cells))
+        print("".join(f"{cell:>13}" for cell in cells))
     print(f"mean IoU as the authors report it; the cache is {model.folder.parent}")
     return 0

@@ -112,7 +112,7 @@ def download(model: OfficialModel, address: str | None, path: Path) -> None:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     address = address or ADDRESS.format(model.file_id)
-    bar = progress_bar(desc=f"Downloading {model.name}", unit="B", unit_scale=True)
+    bar = progress_bar(desc=f"Downloading {model.name}", unit="B", unit_scale=True, leave=False)
 
     def show(received: int, total: int | None) -> None:
         bar.total = total
@@ -129,7 +129,9 @@ def download(model: OfficialModel, address: str | None, path: Path) -> None:
         }
         gdown.download(address, str(path), quiet=True, resume=True, **options)
     except (DownloadError, OSError) as error:
-        reason = type(error).__name__ + (f", with {bar.n / 1e6:.0f} MB, which are kept" if bar.n else "")
+        reason = type(error.__cause__ or error).__name__ + (
+            f", with {bar.n / 1e6:.0f} MB, which are kept" if bar.n else ""
+        )
         raise OSError(
             f"{model.name}: no download ({reason}); save {address} as {model.folder}.pth, or try again, with sed-hf"
             f" models {model.name}"
