@@ -46,7 +46,12 @@ class Chunks:
         self.divisor = 1  # grows when memory runs out
 
     def map(
-        self, function: Callable, classes: Tensor, size: int, features: list[Tensor] | None = None, keep: bool = True
+        self,
+        function: Callable[..., Any],
+        classes: Tensor,
+        size: int,
+        features: list[Tensor] | None = None,
+        keep: bool = True,
     ) -> tuple[list[Tensor], Tensor]:
         """New features, if they are to be kept, and logits (T, B, H, W) of the classes with numbers (T,).
 
@@ -112,7 +117,7 @@ class Chunks:
             first += len(part)
         return [part for part in selected if len(part)]
 
-    def retry(self, function: Callable, *arguments: Any, num_classes: int) -> Any:
+    def retry(self, function: Callable[..., Any], *arguments: Any, num_classes: int) -> Any:
         """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return function(*arguments)

@@ -126,7 +126,7 @@ class SEDImageEncoder(nn.Module):
         else:
             self.projection = Mlp(width, 2 * projection_dim, projection_dim, bias=(True, False), drop=drop)
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable = checkpoint
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
 
     def forward(self, pixel_values: Tensor) -> SEDImageFeatures:
         """Encode images (B, 3, 32h, 32w)."""
@@ -371,7 +371,7 @@ class SEDDecoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
         self.chunks = Chunks(config.class_chunk_size)
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable = checkpoint
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
 
     def forward(
         self,
@@ -463,7 +463,7 @@ class SEDDecoder(nn.Module):
             return for_each_class(self.auxiliary_heads[index], features.detach()).squeeze(-1)
         return for_each_class(self.head, features).squeeze(-1)
 
-    def checkpointed(self, function: Callable, *arguments: Any) -> Any:
+    def checkpointed(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function, with checkpointing. Of tensors, reentrant checkpointing follows only its arguments."""
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(function, *arguments)
