@@ -107,7 +107,7 @@ class TestRegions:
         assert (overlay[:500, 310:] == (200, 50, 50)).all()
         assert (overlay[5, 300] == 255).all()  # a line between them
 
-    def test_have_the_number_of_their_class_whatever_else_is_shown(self) -> None:
+    def test_have_the_number_of_their_class_among_any_others(self) -> None:
         image, labels = Image.new("RGB", (640, 480)), stripes(640, 480, 2)
         plain, first, both = (np.asarray(draw_regions(image, labels, NAMES, shown)) for shown in ([], [0], [0, 1]))
         assert np.array_equal(both[:, 320:] != first[:, 320:], both[:, 320:] != plain[:, 320:])

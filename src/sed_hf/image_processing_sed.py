@@ -142,7 +142,7 @@ class SEDImageProcessor(TorchvisionBackend):
         data: dict[str, list[Tensor]] = {"pixel_values": []}
         for index, image in enumerate(images):
             rgb = to_rgb(image, input_data_format, scale if settings["do_rescale"] else 1.0)
-            # What has no levels is scaled to levels by then, whatever its own scale.
+            # What has no levels is scaled to levels by then, from any scale.
             own = settings if has_levels(image) else {**settings, "do_rescale": True, "rescale_factor": 1 / 255}
             data["pixel_values"].append(self._preprocess_rgb(rgb.to(device or "cpu"), own))
             if label_maps is not None:

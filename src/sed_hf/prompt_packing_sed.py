@@ -111,7 +111,7 @@ def init_text_encoder_as_open_clip(text_encoder: CLIPTextModelWithProjection) ->
     std = dict.fromkeys(("q_proj", "k_proj", "v_proj", "text_projection"), width**-0.5)
     std |= {"token_embedding": 0.02, "position_embedding": 0.01, "fc1": (2 * width) ** -0.5}
     std |= dict.fromkeys(("out_proj", "fc2"), width**-0.5 * (2 * depth) ** -0.5)
-    for name, module in text_encoder.named_modules():  # by name: the layer alone does not tell its role
+    for name, module in text_encoder.named_modules():  # by name: the layer does not tell its role
         role = name.rpartition(".")[-1]
         if role in std:
             init.normal_(module.weight, std=std[role])

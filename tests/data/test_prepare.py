@@ -264,7 +264,7 @@ class TestErrors:
 
 
 class TestForeignFiles:
-    """Whatever lies at a name that the run uses, nothing outside the folder and nothing foreign in it is touched."""
+    """With anything at a name that the run uses, nothing outside the folder and nothing foreign in it is touched."""
 
     @pytest.mark.parametrize(
         ("name", "kind"),

@@ -62,7 +62,7 @@ class TestGeometry:
         assert (occupied.any(1).sum(), occupied.any(0).sum()) == expected
         assert set(np.unique(labels)) <= {*range(100), 255}
 
-    def test_padding_is_128_at_the_right_and_the_bottom_whatever_jitter_and_flip_did(self) -> None:
+    def test_padding_is_128_at_the_right_and_the_bottom_after_any_jitter_and_flip(self) -> None:
         image = Image.fromarray(generator().integers(130, 256, (200, 800, 3), dtype=np.uint8))
         label = np.zeros((200, 800), np.int32)
         augment = transform(shortest_edge=24, crop_size=64, color_jitter=True, horizontal_flip=True)

@@ -1,4 +1,4 @@
-"""What the properties are tried with: pictures, class names, label maps, configurations; and how often.
+"""What the properties are tried with: images, class names, label maps, configurations; and how often.
 
 Pixels and weights are drawn from a seed, which is quick; sizes, forms and names are hypothesis' own, so that a failure
 shrinks to the smallest of them.
@@ -33,11 +33,11 @@ def normal(*size: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-# Pictures ------------------------------------------------------------------------------------------------------------
+# Images --------------------------------------------------------------------------------------------------------------
 
 
-class Picture(NamedTuple):
-    """A picture in the form that a user has it.
+class AnyImage(NamedTuple):
+    """An image in the form that a user has it.
 
     Attributes:
         image: PIL image, array or tensor.
@@ -50,7 +50,7 @@ class Picture(NamedTuple):
     data_format: str | None
 
 
-# Sides of ordinary pictures, and of slivers.
+# Sides of ordinary images, and of slivers.
 sizes = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.tuples(st.integers(1, 3), st.integers(100, 400)),
@@ -66,12 +66,12 @@ def rgb_arrays(draw: st.DrawFn) -> NDArray[np.uint8]:
 
 
 def gray_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A grey picture (height, width) of the same pixels."""
+    """A grey image (height, width) of the same pixels."""
     return np.ascontiguousarray(rgb[..., 0])
 
 
 def gray_rgb(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a grey picture shows."""
+    """What a grey image shows."""
     return np.repeat(gray[..., None], 3, axis=2)
 
 
@@ -113,14 +113,14 @@ def as_array(rgb: NDArray[np.uint8], form: str) -> NDArray:
 
 
 @st.composite
-def pil_pictures(draw: st.DrawFn) -> Picture:
+def pil_images(draw: st.DrawFn) -> AnyImage:
     """PIL images of every mode."""
     image, shown = as_pil(draw(rgb_arrays()), draw(st.sampled_from(PIL_MODES)))
-    return Picture(image, shown, None)
+    return AnyImage(image, shown, None)
 
 
 @st.composite
-def array_pictures(draw: st.DrawFn) -> Picture:
+def array_images(draw: st.DrawFn) -> AnyImage:
     """Arrays and tensors of every type, with channels first, last, or none."""
     rgb = draw(rgb_arrays())
     layout = draw(st.sampled_from(["channels_first", "channels_last", "gray"]))
@@ -129,10 +129,10 @@ def array_pictures(draw: st.DrawFn) -> Picture:
     array = as_array(rgb, draw(st.sampled_from(ARRAY_FORMS)))
     array = {"channels_first": np.moveaxis(array, -1, 0), "channels_last": array, "gray": array[..., 0]}[layout]
     as_tensor = draw(st.booleans())
-    return Picture(torch.tensor(array) if as_tensor else array, rgb, None if layout == "gray" else layout)
+    return AnyImage(torch.tensor(array) if as_tensor else array, rgb, None if layout == "gray" else layout)
 
 
-pictures = st.one_of(pil_pictures(), array_pictures())
+any_images = st.one_of(pil_images(), array_images())
 
 
 # Class names ---------------------------------------------------------------------------------------------------------

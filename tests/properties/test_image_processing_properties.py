@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from strategies import Picture, array_pictures, label_maps, on_white, pil_pictures, rgb_arrays, seeds
+from strategies import AnyImage, array_images, label_maps, on_white, pil_images, rgb_arrays, seeds
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -52,9 +52,9 @@ def official_size(height: int, width: int, shortest: int, longest: int) -> tuple
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-@given(array_pictures() | pil_pictures())
-def test_arrays_tensors_and_pil_images_of_every_type_and_layout_show_the_same(picture: Picture) -> None:
-    assert_shows(picture.image, picture.rgb, picture.data_format)
+@given(array_images() | pil_images())
+def test_arrays_tensors_and_pil_images_of_every_type_and_layout_show_the_same(example: AnyImage) -> None:
+    assert_shows(example.image, example.rgb, example.data_format)
 
 
 @given(rgb_arrays(), st.integers(1, 8))
@@ -97,10 +97,10 @@ def test_any_shortest_edge_is_rounded_as_officially(height: int, width: int, sho
     assert shortest_edge_size((height, width), shortest, longest) == official_size(height, width, shortest, longest)
 
 
-@given(st.lists(pil_pictures() | array_pictures(), min_size=1, max_size=4))
-def test_any_images_together_equal_one_by_one(several: list[Picture]) -> None:
+@given(st.lists(pil_images() | array_images(), min_size=1, max_size=4))
+def test_any_images_together_equal_one_by_one(several: list[AnyImage]) -> None:
     # Arrays of a batch share the place of their channels: bring all to where numpy has them.
-    images = [picture.image if picture.data_format is None else np.asarray(picture.rgb) for picture in several]
+    images = [example.image if example.data_format is None else np.asarray(example.rgb) for example in several]
     processor, options = make_processor(), {"input_data_format": "channels_last"}
     expected = torch.cat([prepare(processor, image, **options) for image in images])
     assert torch.equal(prepare(processor, images, **options), expected)

@@ -26,12 +26,12 @@ def segmenter() -> SEDPipeline:
     return SEDPipeline(model=small_model(torch.float64), processor=processor)
 
 
-def picture_of(height: int, width: int, seed: int) -> Image.Image:
+def image_of(height: int, width: int, seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-pictures = st.builds(picture_of, st.integers(1, 40), st.integers(1, 40), seeds)
+images_of_any_size = st.builds(image_of, st.integers(1, 40), st.integers(1, 40), seeds)
 
 
 def assert_same(actual: Segments, expected: Segments) -> None:
@@ -40,22 +40,22 @@ def assert_same(actual: Segments, expected: Segments) -> None:
     assert [segment["label"] for segment in actual] == [segment["label"] for segment in expected]
 
 
-@given(st.lists(pictures, min_size=1, max_size=5), st.integers(1, 6), names, topk)
+@given(st.lists(images_of_any_size, min_size=1, max_size=5), st.integers(1, 6), names, topk)
 @examples(5)
 def test_any_batch_size_equals_one_by_one(
     several: list[Image.Image], batch_size: int, names: list[str], topk: int | None
 ) -> None:
     options = {"candidate_labels": names, "early_rejection_topk": topk}
     together = segmenter()(several, batch_size=batch_size, **options)
-    for picture, segments in zip(several, together, strict=True):
-        assert_same(segments, segmenter()(picture, **options))
+    for image, segments in zip(several, together, strict=True):
+        assert_same(segments, segmenter()(image, **options))
 
 
-@given(pictures, names, st.floats(0, 1))
+@given(images_of_any_size, names, st.floats(0, 1))
 @examples(5)
-def test_segments_tell_what_the_label_map_tells(picture: Image.Image, names: list[str], threshold: float) -> None:
-    segments = segmenter()(picture, candidate_labels=names, threshold=threshold)
-    assert segments.label_map.shape == segments.probability.shape == picture.size[::-1]
+def test_segments_tell_what_the_label_map_tells(image: Image.Image, names: list[str], threshold: float) -> None:
+    segments = segmenter()(image, candidate_labels=names, threshold=threshold)
+    assert segments.label_map.shape == segments.probability.shape == image.size[::-1]
     covered = np.full(segments.label_map.shape, -1)
     for segment in segments:
         mask = np.asarray(segment["mask"]) == 255
@@ -66,11 +66,11 @@ def test_segments_tell_what_the_label_map_tells(picture: Image.Image, names: lis
     np.testing.assert_array_equal(segments.label_map == -1, segments.probability < threshold)
 
 
-@given(pictures, st.data())
+@given(images_of_any_size, st.data())
 @examples(5)
-def test_everything_else_is_what_the_other_names_win(picture: Image.Image, data: st.DataObject) -> None:
+def test_everything_else_is_what_the_other_names_win(image: Image.Image, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(NAMES) - 1))
-    among_all = segmenter()(picture, candidate_labels=NAMES)
-    segments = segmenter()(picture, candidate_labels=NAMES[:count], everything_else=NAMES[count:])
+    among_all = segmenter()(image, candidate_labels=NAMES)
+    segments = segmenter()(image, candidate_labels=NAMES[:count], everything_else=NAMES[count:])
     np.testing.assert_array_equal(segments.label_map, np.minimum(among_all.label_map, count))
     assert segments.class_names == [*NAMES[:count], "everything else"]

@@ -61,29 +61,29 @@ class Passer:
         return {"pixel_values": torch.stack(images).float() / 255 - 0.5}
 
 
-def picture_of(height: int, width: int, seed: int) -> Tensor:
+def image_of(height: int, width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
 
 # More than one tile along an edge at least, so that there is something to join.
-pictures = st.builds(picture_of, st.integers(71, 160), st.integers(1, 160), seeds) | st.builds(
-    picture_of, st.integers(1, 160), st.integers(71, 160), seeds
+images_of_any_size = st.builds(image_of, st.integers(71, 160), st.integers(1, 160), seeds) | st.builds(
+    image_of, st.integers(1, 160), st.integers(71, 160), seeds
 )
 
 
-def paint(picture: Tensor, window: SlidingWindow, painter: Painter | None = None, **options: Any) -> dict[str, Tensor]:
+def paint(image: Tensor, window: SlidingWindow, painter: Painter | None = None, **options: Any) -> dict[str, Tensor]:
     embeddings = torch.zeros(NUM_CLASSES, 1, 1)
-    return segment_images(painter or Painter(), Passer(), [picture], embeddings, sliding_window=window, **options)[0]
+    return segment_images(painter or Painter(), Passer(), [image], embeddings, sliding_window=window, **options)[0]
 
 
-def plain_probabilities(picture: Tensor, window: SlidingWindow, painter: Painter) -> Tensor:
+def plain_probabilities(image: Tensor, window: SlidingWindow, painter: Painter) -> Tensor:
     """The probability (T, H, W) of every class: of each tile at full size, weighted by the distance to its edges."""
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     total, weights = torch.zeros(NUM_CLASSES, height, width), torch.zeros(height, width)
 
     def view(top: int, bottom: int, left: int, right: int) -> Tensor:
-        pixel_values = Passer()(picture[:, top:bottom, left:right], "pt")["pixel_values"]
+        pixel_values = Passer()(image[:, top:bottom, left:right], "pt")["pixel_values"]
         seen = painter.probabilities(pixel_values)
         return F.interpolate(seen, size=(bottom - top, right - left), mode="bilinear", align_corners=False)[0]
 
@@ -115,18 +115,18 @@ def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_siz
     assert all(first[0] < second[0] for first, second in pairwise(spans))
 
 
-@given(pictures, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1), st.floats(0, 1))
+@given(images_of_any_size, windows, st.none() | st.sets(st.integers(0, NUM_CLASSES - 1), min_size=1), st.floats(0, 1))
 @examples(6)
 def test_any_tiles_equal_the_plain_formula(
-    picture: Tensor, window: SlidingWindow, kept: set[int] | None, threshold: float
+    image: Tensor, window: SlidingWindow, kept: set[int] | None, threshold: float
 ) -> None:
     painter = Painter(None if kept is None else sorted(kept))
-    result = paint(picture, window, painter)
-    probabilities = plain_probabilities(picture, window, painter)
+    result = paint(image, window, painter)
+    probabilities = plain_probabilities(image, window, painter)
     of_the_class = probabilities.gather(0, result["segmentation"][None])[0]
     for found in (result["probability"], of_the_class):
         torch.testing.assert_close(found, probabilities.amax(0), rtol=0, atol=PROBABILITY)
-    some = paint(picture, window, painter, threshold=threshold, ignore_index=65535)
+    some = paint(image, window, painter, threshold=threshold, ignore_index=65535)
     expected = result["segmentation"].masked_fill(result["probability"] < threshold, 65535)
     assert torch.equal(some["segmentation"], expected)
 

@@ -177,7 +177,7 @@ def test_own_data_train(make_recipe: Callable[..., Recipe], own_data: Path) -> N
     run(make_recipe(dataset="custom", data_dir=str(own_data), steps=2, shortest_edge=64))
 
 
-def test_accumulation_equals_a_batch_of_twice_the_size_whatever_a_launcher_says(
+def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"model": write_start_model(tmp_path / "start", drops=False), "classes_per_step": None, "steps": 2}

@@ -187,7 +187,7 @@ def build_page(demo: Demo, examples: list[list[str]]) -> gr.Blocks:
             gr.Markdown(f"## Open-vocabulary segmentation\nDrop an image, name classes. Model: {demo.model_name}.")
             sources = ["upload", "webcam", "clipboard"]
             image = gr.Image(label="Image", type="filepath", sources=sources, height=240, elem_id="image")
-            # Gradio would open the file, whatever its format, and answer a bad one without a word of explanation.
+            # Gradio would open the file in any format, and answer a bad one without a word of explanation.
             image.preprocess = lambda payload: payload and payload.path  # type: ignore
             vocabulary = gr.Dropdown([OWN_CLASSES, *vocabulary_names()], label="Classes")
             typed = examples[0][2] if examples else "sky\ntree\ngrass\ndog, puppy\nperson"

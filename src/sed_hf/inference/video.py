@@ -99,7 +99,7 @@ def decode(packet: av.Packet) -> list[Any]:
 @contextmanager
 def open_video(path: Path) -> Iterator["VideoSource"]:
     """Open a video to read it."""
-    with path.open("rb") as file:  # by its name alone, FFmpeg would take "12:30.mp4" for an address
+    with path.open("rb") as file:  # by its name, FFmpeg would take "12:30.mp4" for an address
         try:
             container = av.open(file, "r", metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
