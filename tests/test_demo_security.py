@@ -39,6 +39,48 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(address, process_id, folder)
 
 
+# These two come first: they measure how the memory of a server grows that has done nothing else.
+
+
+def test_a_flood_of_sessions_and_uploads_stays_within_memory_and_disk(server: Server) -> None:
+    process = psutil.Process(server.process_id)
+    start = process.memory_info().rss
+    for number in range(200):
+        for text, status in [("x" * 30_000_000, 413), ("x" * 900_000, 200)]:
+            call = {"fn_index": 0, "session_hash": f"invented{number}", "data": [None, OWN_CLASSES, text, 0, 0]}
+            with suppress(urllib.error.URLError):  # the server has answered, and does not listen any longer
+                assert server.send("/gradio_api/queue/join", json.dumps(call).encode())[0] in (status, 503)
+    for _ in range(50):
+        server.abort_upload()
+    most = 0
+    for number in range(UPLOADS):
+        server.upload(number.to_bytes(4) + bytes(19_000_000))
+        most = max(most, sum(path.stat().st_size for path in server.files()))
+    growth = process.memory_info().rss - start
+    print(f"memory grew by {growth >> 20} MiB; at most {most >> 20} MiB were on disk")
+    assert growth < MAX_FLOOD_MEMORY
+    assert most <= MAX_FLOOD_DISK
+
+
+def test_200_requests_of_8_clients_are_answered_in_steady_memory(server: Server) -> None:
+    clients = [Client(server.address, verbose=False, download_files=False) for _ in range(8)]
+    scenes = [ROOT / "examples" / f"scene-{number}.png" for number in (1, 2, 3)]
+    classes = ["sky", "water", "gravel", "sand", "red triangle", "orange star"]
+
+    def ask(number: int) -> bool:
+        text = "\n".join(classes[: 1 + number % len(classes)])
+        data = [handle_file(scenes[number % 3]), OWN_CLASSES, text, number % 3, 0.0]
+        return clients[number % 8].predict(*data, api_name="/segment")[-1]["value"]["path"].endswith(".json")
+
+    memory = []
+    for numbers in (range(100), range(100, 200)):
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, numbers))
+        memory.append(psutil.Process(server.process_id).memory_info().rss)
+    print(f"resident memory after half and all of them: {[size >> 20 for size in memory]} MiB")
+    assert memory[1] - memory[0] < MAX_LOAD_MEMORY
+
+
 def png(width: int, height: int) -> bytes:
     Image.new("RGB", (width, height), "blue").save(file := BytesIO(), "PNG")
     return file.getvalue()
@@ -160,42 +202,3 @@ def test_an_image_of_25_megapixels_and_1000_names_are_segmented_while_others_are
     heavy.join()
     print(answers)
     assert [answer for answer, _ in answers.values()] == [True, True]
-
-
-def test_200_requests_of_8_clients_are_answered_in_steady_memory(server: Server) -> None:
-    clients = [Client(server.address, verbose=False, download_files=False) for _ in range(8)]
-    scenes = [ROOT / "examples" / f"scene-{number}.png" for number in (1, 2, 3)]
-    classes = ["sky", "water", "gravel", "sand", "red triangle", "orange star"]
-
-    def ask(number: int) -> bool:
-        text = "\n".join(classes[: 1 + number % len(classes)])
-        data = [handle_file(scenes[number % 3]), OWN_CLASSES, text, number % 3, 0.0]
-        return clients[number % 8].predict(*data, api_name="/segment")[-1]["value"]["path"].endswith(".json")
-
-    memory = []
-    for numbers in (range(100), range(100, 200)):
-        with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(ask, numbers))
-        memory.append(psutil.Process(server.process_id).memory_info().rss)
-    print(f"resident memory after half and all of them: {[size >> 20 for size in memory]} MiB")
-    assert memory[1] - memory[0] < MAX_LOAD_MEMORY
-
-
-def test_a_flood_of_sessions_and_uploads_stays_within_memory_and_disk(server: Server) -> None:
-    process = psutil.Process(server.process_id)
-    start = process.memory_info().rss
-    for number in range(200):
-        for text, status in [("x" * 30_000_000, 413), ("x" * 900_000, 200)]:
-            call = {"fn_index": 0, "session_hash": f"invented{number}", "data": [None, OWN_CLASSES, text, 0, 0]}
-            with suppress(urllib.error.URLError):  # the server has answered, and does not listen any longer
-                assert server.send("/gradio_api/queue/join", json.dumps(call).encode())[0] in (status, 503)
-    for _ in range(50):
-        server.abort_upload()
-    most = 0
-    for number in range(UPLOADS):
-        server.upload(number.to_bytes(4) + bytes(19_000_000))
-        most = max(most, sum(path.stat().st_size for path in server.files()))
-    growth = process.memory_info().rss - start
-    print(f"memory grew by {growth >> 20} MiB; at most {most >> 20} MiB were on disk")
-    assert growth < MAX_FLOOD_MEMORY
-    assert most <= MAX_FLOOD_DISK
