@@ -61,14 +61,14 @@ class UploadFolder:
                     status = os.lstat(path)
                     files.append((status.st_mtime, status.st_size + DISK_BYTES, Path(path)))
         excess = sum(size for _, size, _ in files) - MAX_FOLDER_BYTES
-        for modified, size, path in sorted(files):
+        for modified, size, file in sorted(files):
             if excess <= 0 and modified > time.time() - MAX_FILE_SECONDS:
                 break
             excess -= size
             with suppress(OSError):  # another sweep was faster, or the folder holds more
-                path.unlink()
-                if path.parent != self.path:
-                    path.parent.rmdir()
+                file.unlink()
+                if file.parent != self.path:
+                    file.parent.rmdir()
 
 
 class Guard:

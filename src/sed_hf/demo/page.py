@@ -52,7 +52,7 @@ FAILED = "Something went wrong on the server, whose log says what. Please try an
 class Watch(TorchFunctionMode):
     """Ends the work in a thread, at torch's next operation, when time is up or nobody waits for it any longer."""
 
-    def __init__(self, demo: "Demo", session: str | None) -> None:
+    def __init__(self, demo: "Demo", session: str) -> None:
         super().__init__()
         self.demo, self.session, self.start = demo, session, time.monotonic()
 
@@ -95,7 +95,7 @@ class Demo:
         class_names = read_class_names(class_text) if is_typed else load_vocabulary(vocabulary)
         if len(class_names) == 1 and SYNONYM_SEPARATOR in class_names[0]:
             gr.Info("That is one class with several synonyms. For several classes, type each on a line of its own.")
-        watch = Watch(self, request.session_hash)
+        watch = Watch(self, request.session_hash or "")
         try:
             result = self._workers.submit(self._segment, path, class_names, is_typed, int(topk), watch).result()
         except gr.Error:
@@ -185,8 +185,7 @@ def build_page(demo: Demo, examples: list[list[str]]) -> gr.Blocks:
     with gr.Blocks(title="SED", analytics_enabled=False) as page, gr.Row():
         with gr.Column(min_width=320):
             gr.Markdown(f"## Open-vocabulary segmentation\nDrop an image, name classes. Model: {demo.model_name}.")
-            sources = ["upload", "webcam", "clipboard"]
-            image = gr.Image(label="Image", type="filepath", sources=sources, height=240, elem_id="image")
+            image = gr.Image(label="Image", type="filepath", height=240, elem_id="image")
             # Gradio would open the file in any format, and answer a bad one without a word of explanation.
             image.preprocess = lambda payload: payload and payload.path  # type: ignore
             vocabulary = gr.Dropdown([OWN_CLASSES, *vocabulary_names()], label="Classes")
@@ -214,7 +213,7 @@ def build_page(demo: Demo, examples: list[list[str]]) -> gr.Blocks:
         result = gr.State()
         outputs = [overlay, compare, labels, figure, summary]
 
-        press = {"api_name": "segment", "show_progress_on": overlay, "concurrency_limit": MAX_AT_ONCE}
+        press: dict[str, Any] = {"api_name": "segment", "show_progress_on": overlay, "concurrency_limit": MAX_AT_ONCE}
         done = button.click(demo.segment, [*inputs, topk, threshold], [result, *outputs], **press)
         done.success(None, js="() => document.querySelector('#overlay').scrollIntoView({block: 'nearest'})")
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
