@@ -45,7 +45,7 @@ def files(tmp_path: Path) -> UploadFolder:
 
 @pytest.fixture
 def demo(tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, files: UploadFolder) -> Demo:
-    return Demo(tiny_model, tiny_processor, "tiny", files, Counter({"abc": 1}))
+    return Demo(tiny_model, tiny_processor, files, Counter({"abc": 1}))
 
 
 @pytest.fixture
@@ -101,7 +101,10 @@ def test_downloads_are_the_files_of_the_command(
         assert Path(download["value"]).name == name
         assert Path(download["value"]).read_bytes() == (tmp_path / name).read_bytes()
     expected = json.loads((tmp_path / "photo.json").read_text())
-    assert json.loads(Path(summary["value"]).read_text()) == expected | {"file": "photo.png", "model": "tiny"}
+    assert json.loads(Path(summary["value"]).read_text()) == expected | {
+        "file": "photo.png",
+        "model": demo.model.name_or_path,
+    }
 
 
 def test_a_large_image_is_segmented_at_the_size_that_is_shown(demo: Demo, files: UploadFolder) -> None:

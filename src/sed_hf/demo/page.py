@@ -24,8 +24,8 @@ from ..chunking_sed import is_out_of_memory
 from ..data.vocabularies import load_vocabulary, vocabulary_names
 from ..image_processing_sed import MAX_PIXELS_VARIABLE, NonFiniteLogitsError, max_image_pixels, read_rgb
 from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from ..inference.segmenter import Segmenter
-from ..inference.writers import unused_label, write_results
+from ..inference.segmenter import Segmenter, unused_label
+from ..inference.writers import write_results
 from ..processing_sed import SYNONYM_SEPARATOR, validate_class_names
 from ..terminal import OUT_OF_MEMORY
 from ..visualization import class_colors, class_statistics, draw_regions
@@ -72,7 +72,6 @@ class Demo:
 
     model: SEDForSemanticSegmentation
     processor: SEDProcessor
-    model_name: str
     files: UploadFolder
     listeners: Counter[str]  # over how many connections each session waits for an answer
     max_seconds: float = 60  # for an image
@@ -130,8 +129,8 @@ class Demo:
         stem = Path(mkdtemp(dir=self.files.path), Path(name).stem)
         paths = [stem.with_name(stem.name + ending) for ending in ("_labels.png", "_overlay.jpg", ".json")]
         maps = {"segmentation": labels, "probability": probability}
-        ignored = ignore_index if threshold else None
-        write_results(paths, Path(name), image, maps, class_names, ignored, self.model_name)
+        segmenter = Segmenter(self.model, self.processor, class_names, torch.empty(0), threshold=threshold or None)
+        write_results(paths, Path(name), image, maps, segmenter)
         return (
             gr.update(value=(np.asarray(image), masks), color_map=colors),
             (image.resize(regions.size), regions),
@@ -184,7 +183,9 @@ def build_page(demo: Demo, examples: list[list[str]]) -> gr.Blocks:
     """Build the page; an example is the path of an image, `OWN_CLASSES`, and class names, one a line."""
     with gr.Blocks(title="SED", analytics_enabled=False) as page, gr.Row():
         with gr.Column(min_width=320):
-            gr.Markdown(f"## Open-vocabulary segmentation\nDrop an image, name classes. Model: {demo.model_name}.")
+            gr.Markdown(
+                f"## Open-vocabulary segmentation\nDrop an image, name classes. Model: {demo.model.name_or_path}."
+            )
             image = gr.Image(label="Image", type="filepath", height=240, elem_id="image")
             # Gradio would open the file in any format, and answer a bad one without a word of explanation.
             image.preprocess = lambda payload: payload and payload.path  # type: ignore

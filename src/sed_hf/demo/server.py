@@ -43,14 +43,15 @@ def serve_demo(
     """
     model, processor = load(source, device, dtype)
     # Only the name of a folder: visitors need not know where it lies.
-    name = Path(source).resolve().name if source and Path(source).exists() else source or "the bundled toy model"
+    known_as = Path(source).resolve().name if source and Path(source).exists() else source
+    model.name_or_path = known_as or "the bundled toy model"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="sed-hf-demo-", ignore_cleanup_errors=True) as folder:
         files, listeners = UploadFolder(Path(folder, "served")), Counter[str]()
         # Gradio's own default is a folder that all its apps share, and all serve.
         os.environ["GRADIO_TEMP_DIR"] = str(files.path)
         examples = [] if source else example_scenes(Path(folder))
-        page = build_page(Demo(model, processor, name, files, listeners), examples)
+        page = build_page(Demo(model, processor, files, listeners), examples)
         files.kept = {str(path) for path in files.path.rglob("*")}  # copies of the examples, which Gradio has made
         page.queue(max_size=MAX_WAITING_REQUESTS, default_concurrency_limit=1, api_open=False)
         trusted = Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts(host, share))
