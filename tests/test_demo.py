@@ -224,8 +224,8 @@ def test_the_limit_of_all_images_replaces_that_of_uploads(
     ("text", "message"),
     [
         (" \n ", "at least one class name"),
-        ("sky\nSKY", "'SKY' is the same class name as .*'sky'"),
-        ("dog, , puppy", "expected a class name, or several separated by ', '; got 'dog, , puppy'"),
+        ("sky\nSKY", "SKY.* is the same class name as .*'sky'"),
+        ("dog, , puppy", "expected a class name.*; got 'dog, , puppy'"),
         ("x" * 201, "There are 1 names, .* At most 1,000 names of 200 characters"),
         ("\n".join(map(str, range(10_000))), "There are 10,000 names, synonyms included"),
         (", ".join(map(str, range(1001))), "There are 1,001 names, synonyms included"),
