@@ -224,7 +224,8 @@ class TestTraining:
         model = make_small_model().train()
         self.losses_and_gradients(model)
         for name, parameter in model.named_parameters():
-            assert parameter.grad is None or parameter.grad.stride() == parameter.stride(), name
+            assert parameter.is_contiguous(), name
+            assert parameter.grad is None or parameter.grad.is_contiguous(), name
 
     def test_auxiliary_heads_train_only_themselves(self) -> None:
         model = make_small_model().train()

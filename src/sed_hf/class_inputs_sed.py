@@ -21,7 +21,7 @@ class ClassInputs:
     def device(self) -> torch.device:
         """Where inputs belong, also where weights are offloaded."""
         hook = getattr(self, "_hf_hook", None)
-        return super().device if hook is None else torch.device(hook.execution_device)
+        return super().device if hook is None else torch.device(hook.execution_device)  # type: ignore[misc]
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the text encoder."""

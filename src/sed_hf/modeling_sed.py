@@ -535,12 +535,11 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise what no checkpoint has provided, and lay out convolutions as the features are: channels last."""
+        """Initialise what no checkpoint has provided, and freeze what the configuration freezes."""
         is_first_time = not getattr(self, "_is_hf_initialized", False)
         super().initialize_weights()
         if is_first_time:
             init_text_encoder_as_open_clip(self.base_model.text_encoder)
-        self.to(memory_format=torch.channels_last)
         if self.config.freeze_text_encoder:  # which loading makes trainable
             self.base_model.text_encoder.requires_grad_(False)
             self.base_model.logit_scale.requires_grad_(False)
@@ -591,8 +590,8 @@ class SEDModel(SEDPreTrainedModel):
         self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
         # Of one element rather than a scalar, which FSDP cannot shard.
         self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
-        size = (config.num_saved_classes, len(config.prompt_templates), config.projection_dim)
-        self.register_buffer("class_embeddings", torch.zeros(size) if config.num_saved_classes else None)
+        size = (config.num_saved_classes or 0, len(config.prompt_templates), config.projection_dim)
+        self.register_buffer("class_embeddings", torch.zeros(size) if size[0] else None)
         self.post_init()
 
     @can_return_tuple

@@ -36,7 +36,7 @@ def load():
     model.gradient_checkpointing_enable()
     return model
 
-whole, sharded = load(), load().to(memory_format=torch.contiguous_format)  # as the training loop does
+whole, sharded = load(), load()
 whole(pixel_values, class_embeddings=class_embeddings, labels=labels).loss.backward()
 for module in list(sharded.modules()):
     if type(module).__name__ in sharded_classes:

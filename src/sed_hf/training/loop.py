@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader, Subset
@@ -91,8 +91,6 @@ class TrainingRun:
         set_trainable(self.model, recipe)
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
-        if self.accelerator.distributed_type == DistributedType.FSDP:  # which shards only contiguous parameters
-            self.model.to(memory_format=torch.contiguous_format)
         self.classes = TrainingClasses(class_names, self.processor, self.model.to(self.accelerator.device))
         optimizer = build_optimizer(self.model, recipe)
         loader = DataLoader(
