@@ -29,17 +29,11 @@ STRAIGHT_QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'",
 
 
 class SEDTextKwargs(TypedDict, total=False):
-    """Arguments for class names.
+    """Arguments for class names."""
 
-    padding: `True` or `"longest"` pads prompts to the longest one, `"max_length"` to `max_length`. The model encodes no
-        padding either way.
-    max_length: Longer prompts are truncated, as are those of more than CLIP's 77 tokens, the default.
-    return_tensors: `"pt"`, `"np"`, or `None` for lists.
-    """
-
-    padding: bool | str
-    max_length: int | None
-    return_tensors: str | None
+    padding: bool | str  # `True` and "longest" to the longest prompt, "max_length" to `max_length`
+    max_length: int | None  # longer prompts are truncated; by default, and at most, CLIP's 77 tokens
+    return_tensors: str | None  # "pt", "np", or `None` for lists
 
 
 class SEDProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]

@@ -112,12 +112,18 @@ def _class_colors(names: tuple[str, ...]) -> Array:
             allowed = vivid
             wanted = candidates[vivid[zlib.crc32(name.casefold().encode(errors="surrogatepass")) % len(vivid)]]
         cost = _distance(candidates[allowed], wanted) + 100 * np.clip(distance - room[allowed], 0, None)
+        if word is not None:  # shades differ in lightness
+            cost += 400 * np.linalg.norm(_hue(candidates) - _hue(wanted), axis=1)
         is_free = name in own and wanted.tobytes() not in taken
         colors[position] = wanted if is_free else candidates[allowed[np.argmin(cost)]]
         taken.add(colors[position].tobytes())
         room = np.minimum(room, _distance(candidates, colors[position]))
     colors.flags.writeable = False
     return colors
+
+
+def _hue(colors: Array) -> Array:
+    return (colors + 1.0) / (colors.max(axis=-1, keepdims=True) + 1.0)
 
 
 def _distance(colors: Array, color: Array) -> Array:
