@@ -83,7 +83,7 @@ class TestClassNames:
             ([","], ValueError, r"text\[0\]: expected a class name"),
             (["cat, , dog"], ValueError, r"text\[0\]: expected a class name"),
             (["cat", "&nbsp;"], ValueError, r"text\[1\]: expected a class name"),
-            (["cat", "\ud800"], ValueError, r"text\[1\]: expected a class name in Unicode text"),
+            (["cat", "\ud800"], ValueError, r"text\[1\]: expected Unicode text"),
             (["dog", "ｄｏｇ"], ValueError, r"text\[1\]: 'ｄｏｇ' is the same class name as text\[0\]='dog'"),
             (["sky", "water", "Sky, "], ValueError, r"text\[2\]: 'Sky, ' is the same class name as text\[0\]"),
         ],

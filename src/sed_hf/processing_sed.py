@@ -166,9 +166,11 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     for index, name in enumerate(text):
         if not isinstance(name, str):
             raise TypeError(f"{argument}[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
-        if not is_unicode(name) or not all(synonyms_of(name)):
-            expected = "a class name in Unicode text, or several separated by ', '"
-            raise ValueError(f"{argument}[{index}]: expected {expected}; got {name!r:.80}")
+        if not is_unicode(name):
+            raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r:.80}")
+        if not all(synonyms_of(name)):
+            expected = "expected a class name, or several separated by ', '"
+            raise ValueError(f"{argument}[{index}]: {expected}; got {name!r:.80}")
         if SYNONYM_SEPARATOR not in name and "," in name:
             logger.warning(f"{argument}[{index}]: {name!r} is one name; synonyms are separated by a comma and a space")
         same = first_index.setdefault(synonyms_of(name), index)
