@@ -15,6 +15,7 @@ import torch
 from conftest import REFERENCE, official_gradient_norms
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from small_runs import (
     assert_weights_equal,
     command_line,
@@ -27,9 +28,9 @@ from small_runs import (
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
-from sed_hf.training.checkpoints import find_checkpoints
+from sed_hf.training.checkpoints import find_checkpoints, save_checkpoint
 from sed_hf.training.data import TrainingClasses
-from sed_hf.training.loop import compute_loss, train
+from sed_hf.training.loop import TrainingRun, compute_loss, train
 from sed_hf.training.recipe import Recipe
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -223,12 +224,26 @@ def test_a_finished_run_writes_its_model_again_without_its_log(make_recipe: Call
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
-def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(make_recipe: Callable[..., Recipe]) -> None:
-    recipe = make_recipe(learning_rate=1e30, checkpoint_every=100)
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
+    make_recipe: Callable[..., Recipe], log_every: int
+) -> None:
+    """Also where it is only noticed at the next line of the log."""
+    values = {"learning_rate": 1e30, "checkpoint_every": 100, "log_every": log_every}
+    recipe = make_recipe(**values)
     for recipe.resume in (False, True):
         with pytest.raises(ValueError, match=r"step 2 is not finite.*scene-train.*step-00000001"):
             run(recipe)
-        assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000001"]
+        (saved,) = find_checkpoints(Path(recipe.output_dir))
+        assert saved.name == "step-00000001"
+    undisturbed = TrainingRun(make_recipe("undisturbed", **values))
+    undisturbed.train_step(0)
+    expected = save_checkpoint(undisturbed.accelerator, undisturbed.output_dir, 1, keep=1)
+    reset_accelerate()
+    weights, expected_weights = (load_file(folder / "model.safetensors") for folder in (saved, expected))
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+    state, expected_state = (torch.load(folder / "optimizer.bin") for folder in (saved, expected))
+    torch.testing.assert_close(state, expected_state, rtol=0, atol=0)  # learning rates included
 
 
 # --- refusals

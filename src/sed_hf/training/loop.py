@@ -2,15 +2,22 @@
 
 import json
 import time
+from collections import deque
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    set_seed,
+)
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader, Subset
@@ -26,7 +33,7 @@ from ..utils import atomic_path
 from .alignment import TowerAlignment
 from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from .data import TrainingClasses, load_training_data, sample_vocabulary
-from .optimizer import build_optimizer, enable_gradient_checkpointing, set_trainable
+from .optimizer import build_optimizer, enable_gradient_checkpointing, set_trainable, skip_steps_where
 from .recipe import Recipe
 
 
@@ -47,7 +54,10 @@ def train(recipe: Recipe) -> Path:
         done = step + 1
         is_last = done == recipe.steps
         is_saved = is_last or done % recipe.checkpoint_every == 0
-        if is_saved or done % recipe.log_every == 0:  # so that a resumed run logs the same means
+        is_logged = is_saved or done % recipe.log_every == 0  # so that a resumed run logs the same means
+        if is_logged or run.accelerator.scaler is not None:  # which waits for every step anyway
+            run.check_losses(done, losses)
+        if is_logged:
             now = time.perf_counter()
             values = {
                 "loss": torch.stack(losses).mean().item(),
@@ -109,36 +119,59 @@ class TrainingRun:
         register_fsdp_forward_method(self.model, "get_class_embeddings")  # which evaluations call by itself
         self.network.train()
         self.start_log()
-        set_seed(recipe.seed, device_specific=True)  # processes drop different channels and blocks
         if checkpoints:
             load_checkpoint(self.accelerator, checkpoints[-1])
+        self.has_failed = torch.zeros((), device=self.accelerator.device)  # 1 from a loss on that is not finite
+        self.files: deque[list[str]] = deque(maxlen=recipe.log_every)  # of each step
+        if self.accelerator.scaler is None:
+            skip_steps_where(self.optimizer.optimizer, self.has_failed)
         if recipe.resume:
             self.accelerator.print(f"continuing after step {self.start}" if checkpoints else "no checkpoint to resume")
         self.batches = iter(loader)
 
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """Do one step, and return the loss over all processes and the norm of the gradient before clipping."""
+        """Do one step, and return the loss over all processes and the norm of the gradient before clipping.
+
+        Nothing waits for a GPU here, unless a gradient scaler does, or a vocabulary is drawn.
+        """
         accelerator, recipe = self.accelerator, self.recipe
+        # Processes drop different channels and blocks, in each step those that belong to it.
+        seed = np.random.SeedSequence([recipe.seed, step, accelerator.process_index]).generate_state(1)
+        torch.manual_seed(int(seed[0]))
         step_loss = torch.zeros((), device=accelerator.device)
+        self.files.append([])
         for part in range(recipe.gradient_accumulation_steps):
             batch = next(self.batches)
+            self.files[-1] += batch["file_name"]
             with accelerator.accumulate(self.network):
                 loss = compute_loss(self.network, batch, self.classes, recipe, seed=[recipe.seed, step, part])
-                mean_loss = accelerator.reduce(loss.detach(), "mean")
-                if not mean_loss.isfinite():
-                    saved = save_checkpoint(accelerator, self.output_dir, step, recipe.keep_checkpoints)
-                    raise ValueError(
-                        f"the loss at step {step + 1} is not finite; process {accelerator.process_index} had"
-                        f" {', '.join(batch['file_name'])}. The state before that step is in {saved}"
-                    )
+                step_loss += accelerator.reduce(loss.detach(), "mean") / recipe.gradient_accumulation_steps
+                self.has_failed.logical_or_(~step_loss.isfinite())
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(self.network.parameters(), recipe.max_grad_norm)
                 self.optimizer.step()
                 self.schedule.step()  # in the last part, unless a gradient scaler has skipped the step
                 self.optimizer.zero_grad()
-            step_loss += mean_loss / recipe.gradient_accumulation_steps
         return step_loss, grad_norm
+
+    def check_losses(self, done: int, losses: list[Tensor]) -> None:
+        """Check that the losses of the last of `done` steps are finite.
+
+        Otherwise the optimizer has skipped all steps from the first such loss on: what is saved is the state before it.
+        """
+        is_finite = torch.stack(losses).isfinite().tolist()
+        if all(is_finite):
+            return
+        num_failed = len(losses) - is_finite.index(False)
+        if self.accelerator.scaler is None:  # which holds the schedule, too
+            self.schedule.scheduler.last_epoch -= num_failed + 1
+            self.schedule.scheduler.step()
+        saved = save_checkpoint(self.accelerator, self.output_dir, done - num_failed, self.recipe.keep_checkpoints)
+        raise ValueError(
+            f"the loss at step {done - num_failed + 1} is not finite; process {self.accelerator.process_index} had"
+            f" {', '.join(self.files[-num_failed])}. The state before that step is in {saved}"
+        )
 
     def start_log(self) -> None:
         """Start accelerate's tracker, and a log with the lines of the steps that are done."""
@@ -205,7 +238,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     accelerator = Accelerator(
         # Unlike the argument, a plugin wins over what a launcher says.
         gradient_accumulation_plugin=GradientAccumulationPlugin(recipe.gradient_accumulation_steps),
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # no copies of gradients
         mixed_precision=recipe.mixed_precision,
         log_with=recipe.tracker,
         project_dir=recipe.output_dir,

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from timm.layers.grn import GlobalResponseNorm
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ..modeling_sed import SEDForSemanticSegmentation, SEDSpatialAggregation
@@ -56,3 +56,16 @@ def build_optimizer(model: SEDForSemanticSegmentation, recipe: Recipe) -> AdamW:
             if parameter.requires_grad:
                 groups[learning_rate, recipe.weight_decay if decays else 0.0].append(parameter)
     return AdamW([{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()])
+
+
+def skip_steps_where(optimizer: AdamW, found_inf: Tensor) -> None:
+    """Let an optimizer do nothing while a number on the device is 1, as a gradient scaler does, but waiting for none.
+
+    Only torch's fused implementation can; so steps are counted on the device.
+    """
+    for group in optimizer.param_groups:
+        group["fused"] = True
+        for parameter in group["params"]:
+            if state := optimizer.state.get(parameter):
+                state["step"] = state["step"].to(parameter.device)
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
