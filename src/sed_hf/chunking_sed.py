@@ -106,16 +106,18 @@ class Chunks:
                 for part, new in zip(tile, result, strict=True):
                     part.add_(new) if add else part.copy_(new)
 
-    def select(self, features: list[Tensor], classes: Tensor) -> list[Tensor]:
-        """The features of the classes at sorted indices (K,)."""
-        if len(features) == 1:
-            return [features.pop()[classes]]
-        selected, first = [], 0
-        while features:
-            part = features.pop(0)
-            selected.append(part[classes[(classes >= first) & (classes < first + len(part))] - first])
-            first += len(part)
-        return [part for part in selected if len(part)]
+    def select(self, features: list[Tensor], is_kept: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The features, if there are any, and sorted indices (K,) of the classes that are kept, of bool (T,)."""
+        sizes = [len(part) for part in features] or [len(is_kept)]
+        counts = torch.stack([part.sum() for part in is_kept.split(sizes)]).tolist()  # the only wait for a GPU
+        indices = torch.arange(len(is_kept), device=is_kept.device)
+        selected, survivors = [], []
+        for kept, numbers, count in zip(is_kept.split(sizes), indices.split(sizes), counts, strict=True):
+            inside = kept.int().argsort(descending=True, stable=True)[:count]
+            survivors.append(numbers[inside])
+            if features:
+                selected.append(features.pop(0)[inside])
+        return [part for part in selected if len(part)], torch.cat(survivors)
 
     def retry(self, function: Callable[..., Any], *arguments: Any, num_classes: int) -> Any:
         """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""

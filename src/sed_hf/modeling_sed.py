@@ -10,6 +10,7 @@ the decoder features are (t, B, H, W, C) as they lie in memory: a few classes t 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import timm
@@ -409,10 +410,12 @@ class SEDDecoder(nn.Module):
             aux_logits.append(images_first(logits))
             if topk is not None:
                 # The classes that are among the k best at some pixel.
-                survivors = logits[:, 0].topk(min(topk, len(logits)), dim=0).indices.unique()
+                best = logits[:, 0].topk(min(topk, len(logits)), dim=0).indices.flatten()
+                is_best = torch.zeros_like(classes, dtype=torch.bool).index_fill_(0, best, True)
+                features, survivors = self.chunks.select(features, is_best)
                 classes = classes[survivors]
-                kept[0, index, classes] = True
-                features = self.chunks.select(features, survivors) if index else embed(classes)[0]
+                kept[0, index].index_fill_(0, classes, True)
+                features = features or embed(classes)[0]
             if keep_hidden:
                 hidden_states.append(torch.cat(features))
 
@@ -690,6 +693,14 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
     def accepts_loss_kwargs(self) -> bool:
         """Whether the loss is of the labels other than -100, which [`Trainer`] counts as `num_items_in_batch`."""
         return self.config.ignored_as_negative != (self.config.ignore_index == -100)
+
+    def compile_decoder(self, **options: Any) -> None:
+        """Compile what the decoder does for each class by `torch.compile`, in place, for any sizes and classes."""
+        if "isolate_recompiles" in signature(torch.compile).parameters:  # else the stages would share torch's limit
+            options = {"isolate_recompiles": True, **options}
+        for stage in self.decoder.stages:
+            for part in (stage.spatial_block, stage.class_attention, stage.skip_fusion):
+                part.compile(**{"dynamic": True, **options})
 
     image_encoder = property(lambda self: self.sed.image_encoder)
     text_encoder = property(lambda self: self.sed.text_encoder)

@@ -19,7 +19,8 @@ def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor)
 
     Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
     """
-    config = text_encoder.config
+    config, device = text_encoder.config, input_ids.device
+    input_ids = input_ids.cpu()  # where tokens are laid out, so that a GPU is waited for only once
     is_end = input_ids == config.eos_token_id
     if not is_end.any(1).all():
         raise ValueError(f"input_ids: expected the end-of-text token {config.eos_token_id} in every prompt")
@@ -30,6 +31,7 @@ def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor)
     takes_masks = config._attn_implementation in ("eager", "sdpa")  # else each prompt is a pack of its own
     encoded = []
     for packed in pack_prompts(prompts, lengths, config.max_position_embeddings if takes_masks else 0):
+        packed = PackedPrompts(*(part.to(device, non_blocking=device.type == "cuda") for part in packed))
         mask = torch.zeros_like(packed.may_attend, dtype=text_encoder.dtype)
         mask.masked_fill_(~packed.may_attend, torch.finfo(mask.dtype).min)
         hidden_states = text_encoder(
@@ -38,7 +40,7 @@ def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor)
             attention_mask=mask if takes_masks else None,
         ).last_hidden_state
         encoded.append(text_encoder.text_projection(hidden_states[packed.sequences, packed.ends]))
-    return torch.cat(encoded)[inverse]
+    return torch.cat(encoded)[inverse.to(device)]
 
 
 class PackedPrompts(NamedTuple):

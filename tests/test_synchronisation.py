@@ -1,0 +1,72 @@
+"""Nothing waits for what a GPU computes, but where it is asked for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from decoder_inputs import random_inputs, seeded
+from synchronisations import Synchronisations
+from training.small_runs import reset_accelerate, small_recipe, write_start_model
+
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.chunking_sed import Chunks
+from sed_hf.training.loop import TrainingRun
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    yield
+    reset_accelerate()
+
+
+def test_each_way_to_wait_is_counted() -> None:
+    numbers, mask = torch.arange(4), torch.arange(4) > 1
+    with Synchronisations() as counts:
+        bool(mask.any())
+        int(numbers.max())
+        numbers.tolist()
+        mask.nonzero()
+        numbers.unique()
+        numbers[mask]
+        numbers[mask] = 0
+        numbers[numbers[:2]]
+    assert counts == {"_local_scalar_dense": 2, "tolist": 1, "nonzero": 1, "_unique2": 1, "index": 1, "index_put_": 1}
+
+
+@torch.no_grad()
+def test_dense_inference_waits_for_nothing_and_post_processing_once(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
+) -> None:
+    inputs = {"pixel_values": seeded(2, 3, 64, 64), "class_embeddings": random_inputs(5)["class_embeddings"]}
+    with Synchronisations() as counts:
+        outputs = tiny_model(**inputs)
+    assert not counts
+    with Synchronisations() as counts:
+        tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[(50, 70), (64, 64)], threshold=0.5)
+    assert counts == {"nonzero": 1}  # whether all logits are finite
+
+
+@pytest.mark.parametrize("part_bytes", [2**16, 2**25])
+@torch.no_grad()
+def test_early_rejection_waits_once_a_stage(tiny_model: SEDForSemanticSegmentation, part_bytes: int) -> None:
+    inputs = {"pixel_values": seeded(1, 3, 64, 64), "class_embeddings": random_inputs(20)["class_embeddings"]}
+    chunks = tiny_model.decoder.chunks
+    tiny_model.decoder.chunks = Chunks(num_classes=3, part_bytes=part_bytes)
+    try:
+        with Synchronisations() as counts:
+            outputs = tiny_model(**inputs, early_rejection_topk=1)
+    finally:
+        tiny_model.decoder.chunks = chunks
+    assert outputs.logits.shape[1] < 20
+    assert counts == {"tolist": len(tiny_model.decoder.stages)}
+
+
+def test_a_training_step_waits_for_nothing_between_lines_of_the_log(tmp_path: Path) -> None:
+    start = write_start_model(tmp_path / "start")
+    run = TrainingRun(small_recipe(tmp_path / "run", start, classes_per_step=None, num_workers=1, log_every=3))
+    run.train_step(0)
+    with Synchronisations() as counts:
+        run.train_step(1)
+    # Whether the labels are classes, which lie on the CPU here; on a GPU an assertion there takes the place.
+    assert counts == {"_local_scalar_dense": 1}
