@@ -43,7 +43,12 @@ MODEL = argument(
 )
 DEVICE = (
     argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: a GPU if there is one"),
-    argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="16 bits suit GPUs"),
+    argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="float32",
+        help="numbers to compute with; auto takes bfloat16 where the device has it",
+    ),
 )
 OUTPUT = argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="folder for the results")
 NEW_MODEL = (

@@ -48,7 +48,7 @@ def check_model_source(source: str | Path | None) -> str:
 def load(
     source: str | Path | None = None,
     device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "auto",
+    dtype: str | torch.dtype | None = None,
 ) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
     """A model in evaluation mode, and its processor.
 
@@ -59,7 +59,7 @@ def load(
         source: Model folder, name of official weights (`sed-hf models` lists them), which are downloaded once, or name
             on the Hub; by default the bundled toy model.
         device: A torch device, "auto" for a GPU if there is one, or `None` for the CPU.
-        dtype: Of the weights; "auto" leaves them as they were saved.
+        dtype: Of the weights; "auto" is that of [`native_dtype`], `None` leaves them as they were saved.
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
@@ -83,7 +83,7 @@ def load(
     try:
         model, report = SEDForSemanticSegmentation.from_pretrained(
             source,
-            dtype=dtype,
+            dtype=native_dtype(device) if dtype == "auto" else dtype or "auto",
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
@@ -98,6 +98,19 @@ def load(
     if official:
         model.config.early_rejection_topk, model.name_or_path = official.topk, official.name
     return model.to(device), processor
+
+
+def native_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where a device computes with it natively, otherwise float32."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities() if kind == "cpu" else {}
+        is_native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def read_settings(source: str) -> dict[str, Any]:
