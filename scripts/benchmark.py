@@ -4,15 +4,13 @@ Every point of the sweep (classes, resolution, data type, ...) runs in a process
 own, too: `from_pretrained`, the processor, one call of the model, post-processing. Points that `results.json` in the
 output folder holds are not measured again, so that a sweep can be continued and extended. The weights are random, and
 so is the image, but with a model folder they are its weights, a generated scene, and the names of its classes and of
-others.
-
-Models that transformers ships, `clipseg` and `sam3`, join with random weights (`--models base clipseg sam3`); `--trace`
-counts what a GPU would be asked to do, without one.
+others. Three tables are printed instead of a sweep: --trace, --compile, --loader.
 """
 
 import argparse
 import itertools
 import json
+import os
 import platform
 import resource
 import runpy
@@ -22,11 +20,14 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -39,10 +40,13 @@ from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor, SEDSeman
 from sed_hf.conversion import build_processor, config_from_open_clip
 from sed_hf.data.distractors import distractors
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
+from sed_hf.data.transforms import TrainingTransform
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
+from sed_hf.evaluation.report import markdown_table
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.terminal import progress_bar, say
+from sed_hf.training.data import TrainingSamples
 from sed_hf.training.optimizer import enable_gradient_checkpointing
 from sed_hf.utils import atomic_path
 
@@ -50,39 +54,25 @@ VARIANTS = {"base": "convnext_base_w_320", "large": "convnext_large_d_320"}
 PEERS = ("clipseg", "sam3")
 IMAGE_SIZE = (853, 640)  # width and height of what is segmented
 PLAIN_DECODER = Path(__file__).parents[1] / "tests" / "plain_decoder.py"
+COMPILE_MODES = ("eager", "torch.compile(model)", "model.compile_decoder()")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the sweep; its text is its name in `results.json`.
+    """One point of the sweep; its text is its name in `results.json`."""
 
-    Attributes:
-        task: "segment", "train" (one step with gradient checkpointing) or "text" (class names only).
-        model: "base", "large", a model folder, whose weights are then used, or one of `PEERS`.
-        decoder: "fast" is that of the package, "plain" that of the tests.
-        classes: T.
-        size: Height and width of the network's input.
-        dtype: Of weights and activations.
-        topk: Early rejection; 0 is dense.
-        batch_size: Images at a time.
-        compiled: Whether `torch.compile` compiles the model.
-    """
-
-    task: str
-    model: str
-    decoder: str
+    task: str  # "segment", "train" (a step with gradient checkpointing) or "text" (class names only)
+    model: str  # "base", "large", a model folder, whose weights are then used, or one of `PEERS`
+    decoder: str  # "fast" is that of the package, "plain" that of the tests
     classes: int
-    size: int
+    size: int  # height and width of the network's input
     dtype: str
-    topk: int
+    topk: int  # early rejection; 0 is dense
     batch_size: int
-    compiled: bool
 
     def __str__(self) -> str:
-        if self.model in PEERS:
-            return f"{self.task} {self.model} T={self.classes} {self.dtype}"
         name = f"{self.task} {self.model} {self.decoder} T={self.classes} {self.size} {self.dtype}"
-        return f"{name} k={self.topk} B={self.batch_size}{' compiled' if self.compiled else ''}"
+        return f"{name} k={self.topk} B={self.batch_size}"
 
 
 def main() -> None:
@@ -90,16 +80,58 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.point:
         print(json.dumps(measure(Point(**json.loads(arguments.point)), arguments)))
-        return
-    if arguments.trace:
-        print_traces(arguments)
-        return
+    elif arguments.compile_mode:
+        print(json.dumps(time_compiled(arguments.compile_mode, arguments)))
+    elif arguments.trace:
+        print(trace_table(arguments))
+    elif arguments.compile:
+        print(compile_table(arguments))
+    elif arguments.loader:
+        print(loader_table(arguments))
+    else:
+        sweep(arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options; each list is swept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the report")
+    parser.add_argument("--tasks", nargs="+", default=["segment"], choices=["segment", "train", "text"])
+    parser.add_argument("--models", nargs="+", default=["base"], metavar="M", help="base, large or a model folder")
+    parser.add_argument("--peers", action="store_true", help="CLIPSeg and SAM 3 of transformers, with random weights")
+    parser.add_argument("--decoders", nargs="+", default=["fast", "plain"], choices=["fast", "plain"])
+    parser.add_argument("--classes", nargs="+", type=int, default=[20, 150, 459], metavar="T")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[768], metavar="PIXELS", help="multiples of 32")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--topk", nargs="+", type=int, default=[0], metavar="K", help="early rejection; 0 is dense")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1], metavar="B")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements after a first one that does not count")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--trace", action="store_true", help="what a GPU would be asked for, counted without one")
+    table.add_argument("--compile", action="store_true", help="time to compile and to run, at several sizes")
+    table.add_argument("--loader", action="store_true", help="training images that one worker loads in a second")
+    parser.add_argument("--point", help=argparse.SUPPRESS)  # the process of one point
+    parser.add_argument("--compile-mode", help=argparse.SUPPRESS)  # the process of one way to compile
+    arguments = parser.parse_args()
+    if wrong := [size for size in arguments.sizes if size < 32 or size % 32]:
+        parser.error(f"--sizes {wrong[0]}: expected a multiple of 32")
+    for name, least in (("classes", 1), ("batch_sizes", 1), ("repeats", 1)):
+        value = getattr(arguments, name)
+        if (value if isinstance(value, int) else min(value)) < least:
+            parser.error(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+    return arguments
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Measure the points that are not in the report yet, and write it after each."""
     arguments.output.mkdir(parents=True, exist_ok=True)
     results_file = arguments.output / "results.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
     points = {str(point): point for point in plan(arguments)}
     for name in progress_bar([name for name in points if name not in results], desc="Measuring", unit="point"):
-        results[name] = run_in_process_of_its_own(points[name], arguments)
+        point = asdict(points[name])
+        results[name] = point | run_in_process_of_its_own(["--point", json.dumps(point)], arguments)
         with atomic_path(results_file) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
         with atomic_path(arguments.output / "results.md") as path:
@@ -108,57 +140,32 @@ def main() -> None:
     print(to_markdown(results))
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The options; each list is swept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the report")
-    parser.add_argument("--tasks", nargs="+", default=["segment"], choices=["segment", "train", "text"])
-    parser.add_argument(
-        "--models", nargs="+", default=["base"], metavar="M", help="base, large, a model folder, clipseg or sam3"
-    )
-    parser.add_argument("--decoders", nargs="+", default=["fast", "plain"], choices=["fast", "plain"])
-    parser.add_argument("--classes", nargs="+", type=int, default=[20, 150, 459], metavar="T")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[768], metavar="PIXELS", help="multiples of 32")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--topk", nargs="+", type=int, default=[0], metavar="K", help="early rejection; 0 is dense")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1], metavar="B")
-    parser.add_argument("--compile", nargs="+", choices=["no", "yes"], default=["no"], help="torch.compile")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements after a first one that does not count")
-    parser.add_argument("--trace", action="store_true", help="count kernels, bytes and host tensors instead of timing")
-    parser.add_argument("--point", help=argparse.SUPPRESS)  # the process of one point
-    arguments = parser.parse_args()
-    if wrong := [size for size in arguments.sizes if size < 32 or size % 32]:
-        parser.error(f"--sizes {wrong[0]}: expected a multiple of 32")
-    for name in ("classes", "batch_sizes"):
-        if min(getattr(arguments, name)) < 1:
-            parser.error(f"--{name.replace('_', '-')} {min(getattr(arguments, name))}: expected at least 1")
-    if arguments.repeats < 1:
-        parser.error(f"--repeats {arguments.repeats}: expected at least 1")
-    return arguments
-
-
 def plan(arguments: argparse.Namespace) -> Iterator[Point]:
-    """All points that can be measured: only segmentation has rejection, and peers only segment."""
+    """All points that can be measured: only segmentation by the package's decoder has rejection."""
     for values in itertools.product(
         arguments.tasks, arguments.models, arguments.decoders, arguments.classes, arguments.sizes, arguments.dtypes,
-        arguments.topk, arguments.batch_sizes, [choice == "yes" for choice in arguments.compile],
+        arguments.topk, arguments.batch_sizes,
     ):  # fmt: skip
         point = Point(*values)
-        if point.task == "segment" or (point.topk == 0 and point.model not in PEERS):
+        if point.topk == 0 or (point.task == "segment" and point.decoder == "fast"):
             yield point
+    if arguments.peers:
+        for model, classes, dtype in itertools.product(PEERS, arguments.classes, arguments.dtypes):
+            yield Point("segment", model, "", classes, 0, dtype, 0, 1)
 
 
-def run_in_process_of_its_own(point: Point, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What [`measure`] gives; or the last line of the error, such as running out of memory."""
-    options = ["--point", json.dumps(asdict(point)), "--device", arguments.device, "--repeats", str(arguments.repeats)]
+def run_in_process_of_its_own(options: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What this script prints as JSON with further options; or the last line of the error, such as lack of memory."""
+    options = [*options, "--device", arguments.device, "--repeats", str(arguments.repeats)]
     command = [sys.executable, __file__, *options, "--output", str(arguments.output)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    # What was compiled before would make compiling look fast.
+    environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
     last_line = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    say(f"{point}: {last_line}")
-    return {**asdict(point), "error": last_line}
+    say(f"{options[1]}: {last_line}")
+    return {"error": last_line}
 
 
 # One point -----------------------------------------------------------------------------------------------------------
@@ -169,42 +176,40 @@ def measure(point: Point, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = torch.device(arguments.device)
+    stopwatch = Stopwatch(device)
     if point.model in PEERS:
-        task = time_peer
+        facts = time_peer(point, device, stopwatch, arguments.repeats)
     else:
-        save_random_model(point.model, arguments.output)
+        folder = model_folder(point.model, arguments.output)
         task = {"segment": time_segmentation, "train": time_training_step, "text": time_text}[point.task]
-    seconds, facts = task(point, arguments.output / "models" / point.model, device, arguments.repeats)
+        facts = task(point, folder, device, stopwatch, arguments.repeats)
     return {
-        **asdict(point),
         "seconds": {
             name: {"median": statistics.median(times), "min": min(times), "max": max(times)}
-            for name, times in seconds.items()
+            for name, times in stopwatch.seconds().items()
         },
-        "peak_memory_gib": facts.pop("peak_memory_gib", None) or peak_memory(device),
+        "peak_memory_gib": peak_memory(device),
         **facts,
         "environment": {**describe_environment(device), "threads": torch.get_num_threads()},
     }
 
 
-Times = dict[str, list[float]]
-
-
-def save_random_model(variant: str, output: Path) -> None:
-    """Write the model folder of a variant with random weights, once."""
-    folder = output / "models" / variant
-    if variant not in VARIANTS or folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    config = config_from_open_clip(VARIANTS[variant])
-    with atomic_path(folder) as path:
-        SEDForSemanticSegmentation(config).save_pretrained(path)
-        build_processor(config).save_pretrained(path)
+def model_folder(name: str, output: Path) -> Path:
+    """A model folder; that of a variant gets random weights, once."""
+    if name not in VARIANTS:
+        return Path(name)
+    folder = output / "models" / name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = config_from_open_clip(VARIANTS[name])
+        with atomic_path(folder) as path:
+            SEDForSemanticSegmentation(config).save_pretrained(path)
+            build_processor(config).save_pretrained(path)
+    return folder
 
 
 def load(point: Point, folder: Path, device: torch.device) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
     """A model as a user loads it."""
-    folder = folder if point.model in VARIANTS else Path(point.model)
     model = SEDForSemanticSegmentation.from_pretrained(folder, dtype=getattr(torch, point.dtype)).to(device).eval()
     processor = SEDProcessor.from_pretrained(folder, trust_remote_code=False)
     processor.image_processor.input_size = {"height": point.size, "width": point.size}
@@ -221,55 +226,41 @@ class PlainDecoder(nn.Module):
         self.decoder = decoder
         self.decode = runpy.run_path(str(PLAIN_DECODER))["plain_decode"]
 
-    def forward(
-        self, cost_map: Any, encoder_hidden_states: Any, early_rejection_topk: int | None = None, *_: Any
-    ) -> SEDSemanticSegmentationOutput:
+    def forward(self, cost_map: Any, encoder_hidden_states: Any, *_: Any) -> SEDSemanticSegmentationOutput:
         """What the package's decoder returns."""
-        plain = self.decode(self.decoder, *cost_map, encoder_hidden_states, early_rejection_topk)
-        output = SEDSemanticSegmentationOutput(logits=plain.logits, aux_logits=tuple(plain.aux_logits))
-        if early_rejection_topk is not None:
-            output.logit_classes = plain.kept[-1]
-            num_classes = len(cost_map.class_embeddings)
-            output.kept_classes = torch.zeros(1, len(plain.kept), num_classes, dtype=torch.bool)
-            for stage, classes in enumerate(plain.kept):
-                output.kept_classes[0, stage, classes] = True
-        return output
+        plain = self.decode(self.decoder, *cost_map, encoder_hidden_states)
+        return SEDSemanticSegmentationOutput(logits=plain.logits, aux_logits=tuple(plain.aux_logits))
 
 
 @torch.inference_mode()
-def time_segmentation(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
+def time_segmentation(
+    point: Point, folder: Path, device: torch.device, stopwatch: "Stopwatch", repeats: int
+) -> dict[str, Any]:
     """A batch of images to label maps."""
     model, processor = load(point, folder, device)
     images, class_embeddings = make_inputs(point, model, processor)
-    call: Callable = torch.compile(model) if point.compiled else model
-    stopwatch = Stopwatch(device)
-    if not point.compiled:
-        stopwatch.watch(model.get_submodule(image_encoder_name(model)), "image encoder")
-        stopwatch.watch(model.decoder, "decoder")
+    stopwatch.watch(model, "forward")
+    stopwatch.watch(model.image_encoder, "image encoder")
+    stopwatch.watch(model.decoder, "decoder")
     facts: dict[str, Any] = {}
     for repeat in range(repeats + 1):
         with stopwatch.time("whole"):
             with stopwatch.time("processor"):
-                inputs = processor(images=images, return_tensors="pt").to(device, model.dtype)
-            outputs = call(**inputs, class_embeddings=class_embeddings, early_rejection_topk=point.topk or None)
+                inputs = processor(images=images, return_tensors="pt").to(device)
+            outputs = model(**inputs, class_embeddings=class_embeddings, early_rejection_topk=point.topk)
             with stopwatch.time("post-processing"):
                 sizes = [IMAGE_SIZE[::-1]] * point.batch_size
                 processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
         if outputs.kept_classes is not None:
             facts["kept_classes"] = outputs.kept_classes.sum(-1).float().mean(0).tolist()
         if repeat == 0:
-            facts["first_seconds"] = stopwatch.seconds()["whole"][0]  # with warming up and compiling
             stopwatch.restart()
         del inputs, outputs
     facts["peak_memory_gib"] = peak_memory(device)
     if point.dtype != "float32":
+        stopwatch.stop()
         facts |= compare_with_float32(point, folder, model, processor)
-    return stopwatch.seconds(), facts
-
-
-def image_encoder_name(model: SEDForSemanticSegmentation) -> str:
-    """Where a model holds its image encoder."""
-    return next(name for name, _ in model.named_modules() if name.endswith("image_encoder"))
+    return facts
 
 
 def compare_with_float32(
@@ -277,69 +268,74 @@ def compare_with_float32(
 ) -> dict[str, float]:
     """What a lower precision costs: the share of pixels with the label of float32, and the largest difference."""
     images, class_embeddings = make_inputs(point, model, processor)
+    exact = SEDForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).to(model.device).eval()
     inputs = processor(images=images, return_tensors="pt").to(model.device)
-    low = model(
-        inputs["pixel_values"].to(model.dtype), class_embeddings=class_embeddings, early_rejection_topk=point.topk
+    low, high = (
+        each(**inputs, class_embeddings=class_embeddings, early_rejection_topk=point.topk).all_logits().float()
+        for each in (model, exact)
     )
-    exact = SEDForSemanticSegmentation.from_pretrained(folder if point.model in VARIANTS else point.model)
-    exact = exact.to(model.device).eval()
-    high = exact(**inputs, class_embeddings=class_embeddings.float(), early_rejection_topk=point.topk)
-    low, high = low.all_logits().float(), high.all_logits()
     return {
         "same_label_as_float32": (low.argmax(1) == high.argmax(1)).float().mean().item(),
         "largest_difference_of_a_probability": (low.sigmoid() - high.sigmoid()).abs().max().item(),
     }
 
 
-def time_training_step(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
+def time_training_step(
+    point: Point, folder: Path, device: torch.device, stopwatch: "Stopwatch", repeats: int
+) -> dict[str, Any]:
     """Forward, backward and optimizer step, with gradient checkpointing and the text encoder frozen."""
     model, processor = load(point, folder, device)
-    enable_gradient_checkpointing(model.train())
-    model.get_submodule(image_encoder_name(model).replace("image", "text")).requires_grad_(False)
+    enable_gradient_checkpointing(model)
     images, class_embeddings = make_inputs(point, model, processor)
-    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(device, model.dtype)
-    labels = torch.randint(point.classes, (point.batch_size, point.size, point.size), device=device)
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-6)
-    step: Callable = torch.compile(model) if point.compiled else model
-    stopwatch = Stopwatch(device)
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(device)
+    step = training_step(model, model, pixel_values, class_embeddings)
     for _ in range(repeats):  # a step takes so long that a first one is like any other
         with stopwatch.time("whole"):
-            with stopwatch.time("forward"):
-                loss = step(pixel_values, class_embeddings=class_embeddings, labels=labels).loss
-            with stopwatch.time("backward"):
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return stopwatch.seconds(), {}
+            step()
+    return {}
+
+
+def training_step(
+    model: SEDForSemanticSegmentation, call: Callable[..., Any], pixel_values: Tensor, class_embeddings: Tensor
+) -> Callable[[], None]:
+    """A training step, by `call`, the model or what it was compiled to."""
+    model.train().text_encoder.requires_grad_(False)
+    labels = torch.zeros(pixel_values[:, 0].shape, device=model.device, dtype=torch.int64)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+
+    def step() -> None:
+        call(pixel_values, class_embeddings=class_embeddings, labels=labels).loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 @torch.inference_mode()
-def time_text(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
+def time_text(point: Point, folder: Path, device: torch.device, stopwatch: "Stopwatch", repeats: int) -> dict[str, Any]:
     """The first T names of ade20k_847 in all templates; "plain" pads every prompt to the full length."""
     model, processor = load(Point(**{**asdict(point), "decoder": "fast"}), folder, device)
     names = load_vocabulary("ade20k_847")[: point.classes]
     inputs = processor(text=names, padding="max_length", return_tensors="pt").to(device)
     prompts = inputs["input_ids"].flatten(0, 1)
-    text_encoder = model.get_submodule(image_encoder_name(model).replace("image", "text"))
-    stopwatch = Stopwatch(device)
     for _ in range(repeats):
         with stopwatch.time("whole"):
             if point.decoder == "plain":
                 for batch in prompts.split(256):
-                    text_encoder(input_ids=batch)
+                    model.text_encoder(input_ids=batch)
             else:
                 model.get_class_embeddings(**inputs)
-    return stopwatch.seconds(), {"prompts": len(prompts)}
+    return {"prompts": len(prompts)}
 
 
 @torch.inference_mode()
-def time_peer(point: Point, folder: Path, device: torch.device, repeats: int) -> tuple[Times, dict[str, Any]]:
+def time_peer(point: Point, device: torch.device, stopwatch: "Stopwatch", repeats: int) -> dict[str, Any]:
     """One image with T names by a model that transformers ships, with random weights; its text is encoded before."""
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, Sam3Config, Sam3Model
 
     dtype = getattr(torch, point.dtype)
-    stopwatch = Stopwatch(device)
-    prompts = torch.randint(1, 40000, (point.classes, 8), device=device)
     if point.model == "clipseg":
         clipseg = CLIPSegForImageSegmentation(CLIPSegConfig()).to(device, dtype).eval()
         pixel_values = torch.randn(1, 3, 352, 352, device=device, dtype=dtype)
@@ -353,6 +349,7 @@ def time_peer(point: Point, folder: Path, device: torch.device, repeats: int) ->
         sam3 = Sam3Model(Sam3Config()).to(device, dtype).eval()
         size = sam3.config.vision_config.image_size
         pixel_values = torch.randn(1, 3, size, size, device=device, dtype=dtype)
+        prompts = torch.randint(1, 40000, (point.classes, 8), device=device)
         texts = [sam3.get_text_features(input_ids=prompt[None], return_dict=True) for prompt in prompts]
 
         def segment() -> None:
@@ -365,7 +362,7 @@ def time_peer(point: Point, folder: Path, device: torch.device, repeats: int) ->
             segment()
         if repeat == 0:
             stopwatch.restart()
-    return stopwatch.seconds(), {}
+    return {}
 
 
 def make_inputs(
@@ -374,7 +371,7 @@ def make_inputs(
     """Images, and class embeddings (T, P, D)."""
     if point.model in VARIANTS:
         noise = torch.randint(256, (*IMAGE_SIZE[::-1], 3), dtype=torch.uint8).numpy()
-        return [Image.fromarray(noise)] * point.batch_size, random_class_embeddings(point, model)
+        return [Image.fromarray(noise)] * point.batch_size, random_class_embeddings(point.classes, model)
     dataset = SceneDataset("test", point.batch_size, size=point.size)
     scenes = [dataset[index]["image"] for index in range(point.batch_size)]
     names = [*scene_vocabulary(), *distractors(scene_vocabulary(), ["pascal_context_459", "ade20k_847"])]
@@ -383,10 +380,10 @@ def make_inputs(
     return scenes, encode_classes(model, processor, names[: point.classes], ClassEmbeddingCache())
 
 
-def random_class_embeddings(point: Point, model: SEDForSemanticSegmentation) -> Tensor:
+def random_class_embeddings(num_classes: int, model: SEDForSemanticSegmentation) -> Tensor:
     """(T, P, D) of length 1, made in place so that memory holds them once."""
-    shape = (len(model.config.prompt_templates), model.config.projection_dim)
-    class_embeddings = torch.empty(point.classes, *shape, device=model.device, dtype=model.dtype)
+    shape = (num_classes, len(model.config.prompt_templates), model.config.projection_dim)
+    class_embeddings = torch.empty(shape, device=model.device, dtype=model.dtype)
     for chunk in class_embeddings.split(100):
         chunk.copy_(F.normalize(torch.randn(chunk.shape, device=model.device), dim=-1))
     return class_embeddings
@@ -397,6 +394,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.is_cuda = device.type == "cuda"
+        self.hooks: list[Any] = []
         self.restart()
 
     def restart(self) -> None:
@@ -413,10 +411,17 @@ class Stopwatch:
     def watch(self, module: nn.Module, name: str) -> None:
         """Measure each call of a module."""
         starts: list[Any] = []
-        module.register_forward_pre_hook(lambda *_: starts.append(self._mark()))
-        module.register_forward_hook(lambda *_: self.marks[name].append((starts.pop(), self._mark())))
+        self.hooks += [
+            module.register_forward_pre_hook(lambda *_: starts.append(self._mark())),
+            module.register_forward_hook(lambda *_: self.marks[name].append((starts.pop(), self._mark()))),
+        ]
 
-    def seconds(self) -> Times:
+    def stop(self) -> None:
+        """Measure no module any more."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def seconds(self) -> dict[str, list[float]]:
         """All measurements of each part."""
         if not self.is_cuda:
             return {name: [end - start for start, end in pairs] for name, pairs in self.marks.items()}
@@ -439,6 +444,87 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+# Compilation and loading ---------------------------------------------------------------------------------------------
+
+
+def compile_table(arguments: argparse.Namespace) -> str:
+    """Seconds of the first call and of a later one, for each way to compile and each number of classes and size."""
+    lists = {"--models": arguments.models, "--classes": arguments.classes, "--sizes": arguments.sizes}
+    options = [str(part) for name, values in lists.items() for part in (name, *values)]
+    columns = {mode: run_in_process_of_its_own(["--compile-mode", mode, *options], arguments) for mode in COMPILE_MODES}
+    rows = [["", *(f"{mode}, {call}" for mode in COMPILE_MODES for call in ("first", "later"))]]
+    for name in columns["eager"]:
+        pairs = [column.get(name, [column.get("error", "–")] * 2) for column in columns.values()]
+        rows.append([name, *(f"{cell:.2f} s" if isinstance(cell, float) else cell for pair in pairs for cell in pair)])
+    return markdown_table(rows)
+
+
+def time_compiled(mode: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of the first call and the median of later ones, in a process that compiles as it meets new sizes.
+
+    All numbers of classes at the first size, then the most of them at the other sizes; then training, at the last.
+    """
+    device, results = torch.device(arguments.device), {}
+    last_size = arguments.sizes[-1]
+    shapes = {
+        "segment": [(classes, arguments.sizes[0]) for classes in arguments.classes]
+        + [(arguments.classes[-1], size) for size in arguments.sizes[1:]],
+        "train": [(arguments.classes[0] + more, last_size) for more in (0, 10)],
+    }
+    for task in shapes:
+        torch.compiler.reset()
+        point = Point(task, arguments.models[0], "fast", 0, last_size, "float32", 0, 1)
+        model, _ = load(point, model_folder(point.model, arguments.output), device)
+        call: Callable = torch.compile(model) if mode == "torch.compile(model)" else model
+        if mode == "model.compile_decoder()":
+            model.compile_decoder()
+        for classes, size in shapes[task]:
+            pixel_values = torch.randn(1, 3, size, size, device=device)
+            class_embeddings = random_class_embeddings(classes, model)
+            step = partial(call, pixel_values, class_embeddings=class_embeddings)
+            if task == "train":
+                step = training_step(model, call, pixel_values, class_embeddings)
+            stopwatch = Stopwatch(device)
+            with torch.set_grad_enabled(task == "train"):
+                for _ in range(arguments.repeats + 1):
+                    with stopwatch.time("call"):
+                        step()
+            first, *later = stopwatch.seconds()["call"]
+            results[f"{task} T={classes} {size}"] = [first, statistics.median(later)]
+    return results
+
+
+class StoredScenes:
+    """A generated scene as a data set stores images, as a JPEG and a PNG of 640×480 pixels, again and again."""
+
+    def __init__(self) -> None:
+        scene = SceneDataset("train", 1, size=640)[0]
+        label = Image.fromarray(np.asarray(scene["label"]).astype(np.uint8))
+        self.files = [BytesIO(), BytesIO()]
+        for image, file, kind in zip((scene["image"], label), self.files, ("JPEG", "PNG"), strict=True):
+            image.crop((0, 0, 640, 480)).save(file, kind)
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = (Image.open(file) for file in self.files)
+        return {"image": image.convert("RGB"), "label": label, "file_name": str(index)}
+
+
+def loader_table(arguments: argparse.Namespace) -> str:
+    """Images of 768×768 that one worker of the training loader prepares in a second."""
+    rows = [["augmentation", "images a second of a worker"]]
+    for name, color_jitter in (("all", True), ("without colour jitter", False)):
+        transform = TrainingTransform(768, 2666, 768, color_jitter, horizontal_flip=True, ignore_index=255)
+        samples = TrainingSamples(StoredScenes(), 1000, seed=0, transform=transform)
+        start, count = time.perf_counter(), 20 * arguments.repeats
+        for position in range(count):
+            samples[position]
+        rows.append([name, f"{count / (time.perf_counter() - start):.1f}"])
+    return markdown_table(rows)
+
+
 # Trace ---------------------------------------------------------------------------------------------------------------
 
 
@@ -448,14 +534,10 @@ class Trace(TorchDispatchMode):
     Bytes are counted without caches, so that they compare versions of the code rather than predict milliseconds.
     """
 
-    # fmt: off
-    VIEWS = frozenset({
-        "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach", "device", "diagonal", "empty",
-        "empty_like", "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty",
-        "new_empty_strided", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose",
-        "unbind", "unflatten", "unfold", "unsqueeze", "view",
-    })
-    # fmt: on
+    MAKE_NOTHING = frozenset({
+        "_unsafe_view", "device", "empty", "empty_like", "empty_strided", "is_same_size", "lift_fresh", "new_empty",
+        "new_empty_strided",
+    })  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -470,7 +552,7 @@ class Trace(TorchDispatchMode):
         written = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
         if any(tensor.device.type == "cpu" for tensor in [*tensors.values(), *written]):
             self.host[name] += 1
-        if name.rstrip("_") not in self.VIEWS and not func.is_view:
+        if name not in self.MAKE_NOTHING and not func.is_view:
             self.kernels[name] += 1
             self.num_bytes += sum(stored_bytes(tensor) for tensor in tensors.values())
             self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in written)
@@ -484,26 +566,22 @@ def stored_bytes(tensor: Tensor) -> int:
 
 
 def trace(task: str, classes: int, dtype: torch.dtype, batch_size: int = 1, size: int = 768) -> Trace:
-    """What a forward of SED-B asks of a GPU, with the loss and backward for the task "train"; needs no GPU."""
+    """What a forward of SED-B, with its loss for the task "train", asks of a GPU; needs none.
+
+    Its tensors hold no numbers: where the code would wait for one, the trace ends with an error.
+    """
     with torch.device("meta"):
         model = SEDForSemanticSegmentation(SEDConfig()).to(dtype)
-    config = model.config
     counts = Trace()
     with FakeTensorMode(allow_non_fake_inputs=True), pretended_gpu():
         model = model.to_empty(device="cuda").train(task == "train")
-        model.get_submodule(image_encoder_name(model).replace("image", "text")).requires_grad_(False)
-        inputs = {
-            "pixel_values": torch.empty(batch_size, 3, size, size, device="cuda", dtype=dtype),
-            "class_embeddings": torch.empty(
-                classes, len(config.prompt_templates), config.projection_dim, device="cuda", dtype=dtype
-            ),
-        }
-        if task == "train":
-            inputs["labels"] = torch.zeros(batch_size, size, size, device="cuda", dtype=torch.int64)
-        with nullcontext() if task == "train" else torch.no_grad(), counts:
-            outputs = model(**inputs)
-            if task == "train":
-                outputs.loss.backward()
+        model.text_encoder.requires_grad_(False)
+        pixel_values = torch.empty(batch_size, 3, size, size, device="cuda", dtype=dtype)
+        shape = (classes, len(model.config.prompt_templates), model.config.projection_dim)
+        class_embeddings = torch.empty(shape, device="cuda", dtype=dtype)
+        labels = torch.zeros(batch_size, size, size, device="cuda", dtype=torch.int64) if task == "train" else None
+        with torch.set_grad_enabled(task == "train"), counts:
+            model(pixel_values, class_embeddings=class_embeddings, labels=labels)
     return counts
 
 
@@ -518,15 +596,16 @@ def pretended_gpu() -> Iterator[None]:
         torch.cuda.current_device = current_device
 
 
-def print_traces(arguments: argparse.Namespace) -> None:
-    """The counts of each point, as a table."""
-    print("| point | kernels | GB | operations with host tensors |\n|---|---|---|---|")
+def trace_table(arguments: argparse.Namespace) -> str:
+    """The counts of each point."""
+    rows = [["SED-B", "kernels", "GB", "operations with host tensors"]]
     for task, classes, dtype, batch_size, size in itertools.product(
         arguments.tasks, arguments.classes, arguments.dtypes, arguments.batch_sizes, arguments.sizes
     ):
         counts = trace(task, classes, getattr(torch, dtype), batch_size, size)
-        name = f"{task} base T={classes} {size} {dtype} B={batch_size}"
-        print(f"| {name} | {counts.kernels.total()} | {counts.num_bytes / 1e9:.1f} | {counts.host.total()} |")
+        name = f"{task} T={classes} {size} {dtype} B={batch_size}"
+        rows.append([name, *map(str, (counts.kernels.total(), round(counts.num_bytes / 1e9, 1), counts.host.total()))])
+    return markdown_table(rows)
 
 
 # Report --------------------------------------------------------------------------------------------------------------
@@ -534,29 +613,26 @@ def print_traces(arguments: argparse.Namespace) -> None:
 
 def to_markdown(results: dict[str, dict[str, Any]]) -> str:
     """A table of all points, with the machine and the versions."""
-    measured = [result for result in results.values() if "error" not in result]
     lines = []
-    for machine in sorted({json.dumps(result["environment"], sort_keys=True) for result in measured}):
-        environment = json.loads(machine)
+    environments = {json.dumps(result["environment"]) for result in results.values() if "error" not in result}
+    for environment in map(json.loads, sorted(environments)):
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
-        lines.append(f"{environment['hardware']}, {environment['threads']} threads; {versions}\n")
-    parts = ("whole", "image encoder", "decoder", "post-processing")
-    lines += [f"| point | {' | '.join(parts)} | encoder times a class | peak memory | labels as in float32 |"]
-    lines += ["|---" * 8 + "|"]
+        lines.append(f"{environment['hardware']}, {environment['threads']} threads; {versions}\n\n")
+    parts = ("whole", "forward", "image encoder", "decoder", "post-processing")
+    rows = [["point", *parts, "encoder times a class", "peak memory", "labels as in float32"]]
     for name, result in results.items():
         if "error" in result:
-            lines.append(f"| {name} | {result['error'].replace('|', '/')} |" + " |" * 6)
+            rows.append([name, result["error"], *[""] * (len(rows[0]) - 2)])
             continue
-        seconds = result["seconds"]
-        cells = [format_seconds(seconds.get(part)) for part in parts]
-        ratio = ""
+        seconds, ratio, same = result["seconds"], "", ""
         if "decoder" in seconds:  # of as many images in both, so that the batch size cancels out
             encoder_times = seconds["decoder"]["median"] / seconds["image encoder"]["median"]
             ratio = f"{encoder_times / result['classes']:.4f}"
-        same = f"{result['same_label_as_float32']:.2%}" if "same_label_as_float32" in result else ""
-        cells += [ratio, f"{result['peak_memory_gib']:.2f} GiB", same]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        if "same_label_as_float32" in result:
+            same = f"{result['same_label_as_float32']:.2%}"
+        cells = [format_seconds(seconds.get(part)) for part in parts]
+        rows.append([name, *cells, ratio, f"{result['peak_memory_gib']:.2f} GiB", same])
+    return "".join(lines) + markdown_table(rows) + "\n"
 
 
 def format_seconds(times: dict[str, float] | None) -> str:
@@ -575,23 +651,20 @@ def draw_plots(results: dict[str, dict[str, Any]], folder: Path) -> None:
     except ImportError:
         print("benchmark.py: no plots without matplotlib: pip install matplotlib", file=sys.stderr)
         return
-    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    lines: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
     for name, result in results.items():
         if "error" not in result and result["task"] == "segment":
-            lines[name.replace(f" T={result['classes']}", "")].append(result)
-    for quantity, label in (("time", "seconds, whole"), ("memory", "peak memory, GiB")):
+            values = (result["classes"], result["seconds"]["whole"]["median"], result["peak_memory_gib"])
+            lines[name.replace(f" T={result['classes']}", "").removeprefix("segment ")].append(values)
+    for column, file, label in ((1, "time.png", "seconds, whole"), (2, "memory.png", "peak memory, GiB")):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot(xlabel="classes T", ylabel=label, xscale="log", yscale="log")
         for name, line in sorted(lines.items()):
-            line.sort(key=lambda result: result["classes"])
-            values = [
-                result["seconds"]["whole"]["median"] if quantity == "time" else result["peak_memory_gib"]
-                for result in line
-            ]
-            axes.plot([result["classes"] for result in line], values, marker="o", label=name.removeprefix("segment "))
+            points = sorted(line)
+            axes.plot([point[0] for point in points], [point[column] for point in points], marker="o", label=name)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-        figure.savefig(folder / f"{quantity}.png", dpi=120)
+        figure.savefig(folder / file, dpi=120)
 
 
 if __name__ == "__main__":

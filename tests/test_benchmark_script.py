@@ -81,6 +81,7 @@ def test_impossible_options_are_refused_by_name(tmp_path: Path, options: list[ob
     [
         ("segment", 150, torch.bfloat16, 1, 450, 23),
         ("segment", 150, torch.bfloat16, 4, 720, 94),
+        ("train", 171, torch.float32, 4, 2250, 240),
     ],
 )
 def test_a_gpu_is_asked_for_few_kernels_and_bytes_and_for_nothing_of_the_host(
@@ -90,3 +91,14 @@ def test_a_gpu_is_asked_for_few_kernels_and_bytes_and_for_nothing_of_the_host(
     assert counts.kernels.total() <= kernels
     assert counts.num_bytes <= gigabytes * 1e9
     assert counts.host.total() == 0
+
+
+@pytest.mark.slow
+def test_compilation_and_loading_are_tables(tmp_path: Path) -> None:
+    compiled = benchmark(tmp_path, "--compile", "--sizes", 64, 96)
+    assert compiled.returncode == 0, compiled.stderr
+    rows = [line.split("|")[1].strip() for line in compiled.stdout.splitlines()[2:]]
+    assert rows == ["segment T=5 64", "segment T=5 96", "train T=5 96", "train T=15 96"]
+    assert "Error" not in compiled.stdout
+    loading = benchmark(tmp_path, "--loader")
+    assert "images a second of a worker" in loading.stdout
