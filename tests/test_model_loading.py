@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import sed_hf
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.hub.load import TOY_MODEL, check_model_source, load
+from sed_hf.hub.load import TOY_MODEL, check_model_source, load, native_dtype
 
 BIAS = "decoder.head.bias"
 JSON_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
@@ -64,6 +64,23 @@ class TestSources:
 
     def test_the_dtype_is_the_one_asked_for(self) -> None:
         assert load(dtype="bfloat16")[0].dtype == torch.bfloat16
+        assert load(dtype="auto")[0].dtype == native_dtype("cpu")
+
+    @pytest.mark.parametrize(
+        ("capabilities", "dtype"),
+        [
+            ({"avx512_bf16": True}, torch.bfloat16),
+            ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+            ({"avx512_bf16": False}, torch.float32),
+            ({}, torch.float32),
+        ],
+    )
+    def test_the_native_dtype_is_bfloat16_where_the_processor_has_it(
+        self, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        assert native_dtype("cpu") == dtype
+        assert native_dtype("mps") == torch.float32
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_device_that_is_not_there_is_refused(self) -> None:
