@@ -1,8 +1,7 @@
 """How the decoder fits thousands of classes into memory, and a few into a cache: the only file that knows about it.
 
-All of the decoder but class aggregation treats each class on its own, and class aggregation treats each location on its
-own. So a step can run on a few classes, or on a few locations, at a time; the result does not depend on how many. A
-program that is compiled or exported takes all at once, since their numbers stay open in it.
+All of the decoder but class aggregation treats each class on its own, and class aggregation each location. So a step
+can run on a few of them at a time, with the same result. A compiled or exported program takes all at once.
 """
 
 from collections import deque
@@ -35,10 +34,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Chunks:
     """Runs the steps of the decoder on a few classes, or a few locations, at a time.
 
-    The features of T classes are a list of parts (t, B, H, W, C), whose t add up to T. Every method changes the list
-    that it is given, so that what has been used is released on the way; and the parts too, where no gradient is lost.
-    It takes `num_classes` at a time, or as many classes or locations as make no tensor of more than `max_bytes`, which
-    by default suit the device. A part of the cost embedding has about `part_bytes`.
+    The features of T classes are a list of parts (t, B, H, W, C), the first of about `part_bytes`. Every method changes
+    the list, so that what was used is released on the way, and the parts too, where no gradient is lost. It takes
+    `num_classes` at a time, or as many as make no tensor of over `max_bytes`, which by default suit the device.
     """
 
     def __init__(self, num_classes: int | None = None, max_bytes: int | None = None, part_bytes: int = PART_BYTES):
@@ -55,8 +53,8 @@ class Chunks:
     ) -> tuple[list[Tensor], Tensor]:
         """New features, if they are to be kept, and logits (T, B, H, W) of the classes with numbers (T,).
 
-        The function takes a few numbers (t,), and their features if there are any. It returns new features and logits
-        (t, B, H, W), and makes no tensor of more than `size` bytes for a class.
+        The function takes a few numbers (t,), and their features if there are any, and returns new features and logits;
+        it makes no tensor of more than `size` bytes for a class.
         """
         if torch.compiler.is_compiling():
             whole, all_logits = function(classes, *(features or ()))
@@ -82,9 +80,8 @@ class Chunks:
     def update_classes(self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int) -> None:
         """Replace features by a function of a few classes (t, B, H, W, C), which makes `width` channels at most."""
         for index, part in enumerate(features):
-            count = self._count(
-                part.shape[0], part[0, ..., 0].numel() * part.element_size() * width, part.device, self.num_classes
-            )
+            size = part[0, ..., 0].numel() * part.element_size() * width
+            count = self._count(part.shape[0], size, part.device, self.num_classes)
             pieces = (part,) if count == part.shape[0] else part.split(count)
             features[index] = _join(map(function, pieces), part.shape[0], out=part)
 
@@ -95,7 +92,7 @@ class Chunks:
         parts, sizes = [part.flatten(1, 3) for part in features], [part.shape[0] for part in features]
         count = self._count(parts[0].shape[1], sum(sizes) * parts[0].element_size() * width, parts[0].device)
         is_whole = count == parts[0].shape[1]
-        tiles = [parts] if is_whole else list(zip(*(part.split(count, dim=1) for part in parts), strict=True))
+        tiles = [parts] if is_whole else list(zip(*(part.split(count, 1) for part in parts), strict=True))
         results = (function(torch.cat(tile) if len(tile) > 1 else tile[0]).split(sizes) for tile in tiles)
         if is_whole or torch.is_grad_enabled():
             for index, new in enumerate(zip(*results, strict=True)):
@@ -107,17 +104,15 @@ class Chunks:
                     part.add_(new) if add else part.copy_(new)
 
     def select(self, features: list[Tensor], is_kept: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The features, if there are any, and sorted indices (K,) of the classes that are kept, of bool (T,)."""
-        sizes = [len(part) for part in features] or [len(is_kept)]
-        counts = torch.stack([part.sum() for part in is_kept.split(sizes)]).tolist()  # the only wait for a GPU
-        indices = torch.arange(len(is_kept), device=is_kept.device)
-        selected, survivors = [], []
-        for kept, numbers, count in zip(is_kept.split(sizes), indices.split(sizes), counts, strict=True):
-            inside = kept.int().argsort(descending=True, stable=True)[:count]
-            survivors.append(numbers[inside])
-            if features:
-                selected.append(features.pop(0)[inside])
-        return [part for part in selected if len(part)], torch.cat(survivors)
+        """The features, if there are any, and sorted numbers (K,) of the classes that are kept, of bool (T,)."""
+        parts = is_kept.split([len(part) for part in features] or len(is_kept))
+        counts = torch.stack([part.sum() for part in parts]).tolist()  # all that a GPU is waited for
+        numbers = is_kept.int().argsort(descending=True, stable=True)[: sum(counts)]
+        selected, first = [], 0
+        for inside in numbers.split(counts) if features else ():
+            selected.append(features[0][inside - first])
+            first += len(features.pop(0))
+        return [part for part in selected if len(part)], numbers
 
     def retry(self, function: Callable[..., Any], *arguments: Any, num_classes: int) -> Any:
         """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""
