@@ -6,6 +6,7 @@ can run on a few of them at a time, with the same result. A compiled or exported
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -58,7 +59,7 @@ class Chunks:
         """
         if torch.compiler.is_compiling():
             whole, all_logits = function(classes, *(features or ()))
-            return [whole], all_logits
+            return [whole], all_logits.transpose(0, 1).contiguous()
         count = self._count(len(classes), size, classes.device, self.num_classes)
         part_sizes = [len(part) for part in features] if features else max(count, 4 * self.part_bytes // size + 1)
         new_features, logits = [], []
@@ -75,7 +76,7 @@ class Chunks:
                 new_features.append(_join(part, len(numbers)))
             else:
                 deque(part, maxlen=0)
-        return new_features, torch.cat(logits)
+        return new_features, torch.cat(logits).transpose(0, 1).contiguous()
 
     def update_classes(self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int) -> None:
         """Replace features by a function of a few classes (t, B, H, W, C), which makes `width` channels at most."""
@@ -104,15 +105,12 @@ class Chunks:
                     part.add_(new) if add else part.copy_(new)
 
     def select(self, features: list[Tensor], is_kept: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The features, if there are any, and sorted numbers (K,) of the classes that are kept, of bool (T,)."""
+        """The features, if there are any, and sorted numbers (K,) of the classes where (T,) integers are 1, not 0."""
         parts = is_kept.split([len(part) for part in features] or len(is_kept))
         counts = torch.stack([part.sum() for part in parts]).tolist()  # all that a GPU is waited for
-        numbers = is_kept.int().argsort(descending=True, stable=True)[: sum(counts)]
-        selected, first = [], 0
-        for inside in numbers.split(counts) if features else ():
-            selected.append(features[0][inside - first])
-            first += len(features.pop(0))
-        return [part for part in selected if len(part)], numbers
+        first = partial(torch.argsort, descending=True, stable=True)  # where they are kept
+        selected = [features.pop(0)[first(part)[:count]] for part, count in zip(parts, counts, strict=True) if features]
+        return [part for part in selected if len(part)], first(is_kept)[: sum(counts)]
 
     def retry(self, function: Callable[..., Any], *arguments: Any, num_classes: int) -> Any:
         """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""

@@ -398,7 +398,7 @@ class SEDDecoder(nn.Module):
         """Decode B images, or with category early rejection (section 3.4) a single one; see `forward`."""
         classes = torch.arange(cost_map.class_embeddings.shape[0], device=cost_map.class_embeddings.device)
         kept = classes.new_zeros(1, len(self.stages), *classes.shape, dtype=torch.bool)
-        aux_logits, hidden_states = [], []
+        aux_logits, states = [], []
         locations = cost_map.dense_embeddings[:, 0]
         channel_bytes = locations.numel() * locations.element_size()
         class_bytes = [channel_bytes * 4**index * stage.widest for index, stage in enumerate(self.stages)]
@@ -407,17 +407,15 @@ class SEDDecoder(nn.Module):
         # With rejection the cost embedding of all classes is never held: that of the survivors is computed again.
         features, logits = embed(classes, keep=topk is None)
         for index, stage in enumerate(self.stages):
-            aux_logits.append(images_first(logits))
+            aux_logits.append(logits)
             if topk is not None:
-                # The classes that are among the k best at some pixel.
-                best = logits[:, 0].topk(min(topk, len(logits)), dim=0).indices.flatten()
-                is_best = torch.zeros_like(classes, dtype=torch.bool).index_fill_(0, best, True)
-                features, survivors = self.chunks.select(features, is_best)
+                best = logits[0].topk(min(topk, len(classes)), dim=0).indices.flatten()  # at each pixel
+                features, survivors = self.chunks.select(features, torch.zeros_like(classes).index_fill_(0, best, 1))
                 classes = classes[survivors]
                 kept[0, index].index_fill_(0, classes, True)
                 features = features or embed(classes)[0]
             if keep_hidden:
-                hidden_states.append(torch.cat(features))
+                states.append(torch.cat(features))
 
             stage.aggregate(features, self.chunks)
             shared = stage.skip_fusion.share(stage.skip_guidance(skip_features[index]))
@@ -425,14 +423,11 @@ class SEDDecoder(nn.Module):
             keep = keep_hidden or index + 1 < len(self.stages)
             features, logits = self.chunks.map(fuse, classes, class_bytes[index], features, keep)
         if topk is not None:
-            return SEDSemanticSegmentationOutput(logits=images_first(logits), logit_classes=classes, kept_classes=kept)
+            return SEDSemanticSegmentationOutput(logits=logits, logit_classes=classes, kept_classes=kept)
         if keep_hidden:
-            hidden_states = [part.permute(1, 0, 4, 2, 3) for part in (*hidden_states, torch.cat(features))]
-        return SEDSemanticSegmentationOutput(
-            logits=images_first(logits),
-            aux_logits=tuple(aux_logits),
-            decoder_hidden_states=tuple(hidden_states) if keep_hidden else None,
-        )
+            states = [part.permute(1, 0, 4, 2, 3) for part in (*states, torch.cat(features))]
+        hidden = tuple(states) or None
+        return SEDSemanticSegmentationOutput(logits=logits, aux_logits=tuple(aux_logits), decoder_hidden_states=hidden)
 
     def embed(self, dense_embeddings: Tensor, class_embeddings: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Cost embedding (t, B, h, w, C) and first auxiliary logits (t, B, h, w) of some classes (t,)."""
@@ -471,11 +466,6 @@ class SEDDecoder(nn.Module):
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(function, *arguments)
         return function(*arguments)
-
-
-def images_first(logits: Tensor) -> Tensor:
-    """Logits (B, T, H, W) of (T, B, H, W)."""
-    return logits.transpose(0, 1).contiguous()
 
 
 def join_images(images: Sequence[Any]) -> SEDSemanticSegmentationOutput:
@@ -554,9 +544,8 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
         if len(shape) != 4 or shape[1] != 3 or any(not size or size % ENCODER_STRIDE for size in shape[2:]):
             expected = f"(batch, 3, height, width) with multiples of {ENCODER_STRIDE}"
             raise ValueError(f"pixel_values: expected {expected}, got {shape}")
-        features = self.image_encoder(
-            pixel_values.to(self.base_model.logit_scale.dtype, memory_format=torch.channels_last)
-        )
+        dtype = self.base_model.logit_scale.dtype
+        features = self.image_encoder(pixel_values.to(dtype, memory_format=torch.channels_last))
         if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
             return features
         return SEDImageFeatures(features.last_hidden_state, features.pooler_output)
