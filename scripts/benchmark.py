@@ -43,7 +43,6 @@ from sed_hf.data.scenes import SceneDataset, scene_vocabulary
 from sed_hf.data.transforms import TrainingTransform
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
-from sed_hf.evaluation.report import markdown_table
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from sed_hf.terminal import progress_bar, say
 from sed_hf.training.data import TrainingSamples
@@ -633,6 +632,12 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
         cells = [format_seconds(seconds.get(part)) for part in parts]
         rows.append([name, *cells, ratio, f"{result['peak_memory_gib']:.2f} GiB", same])
     return "".join(lines) + markdown_table(rows) + "\n"
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A table, the first row being its header."""
+    lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def format_seconds(times: dict[str, float] | None) -> str:
