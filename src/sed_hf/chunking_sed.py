@@ -52,7 +52,7 @@ class Chunks:
         features: list[Tensor] | None = None,
         keep: bool = True,
     ) -> tuple[list[Tensor], Tensor]:
-        """New features, if they are to be kept, and logits (T, B, H, W) of the classes with numbers (T,).
+        """New features, if they are to be kept, and logits (B, T, H, W) of the classes with numbers (T,).
 
         The function takes a few numbers (t,), and their features if there are any, and returns new features and logits;
         it makes no tensor of more than `size` bytes for a class.
