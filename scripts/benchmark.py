@@ -115,10 +115,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if wrong := [size for size in arguments.sizes if size < 32 or size % 32]:
         parser.error(f"--sizes {wrong[0]}: expected a multiple of 32")
-    for name, least in (("classes", 1), ("batch_sizes", 1), ("repeats", 1)):
+    for name in ("classes", "batch_sizes", "repeats"):
         value = getattr(arguments, name)
-        if (value if isinstance(value, int) else min(value)) < least:
-            parser.error(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+        least = value if isinstance(value, int) else min(value)
+        if least < 1:
+            parser.error(f"--{name.replace('_', '-')} {least}: expected at least 1")
     return arguments
 
 
