@@ -54,10 +54,12 @@ def workplace(
     tmp_path: Path, tiny_hub_folder: Path, tiny_weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A folder with all that the pages presume; afterwards the environment is as before."""
-    for name in ("configs", "docs", "examples", "scripts", "src", "tests"):
+    for name in ("configs", "docs", "examples", "mkdocs.yml", "scripts", "src", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("sed-large", "sed-base"):
         shutil.copytree(tiny_hub_folder, tmp_path / name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "huggingface"))
+    shutil.copytree(tiny_hub_folder, tmp_path / "huggingface/sed_hf/official/sed-b")
     torch.save({"model": tiny_weights}, tmp_path / "model_final.pth")
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "a.jpg", "b.jpg", "photos/one.jpg", "photos/two.png", "aerial.jpg"):
@@ -152,11 +154,11 @@ class Page:
             self.run_script(*arguments[start:])
         elif program == "python":
             self.run_script(*arguments)
-        elif program == "pdoc":
-            import pdoc.__main__
+        elif program == "mkdocs":
+            import mkdocs.__main__
 
-            pdoc.__main__.cli(arguments)
-            assert Path("outputs/api/sed_hf/modeling_sed.html").is_file()
+            mkdocs.__main__.cli(arguments, standalone_mode=False)
+            assert Path("outputs/site/api/index.html").is_file()
         else:
             assert program == "pip", f"{program}: this test does not know how to run it"
             extras = re.fullmatch(r"install \.(?:\[([\w,]+)\])?", " ".join(arguments))
