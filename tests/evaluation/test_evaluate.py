@@ -55,31 +55,29 @@ def scenes(count: int = NUM_SCENES) -> SceneDataset:
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "file_name", "first", "second", "ignored", "second_prediction"),
+    ("name", "write", "file_name", "ids", "second_prediction"),
     [
-        ("coco_stuff_171", write_coco_stuff, "000000000139", 0, 1, 255, 1),
-        ("ade20k_150", write_ade20k_150, "ADE_val_00000001", 1, 2, 0, 1),
-        ("ade20k_847", write_ade20k_847, "ADE_val_00000001", 2978, 312, 0, 1),
-        ("pascal_context_59", write_pascal_context_59, "2008_000002", 2, 9, 0, 1),
-        ("pascal_context_459", write_pascal_context_459, "2008_000002", 1, 2, 460, 1),
-        ("pascal_voc_20", write_pascal_voc, "2007_000033", 1, 2, 0, 1),
+        ("coco_stuff_171", write_coco_stuff, "000000000139", (0, 1, 255), 1),
+        ("ade20k_150", write_ade20k_150, "ADE_val_00000001", (1, 2, 0), 1),
+        ("ade20k_847", write_ade20k_847, "ADE_val_00000001", (2978, 312, 0), 1),
+        ("pascal_context_59", write_pascal_context_59, "2008_000002", (2, 9, 0), 1),
+        ("pascal_context_459", write_pascal_context_459, "2008_000002", (1, 2, 460), 1),
+        ("pascal_voc_20", write_pascal_voc, "2007_000033", (1, 2, 0), 1),
         # Of the 59 names that the model is asked for, the 38th is one of those that mean background.
-        ("pascal_voc_20b", write_pascal_voc, "2007_000033", 1, 0, 255, 37),
+        ("pascal_voc_20b", write_pascal_voc, "2007_000033", (1, 0, 255), 37),
     ],
 )
 def test_figures_of_a_benchmark_equal_those_counted_by_hand(
     name: str,
     write: Callable,
     file_name: str,
-    first: int,
-    second: int,
-    ignored: int,
+    ids: tuple[int, int, int],
     second_prediction: int,
     processor: SEDProcessor,
     tmp_path: Path,
 ) -> None:
-    raw_ids = np.array([[first, first, second, second], [second, second, second, ignored]])
-    write(tmp_path, {file_name: raw_ids})
+    first, second, ignored = ids
+    write(tmp_path, {file_name: np.array([[first, first, second, second], [second, second, second, ignored]])})
     predictor = HalvesPredictor(left=0, right=second_prediction)
     figures = evaluate(predictor, processor, load_benchmark(name, tmp_path))
     # First class: 2 of 2 pixels hit, 2 false ones. Second class: 3 of 5 hit, the one beside them is ignored.

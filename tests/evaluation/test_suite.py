@@ -22,6 +22,7 @@ from sed_hf.evaluation.report import to_markdown
 from sed_hf.inference.class_embeddings import weights_sha256
 
 OPTIONS = {"model_name": "made-up", "num_workers": 0}
+PREDICTION = "predictions/scenes/scene-test-seed0-000000.png"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 
 
@@ -151,15 +152,7 @@ def test_file_that_is_not_a_report_is_refused_and_left(content: str, processor: 
 
 @pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "FIFO", "folder"])
 @pytest.mark.parametrize(
-    "name",
-    [
-        "results.json",
-        "results.md",
-        "scenes.progress.safetensors",
-        "predictions",
-        "predictions/scenes",
-        "predictions/scenes/scene-test-00000000.png",
-    ],
+    "name", ["results.json", "results.md", "scenes.progress.safetensors", "predictions/scenes", PREDICTION]
 )
 def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
     name: str, kind: str, processor: SEDProcessor, tmp_path: Path

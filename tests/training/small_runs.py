@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDImageProcessor, SEDProcessor
-from sed_hf.conversion import build_clip_tokenizer
+from sed_hf.data.scenes.model import build_tokenizer
 from sed_hf.hub.save import save_hub_folder
 from sed_hf.training.recipe import Recipe
 
@@ -22,6 +22,7 @@ def write_start_model(folder: Path, drops: bool = True) -> Path:
     precision can be compared where sums are taken in another order.
     """
     torch.manual_seed(0)
+    tokenizer = build_tokenizer()
     config = SEDConfig(
         projection_dim=16,
         prompt_templates=TEMPLATES,
@@ -31,14 +32,18 @@ def write_start_model(folder: Path, drops: bool = True) -> Path:
             "projection": "mlp",
             "projection_dropout": 0.2 if drops else 0.0,
         },
-        text_config={"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1},
+        text_config={
+            **{"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1},
+            **{"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length},
+            **{"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
+        },
         decoder_hidden_sizes=[16, 16, 16, 16],
         skip_guidance_sizes=[8, 8, 8],
         cost_guidance_sizes=[8, 8, 8],
     )
     model = SEDForSemanticSegmentation(config)
     image_processor = SEDImageProcessor(do_resize=False, input_size={"height": 64, "width": 64})
-    processor = SEDProcessor(image_processor, build_clip_tokenizer(), TEMPLATES)
+    processor = SEDProcessor(image_processor, tokenizer, TEMPLATES)
     save_hub_folder(model if drops else model.double(), processor, folder)
     return folder
 

@@ -20,7 +20,6 @@ from small_runs import (
     assert_weights_equal,
     command_line,
     log_of,
-    losses_of,
     reset_accelerate,
     small_recipe,
     write_start_model,
@@ -141,13 +140,6 @@ def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Callable[..
     assert [line["step"] for line in lines] == [2, 3]
     assert not any(name.startswith("IoU-") for name in lines[0])
     assert_weights_equal(evaluated, plain)
-
-
-def test_training_lowers_the_loss(make_recipe: Callable[..., Recipe]) -> None:
-    recipe = make_recipe(steps=16, checkpoint_every=100)
-    run(recipe)
-    losses = losses_of(recipe)
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
 @pytest.mark.parametrize(
@@ -283,8 +275,20 @@ def test_a_folder_with_a_run_is_not_overwritten(make_recipe: Callable[..., Recip
         run(recipe)
 
 
-@pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "FIFO", "folder"])
-@pytest.mark.parametrize("name", ["log.jsonl", "checkpoints", "checkpoints/step-00000001", "model", "train"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("log.jsonl", "link to a file"),
+        ("log.jsonl", "FIFO"),
+        ("checkpoints", "link to a folder"),
+        ("checkpoints/step-00000001", "folder"),
+        ("checkpoints/step-00000001", "link to a folder"),
+        ("model", "link to a file"),
+        ("model", "link to a folder"),
+        ("model", "folder"),
+        ("train", "link to a folder"),
+    ],
+)
 def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
     name: str, kind: str, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:

@@ -34,7 +34,6 @@ class MeanIoUMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Mean IoU, frequency-weighted IoU, mean and pixel accuracy, as Detectron2 defines them.",
             citation="Xie et al.: SED, CVPR 2024",
-            inputs_description="Class indices (height, width) of each image, and the labels, of any sizes.",
             features=datasets.Features({"predictions": class_map, "references": class_map}),
         )
 

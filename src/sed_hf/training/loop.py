@@ -175,8 +175,7 @@ class TrainingRun:
 
     def start_log(self) -> None:
         """Start accelerate's tracker, and a log with the lines of the steps that are done."""
-        settings = {name: str(value) for name, value in asdict(self.recipe).items()}
-        self.accelerator.init_trackers("train", config=settings)
+        self.accelerator.init_trackers("train", {name: str(value) for name, value in asdict(self.recipe).items()})
         if self.accelerator.is_main_process:
             text = self.log_file.read_text(encoding="utf-8") if self.start and self.log_file.is_file() else ""
             lines = text.split("\n")[:-1]  # without one that was cut off
