@@ -34,7 +34,7 @@ class MadeUpPredictor(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.num_images = 0
 
-    def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor) -> Tensor:
+    def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor, num_synonyms: Tensor) -> Tensor:
         return torch.zeros(int(class_ids.max()) + 1, 1, 1)
 
     def forward(

@@ -42,6 +42,7 @@ def test_gradient_reaches_both_towers_and_the_temperature(
     model = make_tiny_model(freeze_text_encoder=False).train()
     tokens = tiny_processor(text=["cat", "grass"], return_tensors="pt")
     labels = torch.zeros(1, 64, 64, dtype=torch.long)
-    TowerAlignment(model)(torch.randn(1, 3, 64, 64), labels, **tokens).loss.backward()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    TowerAlignment(model)(pixel_values, labels, tokens["input_ids"], tokens["class_ids"]).loss.backward()
     trained = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
     assert trained == {"image_encoder", "text_encoder", "logit_scale"}
