@@ -35,74 +35,86 @@ def write_index_image(path: Path, ids: RawIds, *, palette: bool = False) -> None
     image.save(path)
 
 
-def write_coco_stuff(data_dir: Path, labels: Mapping[str, RawIds], split: str = "val") -> None:
-    """COCO-Stuff: 8-bit greyscale PNG."""
-    root = data_dir / "coco-stuff"
+def write_pairs(
+    images: Path, masks: Path, labels: Mapping[str, RawIds], suffix: str = ".png", palette: bool = False
+) -> None:
     for name, ids in labels.items():
-        write_image(root / "images" / f"{split}2017" / f"{name}.jpg", _size(ids))
-        write_index_image(root / "stuffthingmaps" / f"{split}2017" / f"{name}.png", ids.astype(np.uint8))
+        write_image(images / f"{name}.jpg", ids.shape[::-1])
+        write_index_image(masks / f"{name}{suffix}", ids, palette=palette)
+
+
+def of_type(labels: Mapping[str, RawIds], dtype: type[np.integer]) -> dict[str, RawIds]:
+    return {name: ids.astype(dtype) for name, ids in labels.items()}
+
+
+def write_coco_stuff(data_dir: Path, labels: Mapping[str, RawIds], split: str = "val") -> None:
+    root = data_dir / "coco-stuff"
+    write_pairs(root / "images" / f"{split}2017", root / "stuffthingmaps" / f"{split}2017", of_type(labels, np.uint8))
 
 
 def write_ade20k_150(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
-    """ADEChallengeData2016: 8-bit greyscale PNG."""
     root = data_dir / "ADEChallengeData2016"
-    for name, ids in labels.items():
-        write_image(root / "images" / "validation" / f"{name}.jpg", _size(ids))
-        write_index_image(root / "annotations" / "validation" / f"{name}.png", ids.astype(np.uint8))
+    write_pairs(root / "images" / "validation", root / "annotations" / "validation", of_type(labels, np.uint8))
 
 
 def write_ade20k_847(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
-    """ADE20K_2021_17_01: RGB PNG whose red and green hold the object id, blue the instance; with its pickled index."""
+    """RGB PNG whose red and green hold the object id, blue the instance; with the download's pickled index."""
     root = data_dir / "ADE20K_2021_17_01"
-    folder = Path("images") / "ADE" / "validation" / "home_or_hotel" / "bedroom"
+    folder = root / "images" / "ADE" / "validation" / "home_or_hotel" / "bedroom"
     for name, ids in labels.items():
-        write_image(root / folder / f"{name}.jpg", _size(ids))
+        write_image(folder / f"{name}.jpg", ids.shape[::-1])
         instances = np.arange(ids.size).reshape(ids.shape) % 256
         # The red channel's last decimal digit is noise to the reader, so make it vary.
         channels = [ids // 256 * 10 + instances % 10, ids % 256, instances]
-        Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(root / folder / f"{name}_seg.png")
+        Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(folder / f"{name}_seg.png")
         # Masks of single instances lie in a folder named like the image.
-        write_index_image(root / folder / name / "instance_000_ADE_val.png", np.zeros((2, 2), np.uint8))
+        write_index_image(folder / name / "instance_000_ADE_val.png", np.zeros((2, 2), np.uint8))
     ends_the_process = b"cos\nabort\n(tR."
     (root / "index_ade20k.pkl").write_bytes(ends_the_process)
 
 
+OF_TRAINING = {"2008_000008": np.full((3, 3), 9)}
+
+
 def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds], *, compressed: bool = True) -> None:
-    """PASCAL-Context: trainval_merged.json, a run-length encoded segment for each id but 0. With a training image."""
+    """`trainval_merged.json`, with a run-length encoded segment for each id but 0; with a training image."""
     root = data_dir / "VOCdevkit" / "VOC2010"
-    training = {"2008_000008": np.full((3, 3), 9)}
     images, annotations = [], []
-    for name, ids in {**training, **labels}.items():
-        write_image(root / "JPEGImages" / f"{name}.jpg", _size(ids))
-        image_id = int(name.replace("_", ""))
-        height, width = ids.shape
-        phase = "train" if name in training else "val"
-        images.append(
-            {"file_name": f"{name}.jpg", "image_id": image_id, "height": height, "width": width, "phase": phase}
-        )
+    for name, ids in {**OF_TRAINING, **labels}.items():
+        write_image(root / "JPEGImages" / f"{name}.jpg", ids.shape[::-1])
+        image = {"file_name": f"{name}.jpg", "image_id": int(name.replace("_", ""))}
+        phase = "train" if name in OF_TRAINING else "val"
+        images.append(image | {"height": ids.shape[0], "width": ids.shape[1], "phase": phase})
         for raw_id in np.unique(ids[ids > 0]).tolist():
             segmentation = run_lengths(ids == raw_id, compressed)
-            annotations.append({"image_id": image_id, "category_id": raw_id, "segmentation": segmentation})
+            annotations.append({"image_id": image["image_id"], "category_id": raw_id, "segmentation": segmentation})
     merged = {"images": images, "annos_segmentation": annotations}
     (root / "trainval_merged.json").write_text(json.dumps(merged))
 
 
+def run_lengths(segment: NDArray[np.bool_], compressed: bool) -> dict[str, object]:
+    """COCO's run-length encoding of a segment: counts as a string, or as the list of run lengths down the columns."""
+    if compressed:
+        encoded = coco_mask.encode(np.asfortranarray(segment.astype(np.uint8)))
+        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    pixels = np.concatenate([[False], segment.ravel(order="F")])
+    ends = np.flatnonzero(np.diff(pixels.astype(np.int8), append=[2]))
+    return {"size": list(segment.shape), "counts": np.diff(ends, prepend=0).tolist()}
+
+
 def write_pascal_context_459(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
-    """PASCAL-Context's trainval/*.mat with 16-bit ids in the variable LabelMap; with a training image."""
+    """`trainval/*.mat` with 16-bit ids in the variable LabelMap; with a training image."""
     root = data_dir / "VOCdevkit" / "VOC2010"
     (root / "trainval").mkdir(parents=True)
-    training = {"2008_000008": np.full((3, 3), 9)}
-    for name, ids in {**training, **labels}.items():
-        write_image(root / "JPEGImages" / f"{name}.jpg", _size(ids))
+    for name, ids in {**OF_TRAINING, **labels}.items():
+        write_image(root / "JPEGImages" / f"{name}.jpg", ids.shape[::-1])
         scipy.io.savemat(root / "trainval" / f"{name}.mat", {"LabelMap": ids.astype(np.uint16)})
 
 
-def write_pascal_voc(data_dir: Path, labels: Mapping[str, RawIds], *, palette: bool = True) -> None:
-    """PASCAL VOC 2012: 8-bit PNG with or without a palette in SegmentationClassAug; with an image the split lacks."""
+def write_pascal_voc(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
+    """PNG with a palette in SegmentationClassAug; with an image that the split lacks."""
     root = data_dir / "VOCdevkit" / "VOC2012"
-    for name, ids in labels.items():
-        write_image(root / "JPEGImages" / f"{name}.jpg", _size(ids))
-        write_index_image(root / "SegmentationClassAug" / f"{name}.png", ids.astype(np.uint8), palette=palette)
+    write_pairs(root / "JPEGImages", root / "SegmentationClassAug", of_type(labels, np.uint8), palette=True)
     write_image(root / "JPEGImages" / "2007_000027.jpg", (8, 8))
     listing = root / "ImageSets" / "Segmentation" / "val.txt"
     listing.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +125,7 @@ def write_own_data(
     root: Path, labels: Mapping[str, RawIds], class_names: list[str], *, suffix: str = ".png", split: str = ""
 ) -> None:
     """A user's folder: images, index images in the type of `labels`, and a list of classes."""
-    for name, ids in labels.items():
-        write_image(root / "images" / split / f"{name}.jpg", _size(ids))
-        write_index_image(root / "masks" / split / f"{name}{suffix}", ids)
+    write_pairs(root / "images" / split, root / "masks" / split, labels, suffix)
     (root / "classes.txt").write_text("\n".join(class_names))
 
 
@@ -132,13 +142,11 @@ DETECTRON2_TREES = {
 
 def write_detectron2(name: str, data_dir: Path, labels: Mapping[str, RawIds]) -> None:
     """A benchmark as the scripts of SED's official repository leave it; where there are further images, with one."""
-    root, images, annotations, suffix = DETECTRON2_TREES[name]
-    for stem, indices in labels.items():
-        write_image(data_dir / root / images / f"{stem}.jpg", _size(indices))
-        indices = indices.astype(np.uint16 if suffix == ".tif" else np.uint8)
-        write_index_image(data_dir / root / annotations / f"{stem}{suffix}", indices)
+    folder, images, annotations, suffix = DETECTRON2_TREES[name]
+    root = data_dir / folder
+    write_pairs(root / images, root / annotations, of_type(labels, np.uint16 if suffix == ".tif" else np.uint8), suffix)
     if images == "JPEGImages":
-        write_image(data_dir / root / images / "2007_000027.jpg", (8, 8))
+        write_image(root / images / "2007_000027.jpg", (8, 8))
 
 
 def write_packed_png(path: Path, ids: RawIds, bits: int, palette: bool) -> None:
@@ -154,17 +162,3 @@ def write_packed_png(path: Path, ids: RawIds, bits: int, palette: bool) -> None:
     colors = chunk(b"PLTE", bytes(range(3 * 2**bits))) if palette else b""
     content = header + colors + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-
-
-def _size(ids: RawIds) -> tuple[int, int]:
-    return ids.shape[1], ids.shape[0]
-
-
-def run_lengths(segment: NDArray[np.bool_], compressed: bool) -> dict[str, object]:
-    """COCO's run-length encoding of a segment: counts as a string, or as the list of run lengths down the columns."""
-    if compressed:
-        encoded = coco_mask.encode(np.asfortranarray(segment.astype(np.uint8)))
-        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
-    pixels = np.concatenate([[False], segment.ravel(order="F")])
-    ends = np.flatnonzero(np.diff(pixels.astype(np.int8), append=[2]))
-    return {"size": list(segment.shape), "counts": np.diff(ends, prepend=0).tolist()}

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sed_hf.cli import main
-from sed_hf.data.scenes import SceneDataset, render_scene, scene_vocabulary, unseen_classes
+from sed_hf.data.scenes import SceneDataset, scene_vocabulary, unseen_classes
 from sed_hf.data.scenes.model import build_scene_model
 from sed_hf.hub.load import TOY_MODEL, load
 
@@ -28,9 +26,7 @@ def test_segment_takes_it_when_no_model_is_given(tmp_path: Path, capsys: pytest.
 
 def test_it_is_trained_from_what_sed_hf_init_scenes_writes() -> None:
     (model, processor), (start, start_processor) = load(), build_scene_model()
-    assert {name: tensor.shape for name, tensor in start.state_dict().items()} == {
-        name: tensor.shape for name, tensor in model.state_dict().items()
-    }
+    start.load_state_dict(model.state_dict())
     assert len(start_processor.tokenizer) == len(processor.tokenizer)
     assert start_processor.prompt_templates == processor.prompt_templates
     assert start_processor.image_processor.input_size == processor.image_processor.input_size
@@ -41,19 +37,11 @@ def test_it_finds_compositions_it_was_never_shown() -> None:
     """Of the pixels of unseen compositions in 10 scenes, among the names of all 104 classes."""
     model, processor = load()
     class_embeddings = model.get_class_embeddings(**processor(text=scene_vocabulary()))
-    scenes = SceneDataset("test", 10)
     right, pixels = 0, 0
-    for scene in scenes:
+    for scene in SceneDataset("test", 10):
         outputs = model(**processor(images=scene["image"]), class_embeddings=class_embeddings)
         segmentation = processor.post_process_semantic_segmentation(outputs, target_sizes=[scene["label"].shape])[0]
         unseen = scene["label"] >= len(scene_vocabulary()) - len(unseen_classes())
         right += int((segmentation.numpy()[unseen] == scene["label"][unseen]).sum())
         pixels += int(unseen.sum())
     assert right / pixels > 0.5
-
-
-@pytest.mark.parametrize(("number", "index"), [(1, 6), (2, 4), (3, 9)])
-def test_the_examples_are_scenes_of_the_test_split(number: int, index: int) -> None:
-    example = np.asarray(Image.open(EXAMPLES / f"scene-{number}.png")).astype(int)
-    scene, _ = render_scene(7, index, "test")
-    assert np.abs(example - scene).max() <= 1  # other builds of numpy may round otherwise

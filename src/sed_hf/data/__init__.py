@@ -1,7 +1,4 @@
-"""Data that SED is trained, evaluated and used with.
-
-`load_benchmark` and `benchmark_info` are imported at first use: `datasets` comes with the extra `train` only.
-"""
+"""Data that SED is trained, evaluated and used with; `load_benchmark` and `benchmark_info` need the extra `train`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,10 +13,9 @@ def __getattr__(name: str) -> Any:
     if name not in ("benchmark_info", "load_benchmark"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        benchmarks = import_module(".benchmarks", __name__)
+        return getattr(import_module(".benchmarks", __name__), name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} needs {error.name}: pip install '.[train]' in the clone of sed-hf") from error
-    return getattr(benchmarks, name)
 
 
 __all__ = ["benchmark_info", "load_benchmark", "load_vocabulary", "vocabulary_names"]

@@ -1,169 +1,203 @@
-"""The benchmarks SED is trained and evaluated on, and a user's own data, as `datasets.Dataset`.
+"""The benchmarks SED is trained and evaluated on, and a user's own data, as `datasets.Dataset`; see docs/data.md."""
 
-    dataset = load_benchmark("ade20k_150", "/data")
-    dataset[0]["image"]                       # PIL image, RGB
-    dataset[0]["label"]                       # PIL image of the same size: class indices and the ignore index
-    dataset.features["label"].names           # the class names
-    dataset.features["label"].ignore_index    # 255
-
-Rules for the labels: section 9 of the specification, in `raw_labels`. Folders: `docs/data.md`.
-"""
-
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import datasets
 
-from .features import SegmentationImage, SegmentationMap
+from ..utils import short_error
+from .features import IGNORE_8_BIT, IGNORE_16_BIT, LABEL_RULES, SegmentationImage, SegmentationMap
 from .parquet import read_parquet
-from .raw_labels import IGNORE_8_BIT, IGNORE_16_BIT
-from .raw_layouts import (
-    Layout,
-    RawExample,
-    find_layout,
-    list_ade20k_847,
-    list_pascal_context_59,
-    list_pascal_context_459,
-    list_pascal_voc,
-    pair_labelled,
-)
 from .vocabularies import load_numbered_classes, load_vocabulary
 
-OWN_DATA = "custom"
-"""The name under which `load_benchmark` reads a user's own data."""
+logger = logging.getLogger(__name__)
 
+OWN_DATA = "custom"
 DEFAULT_SPLIT = "val"
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+LABEL_SUFFIXES = {".png", ".tif", ".tiff", ".mat"}
+
+Files = dict[str, Any]  # by stem: a path, or the `path` and the `bytes` of a part of a file
+Listing = tuple[Files, Files, Iterable[str]]  # images, labels, and the stems of those in the split
+
+
+def _files(folder: Path, suffixes: set[str]) -> Files:
+    """The data files of a folder, neither hidden ones nor those that mmseg adds to COCO-Stuff."""
+    paths: Files = {}
+    for path in folder.iterdir():
+        is_data = path.suffix.lower() in suffixes and not path.stem.endswith("_labelTrainIds")
+        if not is_data or path.name.startswith("."):
+            continue
+        if path.stem in paths:
+            raise ValueError(f"{path} and {paths[path.stem]} have the same name: which one is meant?")
+        paths[path.stem] = path
+    return paths
+
+
+def list_pairs(images: Path, labels: Path, split: str) -> Listing:
+    """All files of two folders; of PASCAL's folder with the images of all tasks those that have a label."""
+    image_files, label_files = _files(images, IMAGE_SUFFIXES), _files(labels, LABEL_SUFFIXES)
+    return image_files, label_files, label_files if images.name == "JPEGImages" else image_files | label_files
+
+
+def list_ade20k_847(images: Path, labels: Path, split: str) -> Listing:
+    """Images in nested folders, beside each its `*_seg.png`; the pickled index, which can run code, stays unread."""
+    image_files = {path.stem: path for path in images.rglob(f"ADE_{split}_*.jpg")}
+    label_files = {path.stem.removesuffix("_seg"): path for path in labels.rglob(f"ADE_{split}_*_seg.png")}
+    return image_files, label_files, image_files | label_files
+
+
+def list_pascal_context_59(images: Path, labels: Path, split: str) -> Listing:
+    """One JSON file with the run-length encoded segments of all images."""
+    segments = defaultdict(list)
+    label_files = {}
+    try:
+        merged = json.loads(labels.read_bytes())
+        for annotation in merged["annos_segmentation"]:
+            segment = {"category_id": annotation["category_id"], "segmentation": annotation["segmentation"]}
+            segments[annotation["image_id"]].append(segment)
+        for image in merged["images"]:
+            if image["phase"] == split:
+                label = {"size": [image["height"], image["width"]], "segments": segments[image["image_id"]]}
+                stem = Path(image["file_name"]).stem
+                label_files[stem] = {"path": f"{labels}#{stem}", "bytes": json.dumps(label).encode()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{labels} is damaged, or not PASCAL-Context's JSON file: {short_error(error)}") from error
+    return _files(images, IMAGE_SUFFIXES), label_files, label_files
+
+
+def list_pascal_context_459(images: Path, labels: Path, split: str) -> Listing:
+    """A MATLAB file for each image; this package brings the list of the split's images."""
+    listed = (files(__package__) / "label_maps" / f"pascal_context_{split}_ids.txt").read_text().split()
+    label_files = _files(labels, {".mat"})
+    stems = [stem for stem in listed if stem in label_files]
+    if len(stems) < len(listed):  # the official preparation leaves these out too
+        logger.warning("%s has labels of %d of the split's %d images", labels, len(stems), len(listed))
+    return _files(images, IMAGE_SUFFIXES), label_files, stems
+
+
+def list_pascal_voc(images: Path, labels: Path, split: str) -> Listing:
+    """`ImageSets/Segmentation/` beside the labels lists the split's images."""
+    listed = labels.parent / "ImageSets" / "Segmentation" / f"{split}.txt"
+    return *list_pairs(images, labels, split)[:2], listed.read_text(encoding="utf-8").split()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images and labels of a benchmark lie below its root folder; `{split}` stands for the split.
+
+    Args:
+        benchmark: The benchmark's name.
+        images: A folder.
+        labels: A folder, or a file with all of them.
+        rule: The name in `LABEL_RULES` of how label files become class indices; `None` if they hold them.
+        list_files: Lists the files of `images`, `labels` and a split, without reading them.
+    """
+
+    benchmark: str
+    images: str
+    labels: str
+    rule: str | None = None
+    list_files: Callable[[Path, Path, str], Listing] = list_pairs
+
+    def paths(self, root: Path, split: str) -> tuple[Path, Path]:
+        """Where the images and the labels of a split are below a root folder."""
+        return root / self.images.format(split=split), root / self.labels.format(split=split)
+
+    def columns(self, root: Path, split: str) -> dict[str, list[Any]]:
+        """The images, labels and file names of a split, in the order of the names."""
+        images, labels = self.paths(root, split)
+        if missing := [str(path) for path in (images, labels) if not path.exists()]:
+            raise FileNotFoundError(f"expected {' and '.join(missing)}")
+        image_files, label_files, listed = self.list_files(images, labels, split)
+        stems = sorted(listed)
+        if not stems:
+            raise FileNotFoundError(f"found no image of the split {split} in {images} that has a label in {labels}")
+        for kind, folder, found in (("image", images, image_files), ("label", labels, label_files)):
+            if missing := [stem for stem in stems if stem not in found]:
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                raise FileNotFoundError(f"expected the {kind}s in {folder}; missing: {', '.join(missing[:3])}{more}")
+        return {
+            "image": [str(image_files[stem]) for stem in stems],
+            "label": [label_files[stem] for stem in stems],
+            "file_name": [image_files[stem].name for stem in stems],
+        }
+
+
+LAYOUTS = (
+    Layout("coco_stuff_171", "images/{split}2017", "stuffthingmaps/{split}2017", "coco_stuff_171"),
+    Layout("coco_stuff_171", "images/{split}2017", "annotations/{split}2017", "coco_stuff_171"),
+    Layout("coco_stuff_171", "{split}2017", "stuffthingmaps/{split}2017", "coco_stuff_171"),
+    Layout("ade20k_150", "images/validation", "annotations/validation", "ade20k_150"),
+    Layout("ade20k_847", "images/ADE/validation", "images/ADE/validation", "ade20k_847", list_ade20k_847),
+    Layout("pascal_context_59", "JPEGImages", "trainval_merged.json", "pascal_context_59", list_pascal_context_59),
+    Layout("pascal_context_459", "JPEGImages", "trainval", "pascal_context_459", list_pascal_context_459),
+    Layout("pascal_voc_20", "JPEGImages", "SegmentationClassAug", "pascal_voc_20", list_pascal_voc),
+    Layout("pascal_voc_20b", "JPEGImages", "SegmentationClassAug", "pascal_voc_20b", list_pascal_voc),
+    # As Detectron2's scripts leave them.
+    Layout("coco_stuff_171", "images/{split}2017", "annotations_detectron2/{split}2017"),
+    Layout("coco_stuff_171", "{split}2017", "stuffthingmaps_detectron2/{split}2017"),
+    Layout("ade20k_150", "images/validation", "annotations_detectron2/validation"),
+    Layout("ade20k_847", "images_detectron2/validation", "annotations_detectron2/validation"),
+    Layout("pascal_context_59", "JPEGImages", "annotations_detectron2/pc59_val"),
+    Layout("pascal_context_459", "JPEGImages", "annotations_detectron2/pc459_val", "pascal_context_459_detectron2"),
+    Layout("pascal_voc_20", "JPEGImages", "annotations_detectron2/val"),
+    Layout("pascal_voc_20b", "JPEGImages", "annotations_detectron2_bg/val"),
+    Layout(OWN_DATA, "images/{split}", "masks/{split}"),
+    Layout(OWN_DATA, "images/{split}", "labels/{split}"),
+)
 
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
     """What there is to know about a benchmark without its data.
 
-    Attributes:
-        name: The name for `load_benchmark`, and that of its vocabulary.
+    Args:
         title: What papers call it.
         homepage: The page of its download, or the file.
-        roots: The names of the download's root folder, as paths within the folder that holds all data sets.
-        layouts: How files lie below the root folder: as downloaded, and as Detectron2's scripts leave them.
+        roots: The names of its root folder, as paths within the folder that holds all data sets.
         splits: The splits it can be read in.
         ignore_index: The label of pixels that count nowhere.
-        background_index: The label of background where it is a class by itself, see [`SegmentationMap`].
+        background_index: The label of background where it is a class of its own, see [`SegmentationMap`].
         skips_unlabelled: Whether images without any labelled pixel are left out.
     """
 
-    name: str
     title: str
     homepage: str
     roots: tuple[str, ...]
-    layouts: tuple[Layout, ...]
     splits: tuple[str, ...] = (DEFAULT_SPLIT,)
     ignore_index: int = IGNORE_8_BIT
     background_index: int | None = None
     skips_unlabelled: bool = False
 
-    def features(self, layout: Layout) -> datasets.Features:
-        """The columns of its data sets, read from a layout."""
-        label = SegmentationMap(
-            names=load_vocabulary(self.name),
-            ignore_index=self.ignore_index,
-            background_index=self.background_index,
-            rule=layout.rule,
-            shortest_side=layout.shortest_side,
-        )
-        return _features(SegmentationImage(shortest_side=layout.shortest_side), label)
 
-
-def _pascal_voc(name: str, title: str, detectron2_labels: str, background_index: int | None = None) -> BenchmarkInfo:
-    return BenchmarkInfo(
-        name,
-        title,
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-        roots=("VOCdevkit/VOC2012", "VOC2012"),
-        layouts=(
-            Layout("JPEGImages", "SegmentationClassAug", list_pascal_voc, name),
-            Layout("JPEGImages", detectron2_labels, pair_labelled),
-        ),
-        background_index=background_index,
-        skips_unlabelled=True,
-    )
-
+_COCO = ("coco-stuff", "coco_stuff", "cocostuff", "coco")
+_ADE20K = "https://groups.csail.mit.edu/vision/datasets/ADE20K/"
+_CONTEXT_59 = "https://codalabuser.blob.core.windows.net/public/trainval_merged.json"
+_CONTEXT_459 = "https://roozbehm.info/pascal-context/trainval.tar.gz"
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+_VOC_2010, _VOC_2012 = ("VOCdevkit/VOC2010", "VOC2010"), ("VOCdevkit/VOC2012", "VOC2012")
 
 BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        BenchmarkInfo(
-            "coco_stuff_171",
-            "COCO-Stuff",
-            "https://github.com/nightrome/cocostuff",
-            roots=("coco-stuff", "coco_stuff", "cocostuff", "coco"),
-            layouts=(
-                Layout("images/{split}2017", "stuffthingmaps/{split}2017", rule="coco_stuff_171"),
-                Layout("images/{split}2017", "annotations/{split}2017", rule="coco_stuff_171"),
-                Layout("{split}2017", "stuffthingmaps/{split}2017", rule="coco_stuff_171"),
-                Layout("images/{split}2017", "annotations_detectron2/{split}2017"),
-                Layout("{split}2017", "stuffthingmaps_detectron2/{split}2017"),
-            ),
-            splits=("train", "val"),
-        ),
-        BenchmarkInfo(
-            "ade20k_150",
-            "A-150",
-            "http://sceneparsing.csail.mit.edu/",
-            roots=("ADEChallengeData2016",),
-            layouts=(
-                Layout("images/validation", "annotations/validation", rule="ade20k_150"),
-                Layout("images/validation", "annotations_detectron2/validation"),
-            ),
-        ),
-        BenchmarkInfo(
-            "ade20k_847",
-            "A-847",
-            "https://groups.csail.mit.edu/vision/datasets/ADE20K/",
-            roots=("ADE20K_2021_17_01",),
-            layouts=(
-                Layout("images/ADE/validation", "images/ADE/validation", list_ade20k_847, "ade20k_847", 512),
-                Layout("images_detectron2/validation", "annotations_detectron2/validation"),
-            ),
-            ignore_index=IGNORE_16_BIT,
-        ),
-        BenchmarkInfo(
-            "pascal_context_59",
-            "PC-59",
-            "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
-            roots=("VOCdevkit/VOC2010", "VOC2010"),
-            layouts=(
-                Layout("JPEGImages", "trainval_merged.json", list_pascal_context_59, "pascal_context_59"),
-                Layout("JPEGImages", "annotations_detectron2/pc59_val", pair_labelled),
-            ),
-        ),
-        BenchmarkInfo(
-            "pascal_context_459",
-            "PC-459",
-            "https://roozbehm.info/pascal-context/trainval.tar.gz",
-            roots=("VOCdevkit/VOC2010", "VOC2010"),
-            layouts=(
-                Layout("JPEGImages", "trainval", list_pascal_context_459, "pascal_context_459"),
-                Layout(
-                    "JPEGImages", "annotations_detectron2/pc459_val", pair_labelled, "pascal_context_459_detectron2"
-                ),
-            ),
-            ignore_index=IGNORE_16_BIT,
-        ),
-        _pascal_voc("pascal_voc_20", "PAS-20", "annotations_detectron2/val"),
-        _pascal_voc("pascal_voc_20b", "PAS-20b", "annotations_detectron2_bg/val", background_index=20),
-    )
+    "coco_stuff_171": BenchmarkInfo("COCO-Stuff", "https://github.com/nightrome/cocostuff", _COCO, ("train", "val")),
+    "ade20k_150": BenchmarkInfo("A-150", "http://sceneparsing.csail.mit.edu/", ("ADEChallengeData2016",)),
+    "ade20k_847": BenchmarkInfo("A-847", _ADE20K, ("ADE20K_2021_17_01",), ignore_index=IGNORE_16_BIT),
+    "pascal_context_59": BenchmarkInfo("PC-59", _CONTEXT_59, _VOC_2010),
+    "pascal_context_459": BenchmarkInfo("PC-459", _CONTEXT_459, _VOC_2010, ignore_index=IGNORE_16_BIT),
+    "pascal_voc_20": BenchmarkInfo("PAS-20", _VOC, _VOC_2012, skips_unlabelled=True),
+    "pascal_voc_20b": BenchmarkInfo("PAS-20b", _VOC, _VOC_2012, background_index=20, skips_unlabelled=True),
 }
-
-OWN_LAYOUTS = (Layout("images/{split}", "masks/{split}"), Layout("images/{split}", "labels/{split}"))
 
 
 def benchmark_info(name: str) -> BenchmarkInfo:
-    """The description of a benchmark.
-
-    Raises:
-        ValueError: There is no benchmark of that name.
-    """
+    """The description of a benchmark."""
     if name not in BENCHMARKS:
         raise ValueError(
             f"unknown benchmark {name!r}: expected one of {', '.join(BENCHMARKS)}, or {OWN_DATA!r} for data of your own"
@@ -177,8 +211,8 @@ def load_benchmark(
     """Load a benchmark as downloaded, as Detectron2's scripts leave it, or as `scripts/prepare_dataset.py` writes it.
 
     Each example has an `image` (RGB), a `label` (a greyscale image of class indices, of the image's size) and a
-    `file_name`. All decode when they are read. `dataset.features["label"]` is a [`SegmentationMap`], which knows the
-    class names and the ignore index.
+    `file_name`, decoded when they are read. Images of PASCAL VOC without any labelled pixel are left out of Parquet
+    files and of streams; a `datasets.Dataset` of the download keeps them, which changes no score.
 
     Args:
         name: One of [`BENCHMARKS`], or `"custom"` for data of your own: a folder with `images/`, `masks/` (or
@@ -189,9 +223,6 @@ def load_benchmark(
             and `masks/`; by default their files themselves.
         streaming: Return a `datasets.IterableDataset`, which reads Parquet files without copying them into the cache.
 
-    Images of PASCAL VOC without any labelled pixel are left out of Parquet files and of streams. A `datasets.Dataset`
-    of the download keeps them, since it would have to read every label to know them; they change no score.
-
     Raises:
         ValueError: The name, the split or the class list is wrong; or, when an example is read, its files are damaged,
             or its label holds values outside the class range.
@@ -200,48 +231,54 @@ def load_benchmark(
     if name != OWN_DATA:
         benchmark_info(name)
     dataset = read_parquet(name, data_dir, split or DEFAULT_SPLIT, streaming=streaming)
-    if dataset is None:
-        dataset = load_raw(name, Path(data_dir), split)
-        dataset = _stream(dataset, name) if streaming else dataset
-    if name in BENCHMARKS:
-        dataset.info.description = f"{BENCHMARKS[name].title}, prepared for SED as `{name}`."
-        dataset.info.homepage = BENCHMARKS[name].homepage
-    return dataset
-
-
-def load_raw(name: str, data_dir: Path, split: str | None = None) -> datasets.Dataset:
-    """Load a benchmark from its images and labels, or a user's own data; see [`load_benchmark`]."""
-    data_dir = data_dir.absolute()  # the data set outlives a change of the working directory
-    if name == OWN_DATA:
-        root, layout = find_layout(OWN_LAYOUTS, [data_dir], split or "")
-        return _dataset(layout.read(root, split or ""), _own_features(root), split or DEFAULT_SPLIT)
-
-    benchmark = benchmark_info(name)
-    split = split or DEFAULT_SPLIT
-    if split not in benchmark.splits:
-        raise ValueError(f"{name} has no split {split!r}: expected {' or '.join(benchmark.splits)}")
-    roots = [*(data_dir / root for root in benchmark.roots), data_dir]
-    root, layout = find_layout(benchmark.layouts, roots, split)
-    try:
-        examples = layout.read(root, split)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name}: {error}. The data folder {data_dir} must be, or hold, {benchmark.roots[0]}:"
-            f" see docs/data.md and {benchmark.homepage}"
-        ) from error
-    return _dataset(examples, benchmark.features(layout), split)
-
-
-def _stream(dataset: datasets.Dataset, name: str) -> datasets.IterableDataset:
-    # A stream is dealt out to the workers of a data loader by shards, so there must be some.
-    stream = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
+    if dataset is not None:
+        return dataset
+    dataset = load_raw(name, data_dir, split)
+    if not streaming:
+        return dataset
+    stream = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))  # for the workers of a data loader
     if name in BENCHMARKS and BENCHMARKS[name].skips_unlabelled:
         stream = stream.filter(dataset.features["label"].has_labelled_pixel, input_columns=["label"])
     return stream
 
 
-def _own_features(data_dir: Path) -> datasets.Features:
-    class_lists = [data_dir / "classes.json", data_dir / "classes.txt"]
+def load_raw(name: str, data_dir: str | PathLike[str], split: str | None = None) -> datasets.Dataset:
+    """Load a benchmark or own data from images and labels only; see [`load_benchmark`]."""
+    data_dir = Path(data_dir).absolute()  # the data set outlives a change of the working directory
+    if name == OWN_DATA:
+        folder, roots, hint = split or "", [data_dir], "see docs/data.md"
+    else:
+        info, folder = benchmark_info(name), split or DEFAULT_SPLIT
+        if folder not in info.splits:
+            raise ValueError(f"{name} has no split {split!r}: expected {' or '.join(info.splits)}")
+        roots = [*(data_dir / root for root in info.roots), data_dir]
+        hint = f"the data folder {data_dir} must be, or hold, {info.roots[0]}: see docs/data.md and {info.homepage}"
+    roots = [root for root in roots if root.is_dir()] or roots
+    places = [(root, layout) for root in roots for layout in LAYOUTS if layout.benchmark == name]
+    found = (place for place in places if all(path.exists() for path in place[1].paths(place[0], folder)))
+    root, layout = next(found, places[0])
+    try:
+        columns = layout.columns(root, folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}; {hint}") from error
+    label = (
+        _own_labels(root)
+        if name == OWN_DATA
+        else SegmentationMap(
+            names=load_vocabulary(name),
+            ignore_index=info.ignore_index,
+            background_index=info.background_index,
+            rule=layout.rule,
+        )
+    )
+    image = SegmentationImage(shortest_side=LABEL_RULES[layout.rule].shortest_side if layout.rule else None)
+    features = datasets.Features(image=image, label=label, file_name=datasets.Value("string"))
+    return datasets.Dataset.from_dict(columns, features, split=datasets.NamedSplit(split or DEFAULT_SPLIT))
+
+
+def _own_labels(folder: Path) -> SegmentationMap:
+    """The label maps of a user's own data, whose classes a file in the folder lists."""
+    class_lists = [folder / "classes.json", folder / "classes.txt"]
     found = [path for path in class_lists if path.is_file()]
     if not found:
         raise FileNotFoundError(f"expected the class names in {' or '.join(map(str, class_lists))}")
@@ -251,17 +288,4 @@ def _own_features(data_dir: Path) -> datasets.Features:
             f"{found[0]}: expected the ids 0 to {len(ids) - 1}, as masks hold them; got {min(ids)} to {max(ids)}"
         )
     ignore_index = IGNORE_8_BIT if len(names) <= IGNORE_8_BIT else IGNORE_16_BIT
-    return _features(SegmentationImage(), SegmentationMap(names=list(names), ignore_index=ignore_index))
-
-
-def _features(image: SegmentationImage, label: SegmentationMap) -> datasets.Features:
-    return datasets.Features(image=image, label=label, file_name=datasets.Value("string"))
-
-
-def _dataset(examples: list[RawExample], features: datasets.Features, split: str) -> datasets.Dataset:
-    columns = {
-        "image": [str(example.image) for example in examples],
-        "label": [{"path": example.label, "bytes": example.label_bytes} for example in examples],
-        "file_name": [example.image.name for example in examples],
-    }
-    return datasets.Dataset.from_dict(columns, features=features, split=datasets.NamedSplit(split))
+    return SegmentationMap(names=list(names), ignore_index=ignore_index)

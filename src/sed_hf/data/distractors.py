@@ -8,16 +8,12 @@ from .vocabularies import load_vocabulary
 
 def distractors(class_names: Sequence[str], vocabularies: Iterable[str]) -> list[str]:
     """The classes of vocabularies, by name or path, that share no synonym with `class_names`, nor with one another."""
-    taken = set().union(*map(_synonyms, class_names))
+    taken = {synonym for name in class_names for synonym in synonyms_of(name)}
     others = []
     for vocabulary in vocabularies:
         for class_name in load_vocabulary(vocabulary):
-            synonyms = _synonyms(class_name)
+            synonyms = synonyms_of(class_name)
             if taken.isdisjoint(synonyms):
                 others.append(class_name)
-                taken |= synonyms
+                taken.update(synonyms)
     return others
-
-
-def _synonyms(class_name: str) -> set[str]:
-    return set(synonyms_of(class_name))

@@ -1,12 +1,10 @@
-"""`datasets` features for semantic segmentation: images, and label maps that know their classes.
+"""`datasets` features that decode images to RGB and label files to class indices when a row is read."""
 
-Both decode when a row is read, and not before, as `datasets.Image` does. They are features rather than a transform of
-the data set, so that `map`, `with_format`, `with_transform`, `filter` and the rest work on prepared labels. Importing
-this module, as `from sed_hf.data import load_benchmark` does, lets `datasets.load_from_disk` know them.
-"""
-
+import json
 import warnings
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -14,22 +12,127 @@ import cv2
 import datasets
 import numpy as np
 import PIL.Image
+import scipy.io
 from datasets.features.features import register_feature
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
-from ..image_processing_sed import read_rgb
+from ..image_processing_sed import open_image, read_rgb, to_labels
 from ..utils import short_error
-from .raw_labels import IGNORE_8_BIT, LABEL_FORMATS, LABEL_RULES, index_rule
 from .transforms import resize_nearest
+
+# Ignored pixels have the largest value of the label map's type: 8 bits while the classes leave 255 free, else 16.
+IGNORE_8_BIT, IGNORE_16_BIT = 255, 65535
+LABEL_FORMATS = ("PNG", "TIFF")
+
+Ids = NDArray[Any]  # of integers, (height, width)
+
+
+def read_index_image(file: BinaryIO) -> Ids:
+    """The ids that a greyscale or palette image stores, which are not always the levels that it shows."""
+    with open_image(file, LABEL_FORMATS) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise ValueError(f"expected one channel of class ids, got an image of mode {image.mode}")
+        return to_labels(image)
+
+
+def read_ade20k_objects(file: BinaryIO) -> Ids:
+    """The object ids in the red and green channels of ADE20K's `*_seg.png`."""
+    with open_image(file, LABEL_FORMATS) as image:
+        red, green, _ = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
+    return red // 10 * 256 + green
+
+
+def read_mat_label_map(file: BinaryIO) -> Ids:
+    """The variable `LabelMap` of one of PASCAL-Context's MATLAB files."""
+    ids = scipy.io.loadmat(file, variable_names=["LabelMap"]).get("LabelMap")
+    if ids is None or ids.dtype.kind not in "iuf" or (ids % 1 != 0).any():
+        raise ValueError("expected whole numbers as the variable LabelMap")
+    return ids.astype(np.int64)
+
+
+def read_rle_annotations(file: BinaryIO) -> Ids:
+    """The ids of one image's segments, each painted over those before.
+
+    Expects JSON: `{"size": [height, width], "segments": [{"category_id": int, "segmentation": RLE}]}`, with COCO's RLE.
+    """
+    annotations = json.load(file)
+    height, width = annotations["size"]
+    ids = np.zeros((height, width), dtype=np.int32)
+    for segment in annotations["segments"]:
+        rle = segment["segmentation"]
+        if isinstance(rle["counts"], list):
+            rle = coco_mask.frPyObjects(rle, height, width)
+        ids[coco_mask.decode(rle).astype(bool)] = segment["category_id"]
+    return ids
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How label files become class indices.
+
+    Args:
+        read: Reads a label file into ids.
+        classes: The class index, or the ignored label, of each id.
+        others: The same for ids that are not in `classes`; `None` if such an id is an error.
+        shortest_side: Larger label maps are resized to this, see [`SegmentationImage`].
+    """
+
+    read: Callable[[BinaryIO], Ids]
+    classes: Mapping[int, int]
+    others: int | None = None
+    shortest_side: int | None = None
+
+    def class_indices(self, file: BinaryIO) -> Ids:
+        """The class index of each pixel."""
+        ids = self.read(file)
+        if self.shortest_side is not None:
+            ids = resize_nearest(ids, shrunk_size(ids.shape, self.shortest_side))
+        unknown = -1
+        table = np.full(max(self.classes) + 2, unknown if self.others is None else self.others, dtype=np.int32)
+        table[list(self.classes)] = list(self.classes.values())
+        # Negative ids, which only 32-bit images can hold, become large ones: all end in the table's last entry.
+        indices = table[np.minimum(ids.astype(np.uint32), table.size - 1)]
+        if (wrong := np.unique(ids[indices == unknown])).size:
+            *_, before, last = sorted(self.classes)
+            expected = f"0 to {last}" if last == before + 1 else f"0 to {before}, {last}"
+            got = ", ".join(map(str, wrong[:3])) + (" and more" if wrong.size > 3 else "")
+            raise ValueError(f"label values outside the class range: {got} (expected {expected})")
+        return indices
+
+
+def _counted_from_one(num_classes: int, zero: int) -> dict[int, int]:
+    return {0: zero} | {index + 1: index for index in range(num_classes)}
+
+
+_PUBLISHED = {
+    name: {int(raw_id): index for raw_id, index in table.items()}
+    for name, table in json.loads(
+        (files(__package__) / "label_maps" / "raw_label_to_train_id.json").read_text()
+    ).items()
+}
+
+LABEL_RULES = {
+    "coco_stuff_171": LabelRule(read_index_image, _PUBLISHED["coco_stuff_171"], others=IGNORE_8_BIT),
+    "ade20k_150": LabelRule(read_index_image, _counted_from_one(150, zero=IGNORE_8_BIT)),
+    "ade20k_847": LabelRule(read_ade20k_objects, _PUBLISHED["ade20k_847"], others=IGNORE_16_BIT, shortest_side=512),
+    "pascal_context_59": LabelRule(read_rle_annotations, _PUBLISHED["pascal_context_59"], others=IGNORE_8_BIT),
+    "pascal_context_459": LabelRule(read_mat_label_map, _counted_from_one(459, IGNORE_16_BIT), others=IGNORE_16_BIT),
+    # As Detectron2's script leaves it: class indices, and beyond them ids that have no class.
+    "pascal_context_459_detectron2": LabelRule(read_index_image, {i: i for i in range(459)}, others=IGNORE_16_BIT),
+    "pascal_voc_20": LabelRule(read_index_image, _counted_from_one(20, zero=IGNORE_8_BIT) | {255: IGNORE_8_BIT}),
+    # Background, id 0, is a class of its own here, behind the 20 objects.
+    "pascal_voc_20b": LabelRule(read_index_image, _counted_from_one(20, zero=20) | {255: IGNORE_8_BIT}),
+}
 
 
 @dataclass
 class SegmentationImage(datasets.Image):
-    """A `datasets.Image` in RGB, read as all images are that a model is given.
+    """A `datasets.Image` in RGB, read as all images that a model is given.
 
     Args:
-        shortest_side: The official preparation of A-847: images larger than that have their shortest side brought to so
-            many pixels, bilinearly and without antialiasing, and all are compressed as JPEG. `None` does neither.
+        shortest_side: The official preparation of A-847: the shortest side of larger images is brought to this many
+            pixels, bilinearly and without antialiasing, and all images are compressed as JPEG.
     """
 
     mode: str | None = "RGB"
@@ -37,14 +140,9 @@ class SegmentationImage(datasets.Image):
     _type: str = field(default="SegmentationImage", init=False, repr=False)
 
     def decode_example(self, value: dict[str, Any], token_per_repo_id: dict[str, Any] | None = None) -> PIL.Image.Image:
-        """Read an image.
-
-        Raises:
-            OSError: The file cannot be opened.
-            ValueError: It is damaged, or not an image.
-        """
+        """The image in RGB."""
         image = read_rgb(_open(value))
-        if self.shortest_side is None or _is_decoded(value):
+        if self.shortest_side is None or value["path"] is None:  # `map` writes decoded images back without a path
             return image
         return read_rgb(BytesIO(shrunk_jpeg(image, self.shortest_side)))
 
@@ -55,86 +153,39 @@ class SegmentationMap(datasets.Image):
 
     Args:
         names: The T classes that a model is asked for, in the order of their indices.
-        ignore_index: The value of pixels that belong to no class, and its type: 255 for 8 bits, otherwise 16.
-        background_index: The label of background, where it is a class by itself: then the ground truth knows only the
-            classes below it, and a prediction of this index or any larger one means background. `None` elsewhere.
-        rule: The name in `raw_labels.LABEL_RULES` of how raw label files become class indices; `None` if they hold
-            class indices already.
-        shortest_side: As of [`SegmentationImage`], to the nearest pixel.
+        ignore_index: The label of pixels that belong to no class: 255, or 65535 for label maps of 16 bits.
+        background_index: The label of background where it is a class of its own: the ground truth holds only the
+            classes below it, and a prediction of this index or any larger one means background.
+        rule: The name of the rule in `LABEL_RULES`; `None` for label files that hold class indices.
     """
 
     names: list[str] = field(default_factory=list)
     ignore_index: int = IGNORE_8_BIT
     background_index: int | None = None
     rule: str | None = None
-    shortest_side: int | None = None
     _type: str = field(default="SegmentationMap", init=False, repr=False)
 
     @property
-    def num_classes(self) -> int:
-        """How many classes the ground truth knows, background included."""
-        return len(self.names) if self.background_index is None else self.background_index + 1
-
-    @property
     def class_names(self) -> list[str]:
-        """The names of the `num_classes` classes of the ground truth."""
+        """The names of the classes of the ground truth, background included."""
         return self.names if self.background_index is None else [*self.names[: self.background_index], "background"]
 
     def decode_example(self, value: dict[str, Any], token_per_repo_id: dict[str, Any] | None = None) -> PIL.Image.Image:
-        """Read a label map.
-
-        Raises:
-            ValueError: The file is missing, damaged or not a label map, or holds values outside the class range.
-        """
-        is_prepared = self.rule is None or _is_decoded(value)
-        rule = index_rule(self.num_classes, self.ignore_index) if is_prepared else LABEL_RULES[str(self.rule)]
+        """The label map; a `ValueError` names a file that is damaged, or holds values outside the class range."""
+        rule = LABEL_RULES[self.rule] if self.rule and value["path"] is not None else None  # as for images
+        if rule is None:
+            classes = {index: index for index in range(len(self.class_names))}
+            rule = LabelRule(read_index_image, classes | {self.ignore_index: self.ignore_index})
         try:
             with _open(value) as file:
-                ids = rule.read(file)
-            if self.shortest_side is not None and not is_prepared:
-                ids = resize_nearest(ids, shrunk_size(ids.shape, self.shortest_side))
-            indices = rule.class_map(ids)
+                indices = rule.class_indices(file)
+            return PIL.Image.fromarray(indices.astype(np.uint8 if self.ignore_index == IGNORE_8_BIT else np.uint16))
         except Exception as error:  # what a damaged file raises differs from one format's library to the next
-            is_unknown = isinstance(error, PIL.UnidentifiedImageError)
-            reason = f"expected {' or '.join(LABEL_FORMATS)}" if is_unknown else short_error(error)
-            raise ValueError(f"cannot read the label {value['path'] or 'map'}: {reason}") from error
-        return PIL.Image.fromarray(indices.astype(np.uint8 if self.ignore_index == IGNORE_8_BIT else np.uint16))
+            raise ValueError(f"cannot read the label {value['path'] or 'map'}: {short_error(error)}") from error
 
     def has_labelled_pixel(self, label: PIL.Image.Image) -> bool:
         """Whether a decoded label map holds anything but ignored pixels."""
         return bool((np.asarray(label) != self.ignore_index).any())
-
-    def prepared(self) -> "SegmentationMap":
-        """This feature for files that hold class indices already."""
-        return replace(self, rule=None, shortest_side=None)
-
-
-def shrunk_size(shape: tuple[int, ...], shortest_side: int) -> tuple[int, int]:
-    """The (width, height) for an image of `shape` (height, width, ...) with its shortest side at most so long."""
-    height, width = shape[:2]
-    shortest = min(height, width)
-    if shortest <= shortest_side:
-        return width, height
-    new_width, new_height = (
-        shortest_side if edge == shortest else round(edge / shortest * shortest_side) for edge in (width, height)
-    )
-    return new_width, new_height
-
-
-def shrunk_jpeg(image: PIL.Image.Image, shortest_side: int) -> bytes:
-    """An image as the official preparation of A-847 stores it; see [`SegmentationImage`]."""
-    pixels: NDArray[Any] = np.asarray(image)
-    size = shrunk_size(pixels.shape, shortest_side)
-    if size != image.size:
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
-    buffer = BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, format="JPEG")
-    return buffer.getvalue()
-
-
-def _is_decoded(value: dict[str, Any]) -> bool:
-    # `datasets` encodes decoded images, such as `map` writes back, without a path. Those are prepared.
-    return value["path"] is None
 
 
 def _open(value: dict[str, Any]) -> BinaryIO:
@@ -145,8 +196,24 @@ def _open(value: dict[str, Any]) -> BinaryIO:
     return file
 
 
+def shrunk_size(shape: tuple[int, ...], shortest_side: int) -> tuple[int, int]:
+    """The (width, height) for an image of (height, width, ...) with its shortest side at most this long."""
+    height, width = shape[:2]
+    shortest = max(shortest_side, min(height, width))
+    return round(width / shortest * shortest_side), round(height / shortest * shortest_side)
+
+
+def shrunk_jpeg(image: PIL.Image.Image, shortest_side: int) -> bytes:
+    """An image as the official preparation of A-847 stores it."""
+    size = shrunk_size((image.height, image.width), shortest_side)
+    pixels = cv2.resize(np.asarray(image), size, interpolation=cv2.INTER_LINEAR)
+    buffer = BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
 with warnings.catch_warnings():
-    # Registering lets `datasets` restore these features from its files; it warns that registering is experimental.
+    # `load_from_disk` then restores these features; `datasets` warns that registering is experimental.
     warnings.simplefilter("ignore", UserWarning)
     register_feature(SegmentationImage, "SegmentationImage")
     register_feature(SegmentationMap, "SegmentationMap")

@@ -1,7 +1,4 @@
-"""Writing a benchmark as Parquet files, in several processes, going on where an interrupted run stopped.
-
-A shard gets its name only when it is complete, so the shards that are there need not be written again.
-"""
+"""Writing a benchmark as Parquet files, in several processes, going on where an interrupted run stopped."""
 
 import json
 import math
@@ -25,27 +22,26 @@ from ..image_processing_sed import read_rgb
 from ..terminal import progress_bar
 from ..utils import atomic_path
 from .benchmarks import BENCHMARKS, load_raw
-from .features import SegmentationImage, SegmentationMap, shrunk_jpeg
-from .parquet import FEATURES, FORMAT, METADATA_KEY, read_shard_metadata, shard_name
+from .features import SegmentationImage, shrunk_jpeg
+from .parquet import FEATURES, FORMAT, METADATA_KEY, read_metadata
 
-IMAGES_PER_SHARD = 250
 IMAGES_PER_ROW_GROUP = 50  # what a stream reads at a time: some 10 MB
 CARD_MARK = "Prepared with sed-hf from "
 
 
 def prepare_benchmark(
     name: str,
-    data_dir: Path,
+    data_dir: str | Path,
     output: Path,
     split: str | None = None,
     *,
     num_proc: int = 1,
-    images_per_shard: int = IMAGES_PER_SHARD,
+    images_per_shard: int = 250,
 ) -> Path:
-    """Write one split of a benchmark as Parquet files, with labels prepared.
+    """Write one split of a benchmark as Parquet files, with labels prepared, and return the folder.
 
     Images are embedded as their files are where every reader sees in them what the model is given, otherwise as PNG (of
-    A-847 as JPEG); labels as PNG. Shards that an earlier run completed are kept. Several splits may share a folder,
+    A-847 as JPEG); labels as PNG. Files that an earlier run completed are kept. Several splits may share a folder,
     several benchmarks may not.
 
     Args:
@@ -53,19 +49,15 @@ def prepare_benchmark(
         data_dir: The files as downloaded, as Detectron2's scripts leave them, or of your own.
         output: The folder to write to; [`load_benchmark`] and `datasets.load_dataset` read it.
         split: `"train"` or `"val"`.
-        num_proc: The number of processes, each of which writes a shard at a time.
+        num_proc: The number of processes, each of which writes a file at a time.
         images_per_shard: The number of images of a file.
 
-    Returns:
-        The folder.
-
     Raises:
-        FileNotFoundError: Files of the benchmark are missing.
         ValueError: An image or label is damaged or does not fit the other, a label holds values outside the class
-            range, or the folder holds other data. Complete shards are kept.
+            range, or the folder holds other data.
     """
     dataset = load_raw(name, data_dir, split)
-    label: SegmentationMap = dataset.features["label"]
+    label = dataset.features["label"]
     metadata = {
         "format": FORMAT,
         "benchmark": name,
@@ -80,47 +72,44 @@ def prepare_benchmark(
     (output / "data").mkdir(parents=True, exist_ok=True)
     shards = _Shards(dataset, output, metadata)
     todo = [index for index in range(len(shards)) if not shards.path(index).exists()]
-    # The pool of processes is PyTorch's: its workers end with this process, however that ends.
+    # PyTorch's worker processes end with this one, however that ends; those of `Dataset.map` may hang after SIGTERM.
     num_workers = min(num_proc, len(todo)) if num_proc > 1 else 0
-    results = DataLoader(shards, batch_size=None, sampler=todo, num_workers=num_workers)
-    for error in progress_bar(results, name, unit="file", total=len(shards), initial=len(shards) - len(todo)):
-        if error is not None:
-            raise error
+    written = DataLoader(shards, batch_size=None, sampler=todo, num_workers=num_workers)
+    for _ in progress_bar(written, name, unit="file"):
+        pass
     with atomic_path(output / "README.md") as path:
         path.write_text(_dataset_card(output, metadata), encoding="utf-8")
     return output
 
 
 def push_to_hub(folder: Path, repo_id: str) -> str:
-    """Upload a prepared folder to a data set repository of the Hub, made private if it is new.
+    """Upload a prepared folder to a data set repository of the Hub, and return the address of the commit.
 
-    Private because the licences of most benchmarks forbid passing their images on.
-
-    Returns:
-        The address of the commit.
+    A new repository is private, because the licences of most benchmarks forbid passing their images on.
     """
     api = HfApi()
     api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=["README.md", "data/*.parquet"]
-    )
-    return commit.commit_url
+    allowed = ["README.md", "data/*.parquet"]
+    return api.upload_folder(
+        repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=allowed
+    ).commit_url
 
 
 def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
     """Refuse to mix the files of this run with others: links, other benchmarks, other images."""
-    card = output / "README.md"
-    shards = sorted(output.glob("data/[!.]*.parquet"))
-    for path in (output / "data", card, *shards):
-        is_own = path.is_dir() if path.name == "data" else path.is_file()
+    data, card = output / "data", output / "README.md"
+    shards = sorted(data.glob("[!.]*.parquet"))
+    for path in (data, card, *shards):
+        is_own = path.is_dir() if path == data else path.is_file()
         if is_own and path == card:
             is_own = CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
         if path.is_symlink() or (path.exists() and not is_own):
             raise ValueError(f"{path} was not written by scripts/prepare_dataset.py: choose another output folder")
     for shard in shards:
-        existing = read_shard_metadata(LocalFileSystem(), str(shard))
-        of_a_split = set() if existing["split"] == metadata["split"] else {"split", "files_sha256"}
-        if any(existing[key] != metadata[key] for key in metadata.keys() - of_a_split):
+        found = read_metadata(LocalFileSystem(), str(shard))
+        if found["split"] != metadata["split"]:
+            found |= {key: metadata[key] for key in ("split", "files_sha256")}
+        if found != metadata:
             raise ValueError(
                 f"{shard} belongs to another benchmark, or was written from other files or other class names:"
                 " remove it, or choose another output folder"
@@ -128,8 +117,8 @@ def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Shards(Dataset[Exception | None]):
-    """The files of a split: reading an item writes one, and gives the error if there was any."""
+class _Shards(Dataset[None]):
+    """The files of a split: reading an item writes one."""
 
     dataset: datasets.Dataset
     output: Path
@@ -139,28 +128,24 @@ class _Shards(Dataset[Exception | None]):
         return math.ceil(len(self.dataset) / self.metadata["images_per_shard"])
 
     def path(self, index: int) -> Path:
-        return self.output / shard_name(self.metadata["split"], index, len(self))
+        return self.output / "data" / f"{self.metadata['split']}-{index:05d}-of-{len(self):05d}.parquet"
 
-    def __getitem__(self, index: int) -> Exception | None:
+    def __getitem__(self, index: int) -> None:
+        examples = self.dataset.shard(len(self), index, contiguous=True)
+        rows = list(_rows(examples, self.metadata["benchmark"]))
         schema = FEATURES.arrow_schema
         schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(self.metadata).encode()})
-        examples = self.dataset.shard(len(self), index, contiguous=True)
-        try:
-            rows = list(_prepared_rows(examples, self.metadata["benchmark"]))
-            with atomic_path(self.path(index)) as path, pq.ParquetWriter(path, schema) as writer:
-                if rows:  # `datasets` reads no file that begins with an empty row group
-                    writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
-        except (OSError, ValueError) as error:
-            return error  # raised here, it would get a traceback into its message
-        return None
+        with atomic_path(self.path(index)) as path, pq.ParquetWriter(path, schema) as writer:
+            if rows:  # `datasets` reads no file that begins with an empty row group
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
 
 
-def _prepared_rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[str, Any]]:
+def _rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[str, Any]]:
     skips_unlabelled = benchmark in BENCHMARKS and BENCHMARKS[benchmark].skips_unlabelled
-    label_feature: SegmentationMap = examples.features["label"]
+    image_feature, label_feature = examples.features["image"], examples.features["label"]
     for example in examples.cast_column("image", datasets.Image(decode=False)):
         path, name, label = Path(example["image"]["path"]), example["file_name"], example["label"]
-        image, content = stored_image(path, examples.features["image"])
+        image, content = _stored_image(path, image_feature)
         if image.size != label.size:
             raise ValueError(
                 f"{path} has {image.width}×{image.height} pixels, but its label map {label.width}×{label.height}"
@@ -170,14 +155,14 @@ def _prepared_rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[
             yield {"image": {"path": name, "bytes": content}, "label": label_file, "file_name": name}
 
 
-def stored_image(path: Path, feature: SegmentationImage) -> tuple[PIL.Image.Image, bytes]:
+def _stored_image(path: Path, feature: SegmentationImage) -> tuple[PIL.Image.Image, bytes]:
     """An image as the model is given it, and the bytes that `datasets.Image(mode="RGB")` decodes to it."""
     image = read_rgb(path)
     if feature.shortest_side is not None:
         content = shrunk_jpeg(image, feature.shortest_side)
         return read_rgb(BytesIO(content)), content
     content = path.read_bytes()
-    as_others_read_it = datasets.Image(mode="RGB").decode_example({"path": None, "bytes": content})
+    as_others_read_it = FEATURES["image"].decode_example({"path": None, "bytes": content})
     is_same = image.size == as_others_read_it.size and np.array_equal(np.asarray(image), np.asarray(as_others_read_it))
     return image, content if is_same else _png(image)
 
@@ -190,35 +175,29 @@ def _png(image: PIL.Image.Image) -> bytes:
 
 def _dataset_card(output: Path, metadata: dict[str, Any]) -> str:
     """The README.md that makes the folder a data set repository of the Hub."""
+    name, background = metadata["benchmark"], metadata["background_index"]
     splits = sorted({path.name.split("-")[0] for path in output.glob("data/[!.]*.parquet")})
+    data_files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     card = DatasetCardData(
         task_categories=["image-segmentation"],
-        pretty_name=metadata["benchmark"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
-            }
-        ],
+        pretty_name=name,
+        configs=[{"config_name": "default", "data_files": data_files}],
     )
-    benchmark, background = BENCHMARKS.get(metadata["benchmark"]), metadata["background_index"]
-    source = f"[{benchmark.title}]({benchmark.homepage}), whose licence applies" if benchmark else "data of one's own"
+    source = "data of one's own"
+    if name in BENCHMARKS:
+        source = f"[{BENCHMARKS[name].title}]({BENCHMARKS[name].homepage}), whose licence applies"
     of_background = "" if background is None else f" {background} is background, as is any larger index in predictions."
-    classes = "\n".join(f"{index}. {name}" for index, name in enumerate(metadata["names"]))
     return f"""---
 {card.to_yaml()}
 ---
-# {metadata["benchmark"]}
+# {name}
 
 {CARD_MARK}{source}. `label` holds class indices; {metadata["ignore_index"]} marks pixels to ignore.{of_background}
 
 ```python
 from sed_hf.data import load_benchmark
 
-dataset = load_benchmark("{metadata["benchmark"]}", FOLDER, "{splits[0]}")
+dataset = load_benchmark("{name}", FOLDER, "{splits[0]}")
+dataset.features["label"].names
 ```
-
-## Classes
-
-{classes}
 """

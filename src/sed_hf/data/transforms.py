@@ -24,11 +24,9 @@ class TrainingTransform:
     """Augmentation as SED trains: resize, random crop, colour jitter, horizontal flip, padding, in this order.
 
     Args:
-        shortest_edge: Resize the shortest side to this many pixels; `None` does not resize.
-        longest_edge: At most this many pixels for the longest side.
+        shortest_edge: Resize the shortest side to this many pixels, but the longest to at most `longest_edge`; `None`
+            does not resize.
         crop_size: Side of the random crop, to which smaller images are padded at the right and the bottom.
-        color_jitter: Jitter brightness, contrast, saturation and hue.
-        horizontal_flip: Flip half of the images.
         ignore_index: Label of padded pixels.
     """
 
@@ -40,10 +38,7 @@ class TrainingTransform:
     ignore_index: int
 
     def __call__(self, image: Image.Image, label: Labels, rng: Generator) -> tuple[Levels, Labels]:
-        """Augmented pixels (S, S, 3) and labels (S, S) of an RGB image and its label map (H, W).
-
-        Nothing but `rng` is random.
-        """
+        """Augmented pixels (S, S, 3) and labels (S, S) of an RGB image and its label map (H, W)."""
         if self.shortest_edge is not None:
             height, width = shortest_edge_size(label.shape, self.shortest_edge, self.longest_edge)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -51,8 +46,8 @@ class TrainingTransform:
         height, width = label.shape
         top = int(rng.integers(max(0, height - self.crop_size) + 1))
         left = int(rng.integers(max(0, width - self.crop_size) + 1))
-        pixels = np.asarray(image)[top : top + self.crop_size, left : left + self.crop_size]
-        label = label[top : top + self.crop_size, left : left + self.crop_size]
+        crop = np.s_[top : top + self.crop_size, left : left + self.crop_size]
+        pixels, label = np.asarray(image)[crop], label[crop]
         if self.color_jitter:
             pixels = jitter_colors(pixels, rng)
         if self.horizontal_flip and rng.random() < 0.5:
@@ -80,33 +75,33 @@ def jitter_colors(pixels: Levels, rng: Generator) -> Levels:
 
 def adjust_brightness(pixels: Levels, shift: float) -> Levels:
     """Pixels with a number added to every level."""
-    return cv2.LUT(pixels, _truncated(_ALL_LEVELS + shift))
+    return _replace_levels(pixels, _ALL_LEVELS + shift)
 
 
 def adjust_contrast(pixels: Levels, factor: float) -> Levels:
     """Pixels with every level multiplied by a factor."""
-    return cv2.LUT(pixels, _truncated(_ALL_LEVELS * factor))
+    return _replace_levels(pixels, _ALL_LEVELS * factor)
 
 
 def adjust_saturation(pixels: Levels, factor: float) -> Levels:
     """Pixels with S of HSV multiplied by a factor."""
-    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
-    saturation = cv2.LUT(saturation, _truncated(_ALL_LEVELS * factor))
-    return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB)
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = _replace_levels(hsv[..., 1], _ALL_LEVELS * factor)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 def shift_hue(pixels: Levels, steps: int) -> Levels:
     """Pixels with H of HSV shifted by some of OpenCV's 180 steps around the colour circle."""
-    hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
-    hue = cv2.LUT(hue, ((np.arange(256) + steps) % 180).astype(np.uint8))
-    return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB)
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = _replace_levels(hsv[..., 0], (_ALL_LEVELS + steps) % 180)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 _ALL_LEVELS = np.arange(256, dtype=np.float32)
 
 
-def _truncated(levels: NDArray[np.float32]) -> Levels:
-    return np.clip(levels, 0, 255).astype(np.uint8)
+def _replace_levels(pixels: Levels, new_levels: NDArray[np.float32]) -> Levels:
+    return cv2.LUT(pixels, np.clip(new_levels, 0, 255).astype(np.uint8))
 
 
 def resize_nearest(label: Labels, size: tuple[int, int]) -> Labels:

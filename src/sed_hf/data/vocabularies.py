@@ -13,25 +13,23 @@ from typing import Any
 from ..utils import short_error
 
 EXPECTED = "expected one class name on each line, or JSON: a list of names, id2label, or COCO's categories"
-OTHER_SUFFIXES = {".csv", ".tsv", ".yaml", ".yml"}
-NUMBERED_LINE = re.compile(r"\d+\s*[,;:\t]")
 
-_BUILT_IN = files("sed_hf.data") / "vocabularies"
+_BUILT_IN = files(__package__) / "vocabularies"
 
 
 def vocabulary_names() -> list[str]:
     """The names of the built-in vocabularies, in alphabetical order."""
-    return sorted(entry.name.removesuffix(".json") for entry in _BUILT_IN.iterdir() if entry.name.endswith(".json"))
+    return sorted(entry.name.removesuffix(".json") for entry in _BUILT_IN.iterdir())
 
 
 def load_vocabulary(name_or_path: str | PathLike[str]) -> list[str]:
     """Class names, stripped of surrounding white space, in the order of their class indices.
 
     Args:
-        name_or_path: A built-in name (see [`vocabulary_names`]), or the path of a UTF-8 file. If its name
-            ends in `.json`, it holds a list of strings, an object `{"0": "sky", ...}` as `id2label` of a configuration,
-            or a list of COCO's categories `{"id": 1, "name": "person"}`, also under the key `categories`. Any other is
-            text with one class on each line, where empty lines do not count. A built-in name wins over a file.
+        name_or_path: A built-in name (see [`vocabulary_names`]), which wins over a file, or the path of a UTF-8 file.
+            If its name ends in `.json`, it holds a list of strings, an object `{"0": "sky", ...}` as `id2label` of a
+            configuration, or a list of COCO's categories `{"id": 1, "name": "person"}`, also under the key
+            `categories`. Any other is text with one class on each line, where empty lines do not count.
 
     Raises:
         FileNotFoundError: There is neither a built-in vocabulary nor a file of that name.
@@ -45,17 +43,15 @@ def load_numbered_classes(name_or_path: str | PathLike[str]) -> list[tuple[int, 
     name = fspath(name_or_path)
     path = _BUILT_IN / f"{name}.json" if name in vocabulary_names() else Path(name)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"unknown vocabulary {name!r}: expected the path of a text or JSON file,"
-            f" or one of {', '.join(vocabulary_names())}"
-        )
+        known = ", ".join(vocabulary_names())
+        raise FileNotFoundError(f"unknown vocabulary {name!r}: expected the path of a text or JSON file, or {known}")
     suffix = Path(path.name).suffix.lower()
     try:
-        # "utf-8-sig" because editors on Windows begin UTF-8 files with a byte order mark.
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows begin UTF-8 files with a byte order mark
         classes = _parse_json(json.loads(text)) if suffix == ".json" else _parse_text(text, suffix)
-    except ValueError as error:
-        raise ValueError(f"vocabulary {name}: {EXPECTED}; {short_error(error)}") from error
+        classes = [(index, class_name.strip()) for index, class_name in classes]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"vocabulary {name}: {EXPECTED}; got another form ({short_error(error)})") from error
     if not classes or not all(class_name for _, class_name in classes):
         raise ValueError(f"vocabulary {name}: {EXPECTED}; {'a name' if classes else 'the file'} is empty")
     return classes
@@ -64,22 +60,18 @@ def load_numbered_classes(name_or_path: str | PathLike[str]) -> list[tuple[int, 
 def _parse_json(content: Any) -> list[tuple[int, str]]:
     if isinstance(content, dict):
         content = content.get("categories") or content.get("id2label") or content
-    try:
-        if isinstance(content, dict):
-            classes = sorted((int(key), value) for key, value in content.items())
-        elif not isinstance(content, list):
-            raise TypeError(type(content).__name__)
-        elif content and isinstance(content[0], dict):
-            classes = sorted((category["id"], category["name"]) for category in content)
-        else:
-            classes = list(enumerate(content))
-        return [(index, class_name.strip()) for index, class_name in classes]
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(f"got JSON of another form ({short_error(error)})") from error
+    if isinstance(content, dict):
+        return sorted((int(key), value) for key, value in content.items())
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return sorted((category["id"], category["name"]) for category in content)
+    if not isinstance(content, list):
+        raise TypeError(type(content).__name__)
+    return list(enumerate(content))
 
 
 def _parse_text(text: str, suffix: str) -> list[tuple[int, str]]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if suffix in OTHER_SUFFIXES or (len(lines) > 1 and all(NUMBERED_LINE.match(line) for line in lines[1:])):
-        raise ValueError(f"got a table or numbered lines: {lines[-1]!r:.40}" if lines else "the file is empty")
+    lines = [line for line in text.splitlines() if line.strip()]
+    is_numbered = len(lines) > 1 and all(re.match(r"\s*\d+\s*[,;:\t]", line) for line in lines[1:])
+    if suffix in (".csv", ".tsv", ".yaml", ".yml") or is_numbered:
+        raise ValueError(f"a table or numbered lines: {lines[-1].strip()!r:.40}" if lines else "an empty file")
     return list(enumerate(lines))
