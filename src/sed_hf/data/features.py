@@ -141,7 +141,8 @@ class SegmentationImage(datasets.Image):
 
     def decode_example(self, value: dict[str, Any], token_per_repo_id: dict[str, Any] | None = None) -> PIL.Image.Image:
         """The image in RGB."""
-        image = read_rgb(_open(value))
+        with _open(value) as file:
+            image = read_rgb(file)
         if self.shortest_side is None or value["path"] is None:  # `map` writes decoded images back without a path
             return image
         return read_rgb(BytesIO(shrunk_jpeg(image, self.shortest_side)))
