@@ -106,6 +106,11 @@ class TestLabels:
         assert dataset.features["label"].names == load_vocabulary(name)
         assert dataset[0]["image"].size == dataset[0]["label"].size
 
+    def test_of_pascal_context_59_may_be_plain_run_lengths(self, tmp_path: Path) -> None:
+        case = RULES["pascal_context_59"]
+        write_pascal_context_59(tmp_path, {CONTEXT[0]: np.array(case.raw_ids)}, compressed=False)
+        np.testing.assert_array_equal(label_of(load_benchmark("pascal_context_59", tmp_path)), case.labels)
+
     def test_of_voc_20b_tell_background_from_the_59_names_of_its_vocabulary(self, write_copy: Copy) -> None:
         label = load_benchmark("pascal_voc_20b", write_copy("pascal_voc_20b")).features["label"]
         assert (len(label.names), label.background_index) == (59, 20)
