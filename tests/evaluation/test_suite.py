@@ -32,7 +32,7 @@ def processor(tiny_processor: SEDProcessor) -> SEDProcessor:
 
 
 def run_on_scenes(processor: SEDProcessor, output: Path, num_scenes: int = 2, **options: Any) -> dict[str, Any]:
-    sets = {"scenes": SceneDataset("test", num_scenes, size=64)}
+    sets = {"scenes": SceneDataset("test", num_scenes, size=32)}
     return evaluate_suite(
         options.pop("model", BrightnessPredictor()), processor, sets, output, **{**OPTIONS, **options}
     )
@@ -108,6 +108,7 @@ def test_finished_sets_are_kept_and_not_evaluated_again(processor: SEDProcessor,
     assert list(results) == ["scenes", "custom"]
 
 
+@pytest.mark.slow
 def test_only_results_are_left_in_the_folder(processor: SEDProcessor, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):  # the progress is saved after 100
         run_on_scenes(processor, tmp_path, 101, model=BrightnessPredictor(100))
@@ -240,12 +241,12 @@ def run(tiny_hub_folder: Path, tmp_path: Path) -> Callable[..., Path]:
 def test_script_prints_the_table_and_writes_the_report(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_own_images(tmp_path / "data", [(8, 8)] * 3)
-    arguments = ["--benchmarks", "custom", "--data-dir", str(tmp_path / "data"), "--limit", "2", "--topk", "1"]
+    write_own_images(tmp_path / "data", [(8, 8)] * 2)
+    arguments = ["--benchmarks", "custom", "--data-dir", str(tmp_path / "data"), "--limit", "1", "--topk", "1"]
     output = run(*arguments, "--batch-size", "2", "--flip", "--dtype", "bfloat16")
     assert (output / "results.md").read_text() in capsys.readouterr().out
     content = json.loads((output / "results.json").read_text())
-    assert content["benchmarks"]["custom"]["num_images"] == 2
+    assert content["benchmarks"]["custom"]["num_images"] == 1
     settings = content["settings"]
     assert (settings["early_rejection_topk"], settings["flip"], settings["dtype"]) == (1, True, "bfloat16")
 
