@@ -16,13 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sed_hf"
 # The extra that a file may presume as it is loaded: of the first prefix that fits. Without one it is `pip install .`.
 EXTRAS = {
-    "src/sed_hf/data/": "train",
-    "src/sed_hf/evaluation/": "train",
-    "src/sed_hf/metrics/": "train",
-    "src/sed_hf/training/": "train",
     "src/sed_hf/demo/": "demo",
     "src/sed_hf/inference/video": "video",
-    "scripts/": "train",
     "tests/": "test",
     "": "",
 }
@@ -113,7 +108,11 @@ def declared_modules(*extras: str) -> set[str]:
 
 def undeclared(path: Path, extras: set[str], in_functions: bool) -> set[str]:
     """What a file imports that comes neither with the extras nor from this repository."""
-    own = {"sed_hf", "scripts", *({file.stem for file in FILES} - providers().keys())}
+    own = {
+        "sed_hf",
+        "scripts",
+        *({name for file in FILES for name in (file.stem, file.parent.name)} - providers().keys()),
+    }
     return libraries(path, in_functions) - own - declared_modules(*sorted(extras - {""}))
 
 
@@ -128,7 +127,7 @@ def test_what_a_file_imports_as_it_is_loaded_comes_with_its_extra(extra: str) ->
 
 
 def test_what_is_imported_as_functions_run_comes_with_some_extra() -> None:
-    extras = {"train", "demo", "video", "benchmark", "export"}
+    extras = {"demo", "video", "benchmark", "export"}
     assert {path: names for path in PRODUCT if (names := undeclared(path, extras, in_functions=True))} == {}
 
 
@@ -163,3 +162,11 @@ def test_neither_the_package_nor_the_command_waits_for_torch(statement: str) -> 
     heavy = "{'torch', 'transformers', 'numpy', 'PIL', 'gdown'}"
     code = f"{statement}; import sys; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_transformers_knows_the_model_and_its_task_once_the_package_is_imported() -> None:
+    code = (
+        "import sed_hf; from transformers import AutoConfig; from transformers.pipelines import PIPELINE_REGISTRY;"
+        "PIPELINE_REGISTRY.check_task('open-vocabulary-segmentation'); AutoConfig.for_model('sed')"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

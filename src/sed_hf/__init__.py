@@ -1,13 +1,15 @@
 """SED, open-vocabulary semantic segmentation, as a transformers model.
 
 Importing transformers takes seconds, which `sed-hf --help` need not wait for. So the classes are imported at first use,
-and then register themselves with transformers; at once where transformers has been imported before.
+and register themselves with transformers as soon as that is imported.
 """
 
 import sys
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from wrapt import when_imported
 
 if TYPE_CHECKING:
     from .configuration_sed import SEDConfig, SEDTextConfig, SEDVisionConfig
@@ -67,5 +69,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
-if "transformers" in sys.modules:
-    _register()
+@when_imported("transformers")
+def _register_at_once(transformers: Any) -> None:
+    if not any(name.startswith(f"{__name__}.") and name.endswith("_sed") for name in sys.modules):  # half imported
+        _register()
