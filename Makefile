@@ -5,7 +5,7 @@ install:
 	.venv/bin/pip install --editable '.[dev]'
 
 test:
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto
 
 slow:
 	.venv/bin/python -m pytest -m "slow or browser"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
+from PIL import Image
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
@@ -88,8 +89,15 @@ def official_gradient_norms(model: SEDForSemanticSegmentation) -> dict[str, Tens
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Small models would spend their time waiting for other threads, and tests run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's limit as it was: a process keeps what the environment variable has set."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch
 
 from sed_hf.hub.load import TOY_MODEL
 
+pytestmark = pytest.mark.slow  # every test starts processes
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 
 
@@ -75,7 +76,6 @@ def test_impossible_options_are_refused_by_name(tmp_path: Path, options: list[ob
     assert message in process.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "classes", "dtype", "batch_size", "kernels", "gigabytes"),
     [
@@ -93,7 +93,6 @@ def test_a_gpu_is_asked_for_few_kernels_and_bytes_and_for_nothing_of_the_host(
     assert counts.host.total() == 0
 
 
-@pytest.mark.slow
 def test_compilation_and_loading_are_tables(tmp_path: Path) -> None:
     compiled = benchmark(tmp_path, "--compile", "--sizes", 64, 96)
     assert compiled.returncode == 0, compiled.stderr

@@ -384,7 +384,7 @@ class TestInit:
 
     def test_refuses_an_unknown_variant(self, capsys: Output) -> None:
         assert main(["init", "ViT-B-32", "model"]) == 2
-        assert "variant='ViT-B-32': expected a ConvNeXt of open_clip" in capsys.readouterr().err
+        assert "variant='ViT-B-32': expected a timm ConvNeXt" in capsys.readouterr().err
         assert not Path("model").exists()
 
 

@@ -164,6 +164,7 @@ def test_neither_the_package_nor_the_command_waits_for_torch(statement: str) -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_transformers_knows_the_model_and_its_task_once_the_package_is_imported() -> None:
     code = (
         "import sed_hf; from transformers import AutoConfig; from transformers.pipelines import PIPELINE_REGISTRY;"

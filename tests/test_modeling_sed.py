@@ -266,6 +266,7 @@ class TestPrecision:
         assert (logits.float() - expected).abs().max() < 0.05 * (expected.max() - expected.min())
 
 
+@pytest.mark.slow
 class TestCompilation:
     @torch.no_grad()
     def test_the_dense_path_compiles_without_graph_breaks(self, tiny_model: SEDForSemanticSegmentation) -> None:
