@@ -481,7 +481,7 @@ def time_compiled(mode: str, arguments: argparse.Namespace) -> dict[str, list[fl
         for classes, size in shapes[task]:
             pixel_values = torch.randn(1, 3, size, size, device=device)
             class_embeddings = random_class_embeddings(classes, model)
-            step = partial(call, pixel_values, class_embeddings=class_embeddings)
+            step: Callable = partial(call, pixel_values, class_embeddings=class_embeddings)
             if task == "train":
                 step = training_step(model, call, pixel_values, class_embeddings)
             stopwatch = Stopwatch(device)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw the README's teaser: photographs above what a model with the authors' weights makes of them.
 
-    python scripts/make_teaser.py street.jpg kitchen.jpg --classes road car person "traffic light" sky building
+python scripts/make_teaser.py street.jpg kitchen.jpg --classes road car person "traffic light" sky building
 """
 
 import argparse

@@ -35,11 +35,6 @@ from sed_hf.training.recipe import Recipe
 TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # more would wait for one another longer than such small tensors take
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With dropout and drop path, whose random numbers must survive a restart."""
