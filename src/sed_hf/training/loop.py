@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     set_seed,
 )
@@ -101,6 +102,8 @@ class TrainingRun:
         set_trainable(self.model, recipe)
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
+        if self.accelerator.distributed_type != DistributedType.FSDP:  # which shards only contiguous parameters
+            self.model.to(memory_format=torch.channels_last)  # as their gradients are, so that DDP need not copy them
         self.classes = TrainingClasses(class_names, self.processor, self.model.to(self.accelerator.device))
         optimizer = build_optimizer(self.model, recipe)
         loader = DataLoader(
