@@ -289,8 +289,8 @@ class SEDSkipLayerFusion(nn.Module):
         guidance, and `None`.
         """
         upsample = self.upsample
-        is_whole = not (is_plain(upsample, nn.ConvTranspose2d) and is_plain(self.fuse, nn.Sequential))
-        if is_whole or not is_plain(self.fuse[0], nn.Conv2d):
+        kinds = {upsample: nn.ConvTranspose2d, self.fuse: nn.Sequential, self.fuse[0]: nn.Conv2d}
+        if not all(is_plain(layer, kind) for layer, kind in kinds.items()):
             return skip_guidance, None
         upsampled, skip, _ = self.fuse[0].weight.split(self.sizes, dim=1)
         # The bias is the same everywhere, but for the zeros beyond the border.
@@ -316,7 +316,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not (layer._forward_pre_hooks or layer._forward_hooks or hasattr(layer, "_hf_hook"))
 
 
-# Gradual fusion decoder: stages and category early rejection ---------------------------------------------------------
+# Gradual fusion decoder: cost embedding, stages and category early rejection -----------------------------------------
 
 
 class SEDDecoderStage(nn.Module):
@@ -337,8 +337,8 @@ class SEDDecoderStage(nn.Module):
         self.skip_fusion = SEDSkipLayerFusion(config, hidden_size, out_size, skip_size, cost_size)
 
     def aggregate(self, features: list[Tensor], chunks: Chunks) -> None:
-        """Feature aggregation: refine features (T, B, H, W, C) of all classes."""
-        # What class aggregation gives, itself with a residual, is added: the input counts twice, as it officially does.
+        """Feature aggregation: refine features (T, B, H, W, C) of all classes, held as a list of parts."""
+        # features + class_attention(features): the latter has a residual, so the input counts twice, as officially.
         chunks.update_classes(self.spatial_block, features, self.widest)
         pooled = [self.pool(part) for part in features]
         if pooled[0] is features[0]:
@@ -409,17 +409,17 @@ class SEDDecoder(nn.Module):
         for index, stage in enumerate(self.stages):
             aux_logits.append(logits)
             if topk is not None:
-                best = logits[0].topk(min(topk, len(classes)), dim=0).indices.flatten()  # at each pixel
+                best = logits[0].topk(min(topk, len(classes)), dim=0).indices.flatten()  # classes, at each pixel
                 features, survivors = self.chunks.select(features, torch.zeros_like(classes).index_fill_(0, best, 1))
                 classes = classes[survivors]
                 kept[0, index].index_fill_(0, classes, True)
-                features = features or embed(classes)[0]
+                features = features or embed(classes)[0]  # before the first stage there are none yet
             if keep_hidden:
                 states.append(torch.cat(features))
 
             stage.aggregate(features, self.chunks)
             shared = stage.skip_fusion.share(stage.skip_guidance(skip_features[index]))
-            fuse = partial(self.checkpointed, self.fuse, index, *cost_map, *shared)
+            fuse = partial(self.checkpointed, self.fuse_skip_layers, index, *cost_map, *shared)
             keep = keep_hidden or index + 1 < len(self.stages)
             features, logits = self.chunks.map(fuse, classes, class_bytes[index], features, keep)
         if topk is not None:
@@ -437,7 +437,7 @@ class SEDDecoder(nn.Module):
             features.requires_grad_()  # or reentrant checkpointing would give none to what follows frozen layers
         return features, self.predict(0, features)
 
-    def fuse(
+    def fuse_skip_layers(
         self,
         index: int,
         dense_embeddings: Tensor,
@@ -448,7 +448,7 @@ class SEDDecoder(nn.Module):
         features: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Skip-layer fusion of a stage for some classes (t,): their features and logits at twice the resolution."""
-        # Cost guidance is computed from the embeddings again, which costs less than to hold it.
+        # Each stage enlarges the cost guidance of the one before: computed again, which is cheaper than to hold.
         cost_guidance = SEDCostMap(dense_embeddings, class_embeddings).of_classes(classes)
         for stage in self.stages[: index + 1]:
             cost_guidance = for_each_class(stage.cost_guidance, cost_guidance)

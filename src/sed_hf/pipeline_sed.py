@@ -159,7 +159,7 @@ class SEDPipeline(Pipeline):
         """One image as RGB, and what errors call it; `_forward` makes the batch."""
         rgb = to_rgb(image).numpy()
         is_named = isinstance(image, str | os.PathLike)
-        return {"image": [rgb], "name": [f"{image!s:.80}" if is_named else f"image of {rgb.shape[2]} × {rgb.shape[1]}"]}
+        return {"image": [rgb], "name": [str(image)[-80:] if is_named else f"image of {rgb.shape[2]} × {rgb.shape[1]}"]}
 
     def _forward(
         self, model_inputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None, **options: Any
