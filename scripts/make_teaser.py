@@ -5,7 +5,6 @@ python scripts/make_teaser.py street.jpg kitchen.jpg --classes road car person "
 """
 
 import argparse
-from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -19,22 +18,22 @@ WIDTH, HEIGHT, MARGIN = 480, 360, 12
 
 
 def main() -> None:
-    """Read the arguments, segment each photograph, and save them side by side."""
+    """Segment each photograph, and save them side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("images", nargs="+")
     parser.add_argument("--classes", nargs="+", required=True)
     parser.add_argument("--model", default="sed-b")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/teaser.jpg"))
+    parser.add_argument("--output", default="docs/images/teaser.jpg")
     args = parser.parse_args()
     model, processor = sed_hf.load(args.model)
     segmenter = Segmenter(model, processor, args.classes, encode_classes(model, processor, args.classes))
     columns = []
     for path in args.images:
         image = ImageOps.fit(read_rgb(path), (WIDTH, HEIGHT))
-        overlay = draw_overlay(image, segmenter([image])[0]["segmentation"], segmenter.class_names)
+        overlay = draw_overlay(image, segmenter([image])[0]["segmentation"], args.classes)
         columns.append((image, overlay.resize((WIDTH, round(overlay.height * WIDTH / overlay.width)))))
-    height = HEIGHT + MARGIN + max(overlay.height for _, overlay in columns)
-    teaser = Image.new("RGB", (len(columns) * (WIDTH + MARGIN) - MARGIN, height), "white")
+    size = len(columns) * (WIDTH + MARGIN) - MARGIN, HEIGHT + MARGIN + max(overlay.height for _, overlay in columns)
+    teaser = Image.new("RGB", size, "white")
     for index, (image, overlay) in enumerate(columns):
         teaser.paste(image, (index * (WIDTH + MARGIN), 0))
         teaser.paste(overlay, (index * (WIDTH + MARGIN), HEIGHT + MARGIN))

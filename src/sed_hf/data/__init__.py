@@ -1,4 +1,4 @@
-"""Data that SED is trained, evaluated and used with; `load_benchmark` and `benchmark_info` need the extra `train`."""
+"""Data that SED is trained, evaluated and used with."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in ("benchmark_info", "load_benchmark"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(".benchmarks", __name__), name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs {error.name}: pip install '.[train]' in the clone of sed-hf") from error
+    return getattr(import_module(".benchmarks", __name__), name)
 
 
 __all__ = ["benchmark_info", "load_benchmark", "load_vocabulary", "vocabulary_names"]
