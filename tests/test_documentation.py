@@ -46,7 +46,7 @@ SHORTENED = {
     "evaluate.py": "--limit 1",
     "benchmark.py": "--models sed-base --classes 2 --sizes 64 --repeats 1 --decoders fast",
 }
-NOT_RUN = ("python3 -m venv", "python -m pytest", "hf upload", "sed-hf push")
+NOT_RUN = ("python3 -m venv", ". .venv/bin/activate", "python -m pytest", "hf upload", "sed-hf push")
 
 
 @pytest.fixture

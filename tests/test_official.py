@@ -141,7 +141,7 @@ def test_a_download_that_breaks_off_is_resumed(drive: Drive, model: OfficialMode
 def test_no_network_names_the_address_the_file_and_the_command(model: OfficialModel, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refusal(model) == (
-        "sed-b: no download (OfflineModeIsEnabled); save"
+        "sed-b: no download (OfflineModeIsEnabled): try again, or open"
         f" https://drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw/view as {model.folder}.pth, or try again,"
         " with sed-hf models sed-b"
     )
@@ -160,7 +160,7 @@ def test_a_file_put_there_by_hand_is_taken_and_stays(
     by_hand = model.folder.with_suffix(".pth")
     by_hand.parent.mkdir(parents=True)
     by_hand.write_bytes(b"<html>Sign in</html>")
-    assert refusal(model).startswith(f"{by_hand} does not serve: ")
+    assert refusal(model).startswith(f"{by_hand} does not serve; replace it: ")
     by_hand.write_bytes(saved(tiny_weights))
     load(official_folder(model, CONFIG))
     assert by_hand.exists()
@@ -187,7 +187,7 @@ def test_another_file_is_refused_and_removed(
     monkeypatch.chdir(tmp_path)
     drive.content = content(drive.content)
     refused = refusal(model)
-    assert "did not serve, and was removed" in refused
+    assert "did not serve and was removed" in refused
     assert message in refused
     assert [path.name for path in model.folder.parent.iterdir()] == ["sed-b.lock"]
     assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,7 @@ SED_BASE = "convnext_base_w_320"
 SED_LARGE = "convnext_large_d_320"
 VARIANTS = {128: SED_BASE, 192: SED_LARGE}  # by the width of the trunk's stem
 
+OF_OTHER_FILES = (LookupError, ValueError, AttributeError, TypeError)  # which unpickling raises
 # What pickles of arrays, numpy scalars and state dicts refer to, by the names of numpy 1 and 2.
 SAFE_GLOBALS: dict[str, Any] = {
     "_codecs.encode": codecs.encode,
@@ -117,7 +118,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
                 return ArrayUnpickler(file, encoding="latin1").load()
         with torch.serialization.safe_globals([(value, name) for name, value in SAFE_GLOBALS.items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, *OF_OTHER_FILES) as error:
         # torch's own message would advise to load the file without this protection.
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(

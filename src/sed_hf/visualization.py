@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
 Array: TypeAlias = NDArray[Any]
 
 MAX_LISTED = 100  # classes in the legend of an image
@@ -324,6 +326,9 @@ def font_of(text: str, size: int) -> Any:
         missing = bytes(font.getmask("\U0010ffff"))
         if all(bytes(font.getmask(letter)) != missing for letter in set(text) if not letter.isspace()):
             return font
+    logger.warning_once(
+        "Some letters of class names are drawn as boxes: install a font that has them, e.g. Noto Sans CJK."
+    )
     return own
 
 

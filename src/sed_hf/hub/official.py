@@ -98,7 +98,7 @@ def official_folder(model: OfficialModel, config: SEDConfig | None = None) -> Pa
             convert(model, checkpoint, config)
         except ValueError as error:
             downloaded.unlink(missing_ok=True)
-            state = "does not serve" if checkpoint == by_hand else "did not serve, and was removed"
+            state = "does not serve; replace it" if checkpoint == by_hand else "did not serve and was removed"
             raise ValueError(f"{checkpoint} {state}: {short_error(error)}") from error
         downloaded.unlink(missing_ok=True)
     return model.folder
@@ -133,8 +133,8 @@ def download(model: OfficialModel, address: str | None, path: Path) -> None:
             f", with {bar.n / 1e6:.0f} MB, which are kept" if bar.n else ""
         )
         raise OSError(
-            f"{model.name}: no download ({reason}); save {address} as {model.folder}.pth, or try again, with sed-hf"
-            f" models {model.name}"
+            f"{model.name}: no download ({reason}): try again, or open {address} in a browser, save the file as"
+            f" {model.folder}.pth, and then run: sed-hf models {model.name}"
         ) from error
     finally:
         bar.close()
