@@ -65,6 +65,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "load":  # which imports transformers only when it is called
+        import_module("transformers")  # which registers, or is imported already
         _register()
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 

@@ -289,8 +289,8 @@ class SEDSkipLayerFusion(nn.Module):
         guidance, and `None`.
         """
         upsample = self.upsample
-        kinds = {upsample: nn.ConvTranspose2d, self.fuse: nn.Sequential, self.fuse[0]: nn.Conv2d}
-        if not all(is_plain(layer, kind) for layer, kind in kinds.items()):
+        is_wrapped = not (is_plain(upsample, nn.ConvTranspose2d) and is_plain(self.fuse, nn.Sequential))
+        if is_wrapped or not is_plain(self.fuse[0], nn.Conv2d):
             return skip_guidance, None
         upsampled, skip, _ = self.fuse[0].weight.split(self.sizes, dim=1)
         # The bias is the same everywhere, but for the zeros beyond the border.

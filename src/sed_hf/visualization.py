@@ -327,7 +327,7 @@ def font_of(text: str, size: int) -> Any:
         if all(bytes(font.getmask(letter)) != missing for letter in set(text) if not letter.isspace()):
             return font
     logger.warning_once(
-        "Some letters of class names are drawn as boxes: install a font that has them, e.g. Noto Sans CJK."
+        "Some letters of class names appear as boxes: install a font that has them, e.g. Noto Sans CJK."
     )
     return own
 

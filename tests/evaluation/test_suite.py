@@ -3,10 +3,6 @@
 import importlib.util
 import json
 import os
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -174,50 +170,6 @@ def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
     with suppress(OSError, ValueError):
         run_on_scenes(processor, tmp_path / "out", save_predictions=True)
     assert [path.read_text() for path in outside.rglob("mine")] == ["mine"]
-
-
-PROCESS = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from made_up_predictors import BrightnessPredictor
-from sed_hf import SEDProcessor
-from sed_hf.data.scenes import SceneDataset
-from sed_hf.evaluation import evaluate_suite
-
-processor, sets = SEDProcessor.from_pretrained(sys.argv[2]), {"scenes": SceneDataset("test", 450, size=32)}
-evaluate_suite(BrightnessPredictor(), processor, sets, Path(sys.argv[3]), model_name="made-up", save_predictions=True)
-"""
-
-
-@pytest.mark.slow
-def test_evaluation_killed_at_random_moments_ends_as_an_undisturbed_one(
-    processor: SEDProcessor, tmp_path: Path
-) -> None:
-    processor.save_pretrained(tmp_path / "processor")
-
-    def launch(output: Path) -> subprocess.Popen:
-        arguments = [str(Path(__file__).parent), str(tmp_path / "processor"), str(output)]
-        return subprocess.Popen([sys.executable, "-c", PROCESS, *arguments], stderr=subprocess.DEVNULL)
-
-    def results(output: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.*") if path.is_file()}
-
-    assert launch(tmp_path / "expected").wait() == 0
-    expected, moments = results(tmp_path / "expected"), random.Random(0)
-    killed, num_images = tmp_path / "killed", 0
-    for _ in range(4):
-        process = launch(killed)
-        while process.poll() is None and len(list(killed.rglob("*.png"))) <= num_images:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1))
-        process.kill()
-        process.wait()
-        num_images = len(list(killed.rglob("*.png")))
-        whole = {name: content for name, content in results(killed).items() if not name.startswith(("scenes.", "."))}
-        assert all(expected[name] == content for name, content in whole.items() if "/." not in name)
-    assert launch(killed).wait() == 0
-    assert {name: found for name, found in results(killed).items() if ".part/" not in name} == expected
 
 
 # --- scripts/evaluate.py

@@ -1,18 +1,15 @@
-"""Training on two processes, and training that is killed."""
+"""Training on two processes."""
 
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import assert_weights_equal, command_line, losses_of, reset_accelerate, small_recipe, write_start_model
+from small_runs import assert_weights_equal, losses_of, reset_accelerate, small_recipe, write_start_model
 
-from sed_hf import SEDForSemanticSegmentation
 from sed_hf.training.loop import train
 from sed_hf.training.recipe import Recipe
 
@@ -92,32 +89,3 @@ def test_two_processes_drop_different_blocks_and_continue_bit_for_bit(tmp_path: 
     assert "continuing after step 2" in run_on_two_processes(interrupted)
     assert losses_of(interrupted) == losses_of(expected)
     assert_weights_equal(interrupted, expected)
-
-
-def test_training_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    start = write_start_model(tmp_path / "start")
-    expected, killed = (small_recipe(tmp_path / name, start, steps=12) for name in ("expected", "killed"))
-    killed.resume = True
-    checkpoints, model = tmp_path / "killed" / "checkpoints", tmp_path / "killed" / "model"
-    moments = random.Random(0)
-
-    def launch(recipe: Recipe) -> subprocess.Popen:
-        command = [sys.executable, str(TRAIN_SCRIPT), *command_line(recipe)]
-        return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    assert launch(expected).wait() == 0
-    for _ in range(4):
-        process, log = launch(killed), tmp_path / "killed" / "log.jsonl"
-        started = log.stat().st_mtime_ns if log.exists() else 0
-        while process.poll() is None and (not log.exists() or log.stat().st_mtime_ns == started):
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1.5))
-        process.kill()
-        process.wait()
-        for folder in checkpoints.glob("step-*"):
-            assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl"} <= {p.name for p in folder.iterdir()}
-        if model.exists():
-            SEDForSemanticSegmentation.from_pretrained(model)
-    assert launch(killed).wait() == 0
-    assert_weights_equal(killed, expected)
-    assert losses_of(killed) == losses_of(expected)
