@@ -46,7 +46,7 @@ SHORTENED = {
     "evaluate.py": "--limit 1",
     "benchmark.py": "--models sed-base --classes 2 --sizes 64 --repeats 1 --decoders fast",
 }
-NOT_RUN = ("python3 -m venv", ". .venv/bin/activate", "python -m pytest", "hf upload", "sed-hf push")
+NOT_RUN = ("python3 -m venv", ". activate", "python -m pytest", "hf upload", "sed-hf push")
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def workplace(
     for name in ("sed-large", "sed-base"):
         shutil.copytree(tiny_hub_folder, tmp_path / name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "huggingface"))
-    shutil.copytree(tiny_hub_folder, tmp_path / "huggingface/sed_hf/official/sed-b")
+    for name in ("sed-b", "sed-l"):
+        shutil.copytree(tiny_hub_folder, tmp_path / "huggingface/sed_hf/official" / name)
     torch.save({"model": tiny_weights}, tmp_path / "model_final.pth")
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "a.jpg", "b.jpg", "photos/one.jpg", "photos/two.png", "aerial.jpg"):

@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 CHUNK_BYTES = {"decoder": {"cpu": 2**23, "cuda": 2**29}, "loss": {"cpu": 2**26, "cuda": 2**28}}
 # Features held together: more than glibc ever keeps for itself of what is freed, so that the system gets them back.
 PART_BYTES = 2**25
+Step = Callable[..., Any]
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a", "ALLOC_FAILED")
 
 
@@ -45,17 +46,11 @@ class Chunks:
         self.divisor = 1  # grows when memory runs out
 
     def map(
-        self,
-        function: Callable[..., Any],
-        classes: Tensor,
-        size: int,
-        features: list[Tensor] | None = None,
-        keep: bool = True,
+        self, function: Step, classes: Tensor, size: int, features: list[Tensor] | None = None, keep: bool = True
     ) -> tuple[list[Tensor], Tensor]:
         """New features, if they are to be kept, and logits (B, T, H, W) of the classes with numbers (T,).
 
-        The function takes a few numbers (t,), and their features if there are any, and returns new features and logits;
-        it makes no tensor of more than `size` bytes for a class.
+        The function takes a few numbers (t,), and their features if any, and makes at most `size` bytes of a class.
         """
         if torch.compiler.is_compiling():
             whole, all_logits = function(classes, *(features or ()))
@@ -112,7 +107,7 @@ class Chunks:
         selected = [features.pop(0)[first(part)[:count]] for part, count in zip(parts, counts, strict=True) if features]
         return [part for part in selected if len(part)], first(is_kept)[: sum(counts)]
 
-    def retry(self, function: Callable[..., Any], *arguments: Any, num_classes: int) -> Any:
+    def retry(self, function: Step, *arguments: Any, num_classes: int) -> Any:
         """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return function(*arguments)
