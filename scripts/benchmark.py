@@ -464,8 +464,8 @@ def time_compiled(mode: str, arguments: argparse.Namespace) -> dict[str, list[An
 
     All numbers of classes at the first size, then the most of them at the other sizes; then training, at the last.
     """
-    device, results = torch.device(arguments.device), {}
-    last_size = arguments.sizes[-1]
+    device, last_size = torch.device(arguments.device), arguments.sizes[-1]
+    results: dict[str, list[Any]] = {}
     shapes = {
         "segment": [(classes, arguments.sizes[0]) for classes in arguments.classes]
         + [(arguments.classes[-1], size) for size in arguments.sizes[1:]],
