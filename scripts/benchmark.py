@@ -449,9 +449,8 @@ def peak_memory(device: torch.device) -> float:
 
 def compile_table(arguments: argparse.Namespace) -> str:
     """Seconds of the first call and of a later one, for each way to compile and each number of classes and size."""
-    lists = {"--models": arguments.models, "--classes": arguments.classes, "--sizes": arguments.sizes}
-    options = [str(part) for name, values in lists.items() for part in (name, *values)]
-    columns = {mode: run_in_process_of_its_own(["--compile-mode", mode, *options], arguments) for mode in COMPILE_MODES}
+    sweep = [*map(str, ("--models", *arguments.models, "--classes", *arguments.classes, "--sizes", *arguments.sizes))]
+    columns = {mode: run_in_process_of_its_own(["--compile-mode", mode, *sweep], arguments) for mode in COMPILE_MODES}
     rows = [["", *(f"{mode}, {call}" for mode in COMPILE_MODES for call in ("first", "later"))]]
     for name in columns["eager"]:
         pairs = [column.get(name, [column.get("error", "–")] * 2) for column in columns.values()]
@@ -460,10 +459,7 @@ def compile_table(arguments: argparse.Namespace) -> str:
 
 
 def time_compiled(mode: str, arguments: argparse.Namespace) -> dict[str, list[Any]]:
-    """Seconds of the first call and the median of later ones, in a process that compiles as it meets new sizes.
-
-    All numbers of classes at the first size, then the most of them at the other sizes; then training, at the last.
-    """
+    """Seconds of the first call and the median of later ones, in a process that compiles as it meets new sizes."""
     device, last_size = torch.device(arguments.device), arguments.sizes[-1]
     results: dict[str, list[Any]] = {}
     shapes = {
