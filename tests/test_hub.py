@@ -64,7 +64,7 @@ def test_every_auto_class_loads_it_as_remote_code(
     save_file({"image": image}, tmp_path / "inputs.safetensors")
     command = [sys.executable, "-c", REMOTE_CODE, str(tiny_hub_folder)]
     command += [str(tmp_path / "inputs.safetensors"), str(tmp_path / "outputs.safetensors")]
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     completed = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
 

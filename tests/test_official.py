@@ -142,8 +142,8 @@ def test_no_network_names_the_address_the_file_and_the_command(model: OfficialMo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refusal(model) == (
         "sed-b: no download (OfflineModeIsEnabled): try again, or open"
-        f" https://drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw/view as {model.folder}.pth, or try again,"
-        " with sed-hf models sed-b"
+        f" https://drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw/view in a browser, save the file as"
+        f" {model.folder}.pth, and then run: sed-hf models sed-b"
     )
 
 
