@@ -1,6 +1,6 @@
 """Measure a model's mean IoU on the benchmarks; see docs/reproduce.md.
 
-    accelerate launch scripts/evaluate.py --model sed-base --benchmarks all --data-dir /data --topk 8
+    accelerate launch scripts/evaluate.py --model sed-b --benchmarks all --data-dir /data --topk 8
 
 After an interruption, the same command continues where it stopped.
 """

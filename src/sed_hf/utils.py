@@ -46,8 +46,8 @@ def short_error(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def some(names: Iterable[str]) -> str:
-    """The first five names, and how many there are besides."""
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, and how many there are besides."""
     listed = sorted(names)
-    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-    return f"{', '.join(f'{name:.200}' for name in listed[:5])}{more}"
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return f"{', '.join(f'{name:.200}' for name in listed[:most])}{more}"

@@ -2,8 +2,8 @@
 
 Examples:
   sed-hf demo
-  sed-hf demo --model sed-base --port 8000
-  sed-hf demo --model sed-base --host 0.0.0.0
+  sed-hf demo --model sed-b --port 8000
+  sed-hf demo --model sed-b --host 0.0.0.0
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Encode class names once, to a file that segment takes as --vocabulary, also on other machines.
 
 Example:
-  sed-hf encode ade20k.safetensors --model sed-base --vocabulary ade20k_847
-  sed-hf segment photo.jpg --model sed-base --vocabulary ade20k.safetensors
+  sed-hf encode ade20k.safetensors --model sed-b --vocabulary ade20k_847
+  sed-hf segment photo.jpg --model sed-b --vocabulary ade20k.safetensors
 """
 
 import argparse

@@ -4,7 +4,7 @@ It draws the cost map, the heads before each stage and after the last, and where
 drops a class.
 
 Example:
-  sed-hf explain photo.jpg --model sed-base --classes sky grass "dog, puppy"
+  sed-hf explain photo.jpg --model sed-b --classes sky grass "dog, puppy"
 
 for photo.jpg it writes photo_explain.png and photo_explain.json.
 """

@@ -1,8 +1,8 @@
 """Write programs that run without this package: ONNX files for onnxruntime, or programs of torch.export.
 
 Examples:
-  sed-hf export sed-base-onnx --model sed-base --vocabulary ade20k_150
-  sed-hf export sed-base-torch --model sed-base --format torch
+  sed-hf export sed-b-onnx --model sed-b --vocabulary ade20k_150
+  sed-hf export sed-b-torch --model sed-b --format torch
 
 for ONNX it writes segmentation.onnx (images and class embeddings to logits),
 text_encoder.onnx (prompts to embeddings), tokenizer.json, settings.json and, with

@@ -48,9 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         positional = [options["metavar"] for (name, *_), options in module.ARGUMENTS if not name.startswith("-")]
         command = commands.add_parser(
             module.__name__.rpartition(".")[2],
-            usage=" ".join(
-                ["%(prog)s", *positional, "[options]"]
-            ),  # argparse puts them last, where --classes takes them
+            # argparse's own has them last, where --classes takes them
+            usage=" ".join(["%(prog)s", *positional, "[options]"]),
             help=summary,
             description=summary,
             epilog=details,

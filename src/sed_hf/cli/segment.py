@@ -1,10 +1,10 @@
 """Label every pixel of images and videos with classes of your choice.
 
 Examples:
-  sed-hf segment photo.jpg --model sed-base --classes sky grass "dog, puppy"
-  sed-hf segment holiday/ 'more/**/*.png' --model sed-base --vocabulary ade20k_150 --topk 8
-  sed-hf segment photo.jpg --model sed-base --vocabulary my-classes.txt --threshold 0.3
-  sed-hf segment clip.mp4 --model sed-base --classes sky road car --batch-size 8
+  sed-hf segment photo.jpg --model sed-b --classes sky grass "dog, puppy"
+  sed-hf segment holiday/ 'more/**/*.png' --model sed-b --vocabulary ade20k_150 --topk 8
+  sed-hf segment photo.jpg --model sed-b --vocabulary my-classes.txt --threshold 0.3
+  sed-hf segment clip.mp4 --model sed-b --classes sky road car --batch-size 8
 
 for photo.jpg it writes photo_overlay.jpg (for people), photo_labels.png (the class
 index of each pixel) and photo.json (classes, their shares and probabilities); for
@@ -97,7 +97,7 @@ def write_images(jobs: Sequence[Job], segmenter: Segmenter, batch_size: int) -> 
     from ..image_processing_sed import NonFiniteLogitsError, read_rgb
     from ..inference.writers import write_results
 
-    num_written = 0
+    num_written, model_name = 0, segmenter.model.name_or_path
     starts = range(0, len(jobs), batch_size)
     for start in progress_bar(starts, desc="Segmenting", unit="batch", disable=len(jobs) < 2):
         images = {}
@@ -111,7 +111,8 @@ def write_images(jobs: Sequence[Job], segmenter: Segmenter, batch_size: int) -> 
         except NonFiniteLogitsError as error:
             raise NonFiniteLogitsError(error.index, str(list(images)[error.index].source)) from error
         for (job, image), result in zip(images.items(), results, strict=True):
-            note = write_results(job.results, job.source, image, result, segmenter)
+            names, ignore_index = segmenter.class_names, segmenter.ignore_index
+            note = write_results(job.results, job.source, image, result, names, ignore_index, model_name)
             num_written += note is None
             if note:
                 say(f"{job.source}: {note}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from ..utils import short_error
+from ..utils import short_error, some
 from .features import IGNORE_8_BIT, IGNORE_16_BIT, LABEL_RULES, SegmentationImage, SegmentationMap
 from .parquet import read_parquet
 from .vocabularies import load_numbered_classes, load_vocabulary
@@ -122,8 +122,7 @@ class Layout:
             raise FileNotFoundError(f"found no image of the split {split} in {images} that has a label in {labels}")
         for kind, folder, found in (("image", images, image_files), ("label", labels, label_files)):
             if missing := [stem for stem in stems if stem not in found]:
-                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-                raise FileNotFoundError(f"expected the {kind}s in {folder}; missing: {', '.join(missing[:3])}{more}")
+                raise FileNotFoundError(f"expected the {kind}s in {folder}; missing: {some(missing, 3)}")
         return {
             "image": [str(image_files[stem]) for stem in stems],
             "label": [label_files[stem] for stem in stems],

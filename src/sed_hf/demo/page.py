@@ -28,7 +28,7 @@ from ..inference.segmenter import Segmenter, unused_label
 from ..inference.writers import write_results
 from ..processing_sed import SYNONYM_SEPARATOR, validate_class_names
 from ..terminal import OUT_OF_MEMORY
-from ..visualization import class_colors, class_statistics, draw_regions
+from ..visualization import class_colors, class_statistics, draw_regions, first_synonym
 from .guard import UploadFolder
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,7 @@ class Demo:
         palette = class_colors(class_names)
         statistics = class_statistics(labels, class_names, probability=probability, ignore_index=ignore_index)
         for entry in statistics[:MAX_SHOWN]:
-            synonym = entry.name.split(SYNONYM_SEPARATOR)[0]
-            label = f"{synonym} · {entry.share:.1%} · {entry.mean_probability:.2f}"
+            label = f"{first_synonym(entry.name)} · {entry.share:.1%} · {entry.mean_probability:.2f}"
             masks.append((np.where(labels == entry.index, 0.3 + 0.4 * probability, 0), label))  # read by page.js
             colors[label] = f"#{palette[entry.index].tobytes().hex()}"
         regions = draw_regions(image, labels, class_names, ignore_index=ignore_index)
@@ -129,8 +128,8 @@ class Demo:
         stem = Path(mkdtemp(dir=self.files.path), Path(name).stem)
         paths = [stem.with_name(stem.name + ending) for ending in ("_labels.png", "_overlay.jpg", ".json")]
         maps = {"segmentation": labels, "probability": probability}
-        segmenter = Segmenter(self.model, self.processor, class_names, torch.empty(0), threshold=threshold or None)
-        write_results(paths, Path(name), image, maps, segmenter)
+        ignored = ignore_index if threshold else None
+        write_results(paths, Path(name), image, maps, class_names, ignored, self.model.name_or_path)
         return (
             gr.update(value=(np.asarray(image), masks), color_map=colors),
             (image.resize(regions.size), regions),

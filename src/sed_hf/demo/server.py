@@ -14,6 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..data.scenes import render_scene, scene_vocabulary
 from ..hub.load import load
+from ..visualization import first_synonym
 from .guard import MAX_UPLOAD_BYTES, Guard, UploadFolder
 from .page import OWN_CLASSES, Demo, build_page
 
@@ -83,7 +84,7 @@ def trusted_hosts(host: str | None, share: bool) -> list[str]:
 
 def example_scenes(folder: Path) -> list[list[str]]:
     """The generated scenes of the examples/ folder, for the bundled toy model: image, vocabulary, class names."""
-    class_names = [name.split(", ")[0] for name in scene_vocabulary()]
+    class_names = [first_synonym(name) for name in scene_vocabulary()]
     examples = []
     for name, index in EXAMPLE_SCENES.items():
         pixels, labels = render_scene(7, index, "test")

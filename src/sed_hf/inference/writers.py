@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..utils import atomic_path
 from ..visualization import ClassTotals, draw_overlay
-from .segmenter import Segmenter, unused_label
+from .segmenter import unused_label
 
 
 def label_map(segmentation: npt.NDArray[np.integer], num_classes: int) -> Image.Image:
@@ -38,24 +38,21 @@ def summary(
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def image_summary(
-    file: str | os.PathLike[str],
+def write_results(
+    paths: Sequence[Path],
+    source: Path,
+    image: Image.Image,
     result: dict[str, npt.NDArray],
     class_names: Sequence[str],
     ignore_index: int | None,
     model_name: str,
-) -> str:
-    """The summary of one image: `result` holds `segmentation` and `probability`, both (height, width)."""
-    totals = ClassTotals(class_names, ignore_index)
-    totals.add(result["segmentation"], result["probability"])
-    return summary(file, result["segmentation"].shape[::-1], totals, model_name)
-
-
-def write_results(
-    paths: Sequence[Path], source: Path, image: Image.Image, result: dict[str, npt.NDArray], segmenter: Segmenter
 ) -> str | None:
-    """Write label map (PNG), overlay (JPEG), then summary (JSON) of an image; return what is not as it should be."""
-    segmentation, class_names, ignore_index = result["segmentation"], segmenter.class_names, segmenter.ignore_index
+    """Write label map (PNG), overlay (JPEG), then summary (JSON) of an image; return what is not as it should be.
+
+    `result` holds `segmentation` and `probability`, both (height, width), as [`Segmenter`] gives them.
+    """
+    segmentation, totals = result["segmentation"], ClassTotals(class_names, ignore_index)
+    totals.add(segmentation, result["probability"])
     try:
         with atomic_path(paths[0]) as path:
             label_map(segmentation, len(class_names)).save(path, format="PNG")
@@ -64,8 +61,7 @@ def write_results(
             # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours.
             overlay.save(path, format="JPEG", quality=90, subsampling=0)
         with atomic_path(paths[2]) as path:
-            text = image_summary(source, result, class_names, ignore_index, segmenter.model.name_or_path)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(summary(source, segmentation.shape[::-1], totals, model_name), encoding="utf-8")
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # a full disk, for one, stops all
             raise
