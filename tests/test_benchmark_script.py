@@ -67,16 +67,6 @@ def test_a_point_that_fails_says_why_and_the_others_are_measured(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--sizes", 100], "--sizes 100"), (["--classes", 0], "--classes 0"), (["--repeats", 0], "--repeats 0")],
-)
-def test_impossible_options_are_refused_by_name(tmp_path: Path, options: list[object], message: str) -> None:
-    process = benchmark(tmp_path, *options)
-    assert process.returncode == 2
-    assert message in process.stderr
-
-
-@pytest.mark.parametrize(
     ("task", "classes", "dtype", "batch_size", "kernels", "gigabytes"),
     [
         ("segment", 150, torch.bfloat16, 1, 450, 23),

@@ -1,7 +1,6 @@
 """The configuration: SED-B by default, strict about its values, unchanged by a round trip."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,30 +29,15 @@ def test_json_round_trip_changes_nothing() -> None:
     assert json.loads(again.to_json_string()) == json.loads(config.to_json_string())
 
 
-def test_overrides_on_loading(tmp_path: Path) -> None:
-    SEDConfig(text_config={"num_hidden_layers": 3}).save_pretrained(tmp_path)
-    config = SEDConfig.from_pretrained(tmp_path, early_rejection_topk=4, text_config={"num_hidden_layers": 2})
-    assert config.early_rejection_topk == 4
-    assert config.text_config.num_hidden_layers == 2
-    assert config.text_config.hidden_size == 640
-
-
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        ({"projection_dim": "wide"}, "projection_dim"),
-        ({"prompt_templates": []}, "prompt_templates"),
         ({"prompt_templates": ["a {} and a {}"]}, "prompt_templates"),
         ({"decoder_hidden_sizes": [128, 64]}, "decoder_hidden_sizes"),
-        ({"decoder_hidden_sizes": [128, 64, 32, "16"]}, "decoder_hidden_sizes"),
         ({"skip_guidance_sizes": [128, 16, 8]}, r"skip_guidance_sizes=\[128, 16, 8\]: expected each less than"),
-        ({"cost_guidance_sizes": [32, 16, 8, 4]}, "cost_guidance_sizes"),
         ({"cost_embedding_kernel_size": 6}, "cost_embedding_kernel_size=6"),
-        ({"decoder_mlp_ratio": 0}, "decoder_mlp_ratio=0"),
         ({"group_norm_group_size": 48}, "group_norm_group_size=48"),
         ({"class_attention_type": "quadratic"}, "class_attention_type"),
-        ({"train_pooling_size": 0}, "train_pooling_size=0"),
-        ({"early_rejection_topk": 0}, "early_rejection_topk=0"),
         ({"class_chunk_size": 0}, "class_chunk_size=0: expected at least 1"),
         ({"layer_norm_eps": -1.0}, r"layer_norm_eps=-1\.0"),
         ({"layer_scale_init_value": float("nan")}, "layer_scale_init_value=nan"),

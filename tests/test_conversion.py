@@ -178,11 +178,6 @@ class TestFiles:
         path.write_bytes(path.read_bytes()[:500] if content == b"half" else content)
         assert refusal(path) == f"{path}: expected a checkpoint; this is another kind of file, or damaged"
 
-    @pytest.mark.parametrize("name", ["absent.pth", "absent.pkl", "absent.safetensors"])
-    def test_a_missing_file_is_named(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(FileNotFoundError, match=name):
-            convert_official_checkpoint(tmp_path / name)
-
 
 @pytest.mark.slow
 class TestTowersOfOpenClip:
@@ -215,18 +210,13 @@ class TestTowersOfOpenClip:
         expected = clip.visual.head(clip.visual.trunk.forward_head(locations).flatten(1))
         torch.testing.assert_close(dense[0].flatten(1).T, expected, rtol=0, atol=1e-5)
 
-    def test_drop_path_is_that_of_official_sed(self, towers: tuple[SEDForSemanticSegmentation, open_clip.CLIP]) -> None:
-        model, clip = towers
-        assert any(type(module).__name__ == "DropPath" for module in clip.modules())
-        assert not any(type(module).__name__ == "DropPath" for module in model.modules())
-
 
 class TestWhatOpenClipDoesNotHave:
     def test_unknown_weights_are_refused_with_those_there_are(self) -> None:
         with pytest.raises(ValueError, match="pretrained='nope': expected a file or one of laion_aesthetic_s13b_b82k"):
             from_open_clip("convnext_base_w_320", pretrained="nope")
 
-    @pytest.mark.parametrize("variant", ["ViT-B-32", "convnext_unknown", "RN50"])
+    @pytest.mark.parametrize("variant", ["convnext_unknown", "RN50"])
     def test_other_architectures_are_refused(self, variant: str) -> None:
         with pytest.raises(ValueError, match=f"variant='{variant}': expected a timm ConvNeXt"):
             from_open_clip(variant)

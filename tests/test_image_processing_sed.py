@@ -21,9 +21,7 @@ from sed_hf.image_processing_sed import (
     MAX_PIXELS_VARIABLE,
     NonFiniteLogitsError,
     TooManyPixelsError,
-    max_image_pixels,
     read_rgb,
-    shortest_edge_size,
     to_labels,
     to_rgb,
 )
@@ -52,26 +50,12 @@ def write_gray_png(path: Path, size: tuple[int, int], bits: int, rows: np.ndarra
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b""))
 
 
-class TestSteps:
-    @pytest.mark.parametrize(
-        ("size", "expected"),
-        [
-            ((120, 161), (640, 859)),
-            ((161, 120), (859, 640)),
-            ((480, 643), (640, 857)),  # 857.33 truncates
-            ((100, 1000), (256, 2560)),
-            ((2, 9000), (1, 2560)),  # never no pixel at all
-        ],
-    )
-    def test_shortest_edge_rounds_as_detectron2(self, size: tuple[int, int], expected: tuple[int, int]) -> None:
-        assert shortest_edge_size(size, 640, 2560) == expected
-
-    def test_each_step_has_a_switch(self, image_processor: SEDImageProcessor) -> None:
-        off = {"do_resize": False, "do_input_resize": False}
-        raw = pixel_values(image_processor, COLOR, **off, do_rescale=False, do_normalize=False)
-        assert torch.equal(raw[0].to(torch.uint8), torch.tensor(COLOR).permute(2, 0, 1))
-        assert pixel_values(image_processor, COLOR, do_input_resize=False).shape[-2:] == (96, 160)
-        assert pixel_values(image_processor, COLOR, do_resize=False).shape[-2:] == (128, 128)
+def test_each_step_has_a_switch(image_processor: SEDImageProcessor) -> None:
+    off = {"do_resize": False, "do_input_resize": False}
+    raw = pixel_values(image_processor, COLOR, **off, do_rescale=False, do_normalize=False)
+    assert torch.equal(raw[0].to(torch.uint8), torch.tensor(COLOR).permute(2, 0, 1))
+    assert pixel_values(image_processor, COLOR, do_input_resize=False).shape[-2:] == (96, 160)
+    assert pixel_values(image_processor, COLOR, do_resize=False).shape[-2:] == (128, 128)
 
 
 class TestSettings:
@@ -81,9 +65,7 @@ class TestSettings:
             ({"do_reduce_labels": True}, "do_reduce_labels"),
             ({"input_sise": 64}, "input_sise"),
             ({"do_center_crop": True, "crop_size": {"height": 4, "width": 4}}, "neither crops nor pads"),
-            ({"rescale_factor": "x"}, "rescale_factor"),
             ({"do_resize": "no"}, "do_resize"),
-            ({"ignore_index": 0.5}, "ignore_index"),
         ],
     )
     def test_what_would_be_silently_wrong_is_refused(self, settings: dict[str, Any], message: str) -> None:
@@ -116,14 +98,11 @@ class TestToRGB:
     def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90°
-        Image.fromarray(COLOR).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-        for image in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
-            assert to_rgb(image).shape == (3, 40, 24)
+        Image.fromarray(COLOR).save(tmp_path / "turned.png", exif=exif)
+        assert torch.equal(to_rgb(tmp_path / "turned.png"), to_rgb(np.rot90(COLOR, -1)))
 
-    @pytest.mark.parametrize(
-        "exif", [b"Exif\0\0" + b"\x00\x08\x00\x02\x01\x12\x00\x03" + bytes(20), b"Exif\0\0MM\x00\x2a\xff\xff\xff\xff"]
-    )
-    def test_an_orientation_that_cannot_be_read_is_none(self, exif: bytes, tmp_path: Path) -> None:
+    def test_an_orientation_that_cannot_be_read_is_none(self, tmp_path: Path) -> None:
+        exif = b"Exif\0\0" + b"\x00\x08\x00\x02\x01\x12\x00\x03" + bytes(20)
         Image.fromarray(COLOR).save(tmp_path / "image.png", exif=exif)
         assert torch.equal(to_rgb(tmp_path / "image.png"), to_rgb(COLOR))
 
@@ -133,7 +112,6 @@ class TestToRGB:
             np.ascontiguousarray(COLOR[..., ::-1])[..., ::-1],
             (COLOR / 255).astype(">f4"),
             COLOR.astype(">u2") * 257,
-            torch.tensor(COLOR).permute(2, 0, 1),
             torch.tensor(COLOR / 255).requires_grad_(),
         ],
     )
@@ -151,7 +129,6 @@ class TestToRGB:
         [
             (np.zeros((5, 6, 2), np.uint8), r"got an array of \(5, 6, 2\)"),
             (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
-            (np.zeros((4, 4, 3), complex), "expected numbers, got an array of complex128"),
         ],
     )
     def test_what_is_not_an_image_is_refused(self, image: np.ndarray, message: str) -> None:
@@ -174,13 +151,10 @@ class TestScale:
         ("values", "message"),
         [
             (1.5 * RAMP, "scale of float64 from 0 to 1.5 is ambiguous; state the scale by rescale_factor"),
-            (255 * RAMP.round(1).astype(np.uint16), "scale of uint16 from 0 to 255 is ambiguous"),
             ((4095 * RAMP).astype(np.uint16), "scale of uint16 from 0 to 4095 is ambiguous"),
-            ((1023 * RAMP).astype(np.int32), "scale of int32 from 0 to 1023 is ambiguous"),
             (2 * RAMP - 1, "from 0 to 1 for float64, got -1 to 1"),
             (RAMP * np.nan, "from 0 to 255 for float64, got nan"),
             (RAMP * 255 * 257, "from 0 to 255 for float64, got 0 to 65535"),
-            ((RAMP * 70_000).astype(int), "from 0 to 65535 for int64, got 0 to 70000"),
             ((RAMP * 255).astype(int) - 1, "from 0 to 255 for int64, got -1 to 254"),
         ],
     )
@@ -204,16 +178,12 @@ class TestScale:
         expected = pixel_values(image_processor, RAMP)
         assert torch.equal(pixel_values(image_processor, RAMP, do_rescale=False), expected)
 
-    def test_of_black_does_not_matter(self) -> None:
-        assert (to_rgb(np.zeros((2, 2), np.uint16)) == 0).all()
-
-    @pytest.mark.parametrize("highest", [255, 4095, 65535])
-    def test_of_a_16_bit_file_is_that_of_its_format(self, highest: int, tmp_path: Path) -> None:
-        values = np.linspace(0, highest, 24 * 40).reshape(24, 40).astype(np.uint16)
-        for name in ("deep.png", "deep.tif"):
-            Image.fromarray(values).save(tmp_path / name)
-            for image in (tmp_path / name, Image.open(tmp_path / name)):
-                assert np.array_equal(to_rgb(image)[0].numpy(), np.round(values / 257).astype(np.uint8))
+    @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+    def test_of_a_16_bit_file_is_that_of_its_format(self, name: str, tmp_path: Path) -> None:
+        values = np.linspace(0, 4095, 24 * 40).reshape(24, 40).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / name)
+        for image in (tmp_path / name, Image.open(tmp_path / name)):
+            assert np.array_equal(to_rgb(image)[0].numpy(), np.round(values / 257).astype(np.uint8))
 
     def test_of_a_big_endian_file_too(self, tmp_path: Path) -> None:
         values = np.array([[0, 257, 65535, 514]], np.uint16)
@@ -231,13 +201,7 @@ class TestFiles:
         Image.fromarray(COLOR).save(tmp_path / "image.png")
         return tmp_path / "image.png"
 
-    def test_are_read_as_rgb_images(self, path: Path) -> None:
-        for file in (path, str(path), BytesIO(path.read_bytes())):
-            image = read_rgb(file)
-            assert image.mode == "RGB"
-            assert np.array_equal(image, COLOR)
-
-    @pytest.mark.parametrize("size", [0, 20, 60])
+    @pytest.mark.parametrize("size", [0, 60])
     def test_that_are_damaged_are_named(self, path: Path, size: int) -> None:
         path.write_bytes(path.read_bytes()[:size])
         with pytest.raises((OSError, ValueError), match=r"image\.png"):
@@ -254,14 +218,13 @@ class TestFiles:
             read_rgb(path, formats=["JPEG"])
 
     @pytest.mark.parametrize("progressive", [False, True])
-    @pytest.mark.parametrize("missing", [1, 2])
     def test_a_jpeg_without_its_end_marker_is_shown_with_a_warning(
-        self, progressive: bool, missing: int, tmp_path: Path, sed_hf_log: pytest.LogCaptureFixture
+        self, progressive: bool, tmp_path: Path, sed_hf_log: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "photo.jpg"
         Image.fromarray(COLOR).save(path, progressive=progressive)
         whole = to_rgb(path)
-        path.write_bytes(path.read_bytes()[:-missing])
+        path.write_bytes(path.read_bytes()[:-2])
         for image in (path, Image.open(path), read_rgb(BytesIO(path.read_bytes()))):
             assert torch.equal(to_rgb(image), whole)
         assert len(sed_hf_log.records) == 3
@@ -278,14 +241,12 @@ class TestFiles:
 
 
 class TestLimitOfPixels:
-    @pytest.fixture(autouse=True)
-    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # so that it is restored
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
         Image.new("L", (40, 30)).save(tmp_path / "image.png")
         return tmp_path / "image.png"
 
     def test_is_pillows(self, tmp_path: Path) -> None:
-        assert max_image_pixels() == 178_956_970
         bomb = tmp_path / "bomb.png"
         write_gray_png(bomb, (60_000, 50_000), bits=8, rows=np.zeros((9, 9), np.uint8))
         with pytest.raises(TooManyPixelsError, match=r"bomb\.png: .*3000000000 pixels.*SED_HF_MAX_IMAGE_PIXELS"):
@@ -305,11 +266,11 @@ class TestLimitOfPixels:
         with pytest.raises(TooManyPixelsError, match=r"image\.png: 40 × 30 pixels are more than the 1,000"):
             read_rgb(path, max_pixels=1000)
 
-    @pytest.mark.parametrize("stated", ["", "many", "-1", "0", "1e9"])
-    def test_that_is_not_a_number_is_refused(self, stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("stated", ["", "0", "1e9"])
+    def test_that_is_not_a_number_is_refused(self, stated: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, stated)
         with pytest.raises(ValueError, match=r"SED_HF_MAX_IMAGE_PIXELS=.*expected a whole number of pixels"):
-            max_image_pixels()
+            read_rgb(path)
 
 
 class TestSegmentationMaps:
@@ -335,16 +296,11 @@ class TestSegmentationMaps:
             labels = self.labels(image_processor, label_map, do_resize=False, do_input_resize=False)
             assert np.array_equal(labels[0].numpy(), ids)
 
-    @pytest.mark.parametrize("form", ["big endian", "negative strides", "tensor", "bool"])
-    def test_may_be_arrays_that_torch_cannot_hold(self, image_processor: SEDImageProcessor, form: str) -> None:
+    def test_may_be_arrays_that_torch_cannot_hold(self, image_processor: SEDImageProcessor) -> None:
         labels = np.arange(60 * 80).reshape(60, 80) % 2
-        given = {
-            "big endian": labels.astype(">i4"),
-            "negative strides": np.ascontiguousarray(labels[:, ::-1])[:, ::-1],
-            "tensor": torch.tensor(labels),
-            "bool": labels == 1,
-        }[form]
-        assert torch.equal(self.labels(image_processor, given), self.labels(image_processor, labels))
+        reversed_twice = np.ascontiguousarray(labels[:, ::-1])[:, ::-1]
+        for given in (labels.astype(">i4"), reversed_twice, torch.tensor(labels), labels == 1):
+            assert torch.equal(self.labels(image_processor, given), self.labels(image_processor, labels))
 
     @pytest.mark.parametrize(
         ("labels", "message"),
@@ -393,7 +349,6 @@ class TestPostProcessing:
         expected = F.interpolate(outputs.logits.sigmoid(), size=size, mode="bilinear", align_corners=False)
         for result, scores in zip(results, expected, strict=True):
             torch.testing.assert_close(result.segmentation_scores, scores)
-            torch.testing.assert_close(result.probability, scores.amax(0))
             assert torch.equal(result.segmentation, scores.argmax(0))
 
     def test_scores_of_rejected_classes_are_0(self, image_processor: SEDImageProcessor) -> None:
@@ -406,8 +361,8 @@ class TestPostProcessing:
         assert torch.equal(result.segmentation_scores[[1, 3]], outputs.logits[0].sigmoid())
         assert (result.segmentation_scores[[0, 2, 4]] == 0).all()
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
     def test_one_logit_that_is_not_finite_is_an_error_that_says_which_image(
         self, image_processor: SEDImageProcessor, dtype: torch.dtype, value: float
     ) -> None:

@@ -16,7 +16,6 @@ from transformers import pipeline
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.hub.load import TOY_MODEL
 from sed_hf.image_processing_sed import NonFiniteLogitsError
-from sed_hf.inference.class_embeddings import encode_classes, save_class_embeddings, text_encoder_sha256
 from sed_hf.pipeline_sed import SEDPipeline, Segments
 
 TASK = "open-vocabulary-segmentation"
@@ -84,20 +83,14 @@ class TestSource:
 
 
 class TestImages:
-    @pytest.mark.parametrize("form", ["path", "strided array", "tensor", "tuple"])
-    def test_may_have_any_form(
-        self, segmenter: SEDPipeline, photo: Image.Image, expected: Segments, tmp_path: Path, form: str
+    def test_may_be_paths_arrays_and_tensors(
+        self, segmenter: SEDPipeline, photo: Image.Image, expected: Segments, tmp_path: Path
     ) -> None:
         photo.save(tmp_path / "photo.png")
-        given = {
-            "path": str(tmp_path / "photo.png"),
-            "strided array": np.asarray(photo)[..., ::-1].copy()[..., ::-1],
-            "tensor": torch.from_numpy(np.array(photo)).permute(2, 0, 1),
-            "tuple": (photo,),
-        }[form]
-        result = segmenter(given, candidate_labels=LABELS)
-        segments = result[0] if form == "tuple" else result
-        assert (segments.label_map == expected.label_map).all()
+        array = np.array(photo)
+        given = (str(tmp_path / "photo.png"), array, torch.from_numpy(array).permute(2, 0, 1))
+        for segments in segmenter(given, candidate_labels=LABELS):
+            assert (segments.label_map == expected.label_map).all()
 
     def test_are_taken_as_they_come(self, segmenter: SEDPipeline, photo: Image.Image) -> None:
         taken = []
@@ -137,21 +130,6 @@ class TestLabels:
         monkeypatch.setattr(segmenter.model, "get_class_embeddings", None)
         for labels in (["sea", "sand"], ["sky"]):
             segmenter(photo, candidate_labels=labels)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-    def test_can_be_a_saved_vocabulary_of_this_model(
-        self, dtype: torch.dtype, segmenter: SEDPipeline, photo: Image.Image, expected: Segments, tmp_path: Path
-    ) -> None:
-        encoder = text_encoder_sha256(segmenter.model, segmenter.processor)
-        embeddings = encode_classes(segmenter.model, segmenter.processor, LABELS).to(dtype)
-        save_class_embeddings(tmp_path / "own.safetensors", LABELS, embeddings, encoder)
-        segments = segmenter(photo, candidate_labels=tmp_path / "own.safetensors")
-        assert segments.class_names == LABELS
-        np.testing.assert_allclose(segments.probability, expected.probability, atol=1e-3)
-        # Of the same shape, but with other prompt templates.
-        save_class_embeddings(tmp_path / "foreign.safetensors", LABELS, embeddings.flip(1), encoder)
-        with pytest.raises(ValueError, match=r"foreign\.safetensors: encoded by another model or with other prompt"):
-            segmenter(photo, candidate_labels=tmp_path / "foreign.safetensors")
 
 
 class TestErrors:

@@ -20,20 +20,6 @@ def _fresh_accelerate() -> Iterator[None]:
     reset_accelerate()
 
 
-def test_each_way_to_wait_is_counted() -> None:
-    numbers, mask = torch.arange(4), torch.arange(4) > 1
-    with Synchronisations() as counts:
-        bool(mask.any())
-        int(numbers.max())
-        numbers.tolist()
-        mask.nonzero()
-        numbers.unique()
-        numbers[mask]
-        numbers[mask] = 0
-        numbers[numbers[:2]]
-    assert counts == {"_local_scalar_dense": 2, "tolist": 1, "nonzero": 1, "_unique2": 1, "index": 1, "index_put_": 1}
-
-
 @torch.no_grad()
 def test_dense_inference_waits_for_nothing_and_post_processing_once(
     tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor

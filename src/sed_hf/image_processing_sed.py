@@ -270,7 +270,8 @@ def read_rgb(
     Args:
         file: Path or opened file.
         formats: Pillow's names of the formats that are taken. By default all that need no other program.
-        max_pixels: The most pixels, by the file's header; by default Pillow's limit.
+        max_pixels: The most pixels, by the file's header, unless the environment variable says how many; by default
+            Pillow's limit.
 
     Raises:
         OSError: The file cannot be opened, or has no known format.
@@ -294,19 +295,13 @@ class TooManyPixelsError(ValueError):
     """An image has more pixels than are read; the message says how to read more."""
 
 
-def max_image_pixels() -> int | None:
-    """The most pixels that are read: Pillow's limit, or that of the environment variable; `None` is any number."""
-    stated = os.environ.get(MAX_PIXELS_VARIABLE)
-    if stated is None:
-        return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
-    if not stated.isdecimal() or int(stated) < 1:
-        raise ValueError(f"{MAX_PIXELS_VARIABLE}={stated!r}: expected a whole number of pixels, of at least 1")
-    return int(stated)
-
-
 def check_pixels(width: int, height: int, max_pixels: int | None = None) -> None:
-    """Check that an image has no more pixels than the limit, by default that of [`max_image_pixels`]."""
-    limit = max_image_pixels() if max_pixels is None else max_pixels
+    """Check that an image has at most as many pixels as the environment says, or so many, or Pillow's limit."""
+    stated = os.environ.get(MAX_PIXELS_VARIABLE)
+    if stated is not None and not (stated.isdecimal() and int(stated)):
+        raise ValueError(f"{MAX_PIXELS_VARIABLE}={stated!r}: expected a whole number of pixels, of at least 1")
+    pillow_limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
+    limit = int(stated) if stated else max_pixels or pillow_limit
     if limit is not None and width * height > limit:
         message = f"{width} × {height} pixels are more than the {limit:,} that are read"
         raise TooManyPixelsError(f"{message}; set {MAX_PIXELS_VARIABLE} to read more")
@@ -319,9 +314,8 @@ def open_image(
     Image.init()  # makes all formats known
     # Pillow has EPS drawn by Ghostscript: a program, which runs the file's own.
     formats = [name for name in formats or Image.OPEN if name in Image.OPEN and name != "EPS"]
-    limit = max_image_pixels()
-    if limit is not None and MAX_PIXELS_VARIABLE in os.environ:
-        Image.MAX_IMAGE_PIXELS = limit / 2  # type: ignore[assignment]  # Pillow refuses twice as many
+    if MAX_PIXELS_VARIABLE in os.environ:
+        Image.MAX_IMAGE_PIXELS = None  # takes the place of Pillow's limit
     try:
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
@@ -426,18 +420,13 @@ def to_levels(pixels: NDArray[Any], rescale_factor: float | None = None) -> NDAr
     is_float = pixels.dtype.kind == "f"
     advice = "; state the scale by rescale_factor, e.g. 1 / 255, 1 / 4095 or 1 / 65535, or pass 8 bits"
     if rescale_factor is not None:
-        white = 1 / rescale_factor
-    elif is_float and high <= 1 + OVERSHOOT:
-        white = 1
-    elif (
-        (not high < 32 or np.array_equal(values, values.round()))
-        if is_float
-        else high <= 255 and pixels.dtype != np.uint16
-    ):
-        white = 255
-    elif not is_float and (high >= 2**14 or high == 0):
-        white = 65535
+        fits = {1 / rescale_factor: True}
+    elif is_float:
+        fits = {1.0: high <= 1 + OVERSHOOT, 255.0: not high < 32 or np.array_equal(values, values.round())}
     else:
+        fits = {255.0: high <= 255 and pixels.dtype != np.uint16, 65535.0: high >= 2**14 or high == 0}
+    white = next((scale for scale in fits if fits[scale]), None)
+    if white is None:
         raise ValueError(f"images: the scale of {pixels.dtype} from {low:g} to {high:g} is ambiguous{advice}")
     slack = OVERSHOOT * white if is_float else 0
     if not (low >= -slack and high <= white + slack):  # also catches NaN

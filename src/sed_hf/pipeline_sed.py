@@ -1,14 +1,11 @@
 """RGB images to labels, and `transformers.pipeline` for segmentation with free class names."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 from transformers import Pipeline
 
@@ -57,22 +54,22 @@ def segment_images(
     for batch in batches:
         try:
             if sliding_window and max(batch[0].shape[1:]) > sliding_window.tile_size:
-                result = segment_with_sliding_window(
-                    model, processor, batch[0], window=sliding_window, show_progress=show_progress, **options
+                results.append(
+                    segment_with_sliding_window(
+                        model, processor, batch[0], window=sliding_window, show_progress=show_progress, **options
+                    )
                 )
-                if threshold is not None:
-                    is_lower = result["probability"] < threshold
-                    result["segmentation"] = result["segmentation"].masked_fill(is_lower, ignore_index)
-                results.append(result)
                 continue
             pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
             outputs = model(pixel_values.to(model.device, model.dtype), **options)
             sizes = [rgb.shape[1:] for rgb in batch]
-            results += processor.post_process_semantic_segmentation(
-                outputs, sizes, threshold, ignore_index, return_probabilities=True
-            )
+            results += processor.post_process_semantic_segmentation(outputs, sizes, return_probabilities=True)
         except NonFiniteLogitsError as error:
             raise NonFiniteLogitsError(len(results) + error.index) from error
+    if threshold is not None:
+        for result in results:
+            is_lower = result["probability"] < threshold
+            result["segmentation"] = result["segmentation"].masked_fill(is_lower, ignore_index)
     return results
 
 
@@ -107,21 +104,19 @@ class SEDPipeline(Pipeline):
     _load_image_processor = _load_feature_extractor = _load_tokenizer = False
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        self._vocabularies: dict[Any, tuple[list[str], Tensor]] = {}
+        self._vocabularies: dict[tuple[str, ...], Tensor] = {}
         if places := getattr(model, "hf_device_map", None):  # the first of which transformers takes for the device
             model.hf_device_map = {"": model.device, **places}
         super().__init__(model, *args, **kwargs)
 
-    def __call__(
-        self, images: Any, candidate_labels: Sequence[str] | str | os.PathLike | None = None, **kwargs: Any
-    ) -> Any:
+    def __call__(self, images: Any, candidate_labels: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Segment images.
 
         Args:
             images: An image: PIL image, path, URL, base64, numpy array or tensor. Or several: a list, a generator, a
                 torch data set or a column of a `datasets` data set, with `batch_size` at a time.
-            candidate_labels: Class names; synonyms of a class are separated by ", ". Or the path of a vocabulary that
-                `sed-hf encode` has saved. Can also be given once, to `pipeline(...)`, as can all that follows.
+            candidate_labels: Class names; synonyms of a class are separated by ", ". Can also be given once, to
+                `pipeline(...)`, as can all that follows.
             threshold: Pixels whose best probability is lower belong to no class.
             everything_else: More class names, which compete with yours; the pixels that they win are of the label
                 "everything else", whose index comes after those of your labels.
@@ -135,7 +130,7 @@ class SEDPipeline(Pipeline):
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
         elif "candidate_labels" not in self._forward_params:
-            raise TypeError("candidate_labels: expected class names, or the path of a saved vocabulary; got none")
+            raise TypeError("candidate_labels: expected class names, got none")
         if isinstance(images, tuple):
             images = list(images)
         elif isinstance(images, Iterator) or (isinstance(images, Sequence) and not isinstance(images, str | list)):
@@ -149,8 +144,7 @@ class SEDPipeline(Pipeline):
         check_threshold(kwargs.get("threshold"))
         names = [name for name in ("candidate_labels", "everything_else") if kwargs.get(name) is not None]
         for name in names:
-            if not is_path(kwargs[name]):
-                kwargs[name] = tuple(validate_class_names(kwargs[name], name))
+            kwargs[name] = tuple(validate_class_names(kwargs[name], name))
         if "sliding_window" in kwargs:
             kwargs["sliding_window"] = SlidingWindow.of(kwargs["sliding_window"])
         return {}, kwargs, {name: kwargs[name] for name in names}
@@ -164,9 +158,9 @@ class SEDPipeline(Pipeline):
     def _forward(
         self, model_inputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None, **options: Any
     ) -> dict[str, list[Tensor]]:
-        class_embeddings = self._encode(candidate_labels)[1]
+        class_embeddings = self._encode(candidate_labels)
         if everything_else is not None:
-            class_embeddings = torch.cat([class_embeddings, self._encode(everything_else)[1]])
+            class_embeddings = torch.cat([class_embeddings, self._encode(everything_else)])
         images = [torch.from_numpy(image) for image in flattened(model_inputs["image"])]
         try:
             results = segment_images(self.model, self.processor, images, class_embeddings, ignore_index=-1, **options)
@@ -178,7 +172,7 @@ class SEDPipeline(Pipeline):
         self, model_outputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None
     ) -> Segments:
         """The classes of one image."""
-        class_names = self._encode(candidate_labels)[0]
+        class_names = candidate_labels
         # A list of one map, or of a batch its item, to which transformers gives an axis again.
         segmentation, probability = model_outputs["segmentation"][0], model_outputs["probability"][0]
         if everything_else is not None:
@@ -186,42 +180,20 @@ class SEDPipeline(Pipeline):
             class_names = [*class_names, EVERYTHING_ELSE]
         return Segments(segmentation, probability, class_names)
 
-    def _encode(self, labels: Any) -> tuple[list[str], Tensor]:
-        """Names and embeddings (T, P, D) of a vocabulary."""
-        if labels not in self._vocabularies:
+    def _encode(self, class_names: tuple[str, ...]) -> Tensor:
+        """The embeddings (T, P, D) of class names."""
+        if class_names not in self._vocabularies:
             for oldest in list(self._vocabularies)[: 1 - VOCABULARIES_IN_MEMORY]:
                 del self._vocabularies[oldest]
-            is_saved = is_path(labels)
-            self._vocabularies[labels] = self._load(labels) if is_saved else (list(labels), self._embeddings(labels))
-        return self._vocabularies[labels]
-
-    def _embeddings(self, class_names: Sequence[str]) -> Tensor:
-        inputs = self.processor(text=list(class_names), return_tensors="pt").to(self.device)
-        with torch.inference_mode():
-            return self.model.get_class_embeddings(**inputs)
-
-    def _load(self, path: Any) -> tuple[list[str], Tensor]:
-        """Names and embeddings of a saved vocabulary; its first class is encoded to see that it is of this model."""
-        with safe_open(path, framework="pt") as file:
-            class_names = json.loads((file.metadata() or {}).get("class_names", "null"))
-            embeddings = file.get_tensor("class_embeddings").to(self.device, self.model.dtype)
-        class_names = validate_class_names(class_names, f"{path}: class_names")
-        first = self._embeddings(class_names[:1])
-        if embeddings.shape[1:] != first.shape[1:] or (embeddings[0] * first[0]).sum(-1).min() < 0.999:
-            raise ValueError(f"{path}: encoded by another model or with other prompt templates; encode it again")
-        return class_names, embeddings
+            inputs = self.processor(text=class_names, return_tensors="pt").to(self.device)
+            with torch.inference_mode():
+                self._vocabularies[class_names] = self.model.get_class_embeddings(**inputs)
+        return self._vocabularies[class_names]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model, its code and its processor to a folder that `pipeline` loads."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-def is_path(candidate_labels: Any) -> bool:
-    """Whether class names are given as the file that holds them."""
-    return isinstance(candidate_labels, os.PathLike) or (
-        isinstance(candidate_labels, str) and Path(candidate_labels).suffix == ".safetensors"
-    )
 
 
 def flattened(batch: Sequence[Any]) -> list[Any]:

@@ -17,13 +17,13 @@ from transformers import initialization as init
 def encode_prompts(text_encoder: CLIPTextModelWithProjection, input_ids: Tensor) -> Tensor:
     """Encode (N, L) tokens to (N, D): each different prompt once, none with padding, and shared beginnings once.
 
-    Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing.
+    Attention is causal and the embedding is read at the end-of-text token, so what follows it changes nothing. A prompt
+    without that token ends with its last.
     """
     config, device = text_encoder.config, input_ids.device
     input_ids = input_ids.cpu()  # where tokens are laid out, so that a GPU is waited for only once
     is_end = input_ids == config.eos_token_id
-    if not is_end.any(1).all():
-        raise ValueError(f"input_ids: expected the end-of-text token {config.eos_token_id} in every prompt")
+    is_end[:, -1] = True
     lengths = is_end.int().argmax(1) + 1
     is_padding = torch.arange(input_ids.shape[1], device=input_ids.device) >= lengths[:, None]
     prompts, inverse = input_ids.masked_fill(is_padding, 0).unique(dim=0, return_inverse=True)
@@ -53,14 +53,12 @@ class PackedPrompts(NamedTuple):
     ends: Tensor  # (N,) where in its sequence each prompt ends
 
 
-def pack_prompts(
-    prompts: Tensor, lengths: Tensor, max_tokens: int, packs_per_batch: int = 64
-) -> Iterator[PackedPrompts]:
-    """Pack prompts in their order, in batches of `packs_per_batch` sequences.
+def pack_prompts(prompts: Tensor, lengths: Tensor, max_tokens: int) -> Iterator[PackedPrompts]:
+    """Pack prompts in their order, in batches of 64 sequences.
 
     Args:
         prompts: (N, L) tokens, sorted, so that prompts that begin alike are neighbours. None is the beginning of
-            another, since each ends with the end-of-text token.
+            another, since each ends with the end-of-text token or is the longest.
         lengths: (N,) tokens of each prompt; what follows them does not count.
         max_tokens: Most tokens W of a sequence, unless a single prompt is longer.
     """
@@ -75,7 +73,7 @@ def pack_prompts(
     shared[first_prompts] = 0
     sizes = torch.tensor([*first_prompts, len(prompts)]).diff().to(prompts.device)
     first_prompt = 0
-    for batch in sizes.split(packs_per_batch):
+    for batch in sizes.split(64):
         inside = slice(first_prompt, first_prompt + int(batch.sum()))
         sequences = torch.arange(len(batch), device=prompts.device).repeat_interleave(batch)
         yield lay_out(prompts[inside], lengths[inside], shared[inside], sequences)

@@ -5,7 +5,7 @@ shrinks to the smallest of them.
 """
 
 import string
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from sed_hf.processing_sed import clean_text
@@ -36,20 +35,6 @@ def normal(*size: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 # Images --------------------------------------------------------------------------------------------------------------
 
 
-class AnyImage(NamedTuple):
-    """An image in the form that a user has it.
-
-    Attributes:
-        image: PIL image, array or tensor.
-        rgb: What it shows, uint8 (height, width, 3).
-        data_format: Where an array has its channels; `None` where there is no doubt.
-    """
-
-    image: Any
-    rgb: NDArray[np.uint8]
-    data_format: str | None
-
-
 # Sides of ordinary images, and of slivers.
 sizes = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -63,76 +48,6 @@ def rgb_arrays(draw: st.DrawFn) -> NDArray[np.uint8]:
     """Pixels (height, width, 3) that no form can mistake: some of them are brighter than 1."""
     height, width = draw(sizes)
     return np.random.default_rng(draw(seeds)).integers(2, 256, (height, width, 3), dtype=np.uint8)
-
-
-def gray_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A grey image (height, width) of the same pixels."""
-    return np.ascontiguousarray(rgb[..., 0])
-
-
-def gray_rgb(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a grey image shows."""
-    return np.repeat(gray[..., None], 3, axis=2)
-
-
-def on_white(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3) of opacity (height, width) before a white wall."""
-    share = alpha[..., None].astype(np.float32) / 255
-    return np.rint(rgb * share + 255 * (1 - share)).astype(np.uint8)
-
-
-PIL_MODES = ("1", "L", "I", "I;16", "F", "P", "RGB", "RGBA", "LA", "CMYK")
-ARRAY_FORMS = ("uint8", "read-only", "int64", "uint16", "float64 to 1", "float32 to 1", "float32 to 255")
-
-
-def as_pil(rgb: NDArray[np.uint8], mode: str) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """A PIL image of a mode, of the pixels or of their first channel, and what it shows."""
-    gray, alpha = gray_of(rgb), rgb[..., 1]
-    if mode == "P":
-        image = Image.fromarray(rgb).quantize(colors=16)
-        return image, np.array(image.convert("RGB"))
-    if mode == "RGBA":
-        return Image.fromarray(np.dstack([rgb, alpha])), on_white(rgb, alpha)
-    if mode == "LA":
-        return Image.fromarray(np.dstack([gray, alpha]), mode="LA"), on_white(gray_rgb(gray), alpha)
-    if mode == "1":
-        return Image.fromarray(gray > 127), gray_rgb((gray > 127).astype(np.uint8) * 255)
-    if mode in ("RGB", "CMYK"):
-        return Image.fromarray(rgb).convert(mode), rgb
-    levels = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "I": gray.astype(np.int32), "F": gray.astype(np.float32)}
-    return Image.fromarray(levels[mode]), gray_rgb(gray)
-
-
-def as_array(rgb: NDArray[np.uint8], form: str) -> NDArray:
-    """An array of a type and scale that shows the same."""
-    if form == "read-only":
-        return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.shape)
-    if form.endswith("to 1"):
-        return (rgb / 255).astype(form.split()[0])
-    return rgb.astype(form.split()[0]) * (257 if form == "uint16" else 1)
-
-
-@st.composite
-def pil_images(draw: st.DrawFn) -> AnyImage:
-    """PIL images of every mode."""
-    image, shown = as_pil(draw(rgb_arrays()), draw(st.sampled_from(PIL_MODES)))
-    return AnyImage(image, shown, None)
-
-
-@st.composite
-def array_images(draw: st.DrawFn) -> AnyImage:
-    """Arrays and tensors of every type, with channels first, last, or none."""
-    rgb = draw(rgb_arrays())
-    layout = draw(st.sampled_from(["channels_first", "channels_last", "gray"]))
-    if layout == "gray":
-        rgb = gray_rgb(gray_of(rgb))
-    array = as_array(rgb, draw(st.sampled_from(ARRAY_FORMS)))
-    array = {"channels_first": np.moveaxis(array, -1, 0), "channels_last": array, "gray": array[..., 0]}[layout]
-    as_tensor = draw(st.booleans())
-    return AnyImage(torch.tensor(array) if as_tensor else array, rgb, None if layout == "gray" else layout)
-
-
-any_images = st.one_of(pil_images(), array_images())
 
 
 # Class names ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_decoder import plain_decode
 from small_models import ENCODER_HIDDEN_SIZES, make_decoder
-from strategies import decoder_settings, examples, normal, orders, seeds
+from strategies import decoder_settings, examples, normal, seeds
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -101,29 +101,6 @@ class TestDenseDecoding:
         assert_close(actual.decoder_hidden_states, hidden_states, tolerance)
         assert_close([actual.logits, *actual.aux_logits], [expected.logits, *expected.aux_logits], tolerance)
 
-    @given(cases(), st.data())
-    @torch.no_grad()
-    def test_neither_other_images_nor_the_order_of_classes_matter(self, case: Case, data: st.DataObject) -> None:
-        together = decode(case.decoder, **case.inputs).logits
-        alone = [decode(case.decoder, **one_image(case.inputs, index)).logits for index in range(case.batch_size)]
-        assert_close(together, torch.cat(alone))
-        order = data.draw(orders(case.num_classes))
-        inputs = {**case.inputs, "class_embeddings": case.inputs["class_embeddings"][order]}
-        assert_close(decode(case.decoder, **inputs).logits, together[:, order])
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-    @given(data=st.data())
-    @examples(8)
-    @torch.no_grad()
-    def test_shape_and_dtype_are_those_of_the_inputs(self, dtype: torch.dtype, data: st.DataObject) -> None:
-        case = data.draw(cases(dtype))
-        output = decode(case.decoder, **case.inputs)
-        height, width = case.size
-        for scale, logits in zip((8, 1, 2, 4), (output.logits, *output.aux_logits), strict=True):
-            assert logits.shape == (case.batch_size, case.num_classes, scale * height, scale * width)
-            assert logits.dtype == dtype
-            assert logits.isfinite().all()
-
 
 class TestEarlyRejection:
     """In double precision, where rounding decides about no class."""
@@ -140,19 +117,6 @@ class TestEarlyRejection:
             ]
             survivors = torch.searchsorted(output.logit_classes, expected.kept[-1])
             assert_close(logits[survivors], expected.logits[0], LOGITS_FLOAT64)
-
-    @given(cases(), st.integers(1, 4))
-    @torch.no_grad()
-    def test_no_rejected_class_comes_back_and_one_always_stays(self, case: Case, topk: int) -> None:
-        output = decode(case.decoder, **case.inputs, early_rejection_topk=topk)
-        kept = output.kept_classes
-        if topk >= case.num_classes:
-            assert kept.all()
-            assert_close(output.logits, decode(case.decoder, **case.inputs).logits)
-        assert (kept[:, 1:] <= kept[:, :-1]).all()
-        assert (kept.sum(-1) >= min(topk, kept.shape[-1])).all()
-        assert output.logit_classes.tolist() == kept[:, -1].any(0).nonzero().squeeze(1).tolist()
-        assert output.logits.isfinite().all()
 
 
 class TestGradients:

@@ -10,7 +10,6 @@ from strategies import normal, seeds
 from torch import Tensor
 
 from sed_hf import SEDImageProcessor, SEDSemanticSegmentationOutput
-from sed_hf.image_processing_sed import highest_of_chunks
 
 PROBABILITY = 1e-6
 
@@ -60,17 +59,6 @@ def test_any_logits_equal_the_plain_formula_and_any_threshold_ignores_exactly_wh
         expected = before["segmentation"].masked_fill(before["probability"] < threshold, ignore_index)
         assert torch.equal(after["segmentation"], expected)
         assert torch.equal(after["probability"], before["probability"])
-
-
-@given(st.integers(1, 9), edges, edges, st.integers(1, 9), seeds)
-def test_any_chunks_of_classes_have_the_highest_score_of_all(
-    num_classes: int, height: int, width: int, chunk_size: int, seed: int
-) -> None:
-    scores = normal(num_classes, height, width, seed=seed).round()  # so that there are ties
-    classes = 3 * torch.arange(num_classes)
-    best, best_class = highest_of_chunks(zip(classes.split(chunk_size), scores.split(chunk_size), strict=True))
-    assert torch.equal(best, scores.amax(0))
-    assert torch.equal(best_class, classes[(scores == best).int().argmax(0)])
 
 
 @given(cases(), st.data())

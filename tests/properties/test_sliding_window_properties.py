@@ -14,7 +14,6 @@ from strategies import examples, normal, seeds
 from torch import Tensor
 
 from sed_hf import SEDSemanticSegmentationOutput
-from sed_hf.image_processing_sed import NonFiniteLogitsError
 from sed_hf.pipeline_sed import segment_images
 from sed_hf.sliding_window_sed import SlidingWindow
 
@@ -129,19 +128,6 @@ def test_any_tiles_equal_the_plain_formula(
     some = paint(image, window, painter, threshold=threshold, ignore_index=65535)
     expected = result["segmentation"].masked_fill(result["probability"] < threshold, 65535)
     assert torch.equal(some["segmentation"], expected)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_one_value_that_is_not_finite_in_one_tile_is_an_error_that_says_which_image(value: float) -> None:
-    class Broken(Painter):
-        def probabilities(self, pixel_values: Tensor) -> Tensor:
-            return torch.where(pixel_values[:, :, :4, :5] > 0.4, value, 0.0).sigmoid()
-
-    whole, broken = (torch.full((3, 64, 160), 50, dtype=torch.uint8) for _ in range(2))
-    broken[0, 0, 96] = 250  # in the last tile
-    embeddings, window = torch.zeros(3, 1, 1), SlidingWindow(64)
-    with pytest.raises(NonFiniteLogitsError, match="image 1: the logits are not finite; use float32 or bfloat16"):
-        segment_images(Broken(), Passer(), [whole, broken], embeddings, sliding_window=window)
 
 
 def test_no_tensor_of_all_classes_at_full_size_is_made() -> None:

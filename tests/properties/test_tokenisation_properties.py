@@ -1,18 +1,14 @@
 """Class names of any characters: each is tokenised and encoded as if it were the only one, or refused by its place."""
 
 import unicodedata
-from typing import Any
 
 import open_clip
-import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small_models import TEMPLATES, small_model, small_processor
 from strategies import examples, orders, synonyms, vocabularies
 from torch import Tensor
-
-from sed_hf.processing_sed import clean_text
 
 START, END, MAX_LENGTH = 49406, 49407, 77
 EMBEDDINGS = 1e-5
@@ -63,22 +59,6 @@ def test_the_tokens_of_any_name_equal_open_clip(name: str) -> None:
     assume(not any(unicodedata.category(character) == "Cn" or character == "\u0345" for character in name))
     expected = open_clip.tokenize([template.replace("{}", name) for template in TEMPLATES])
     assert torch.equal(small_processor()(text=[name], padding="max_length")["input_ids"][0], expected)
-
-
-@given(vocabularies(), st.sampled_from(["", " ", "\t\n", "\u3000", ", ", "cat, , dog", "&nbsp;"]), st.data())
-def test_an_empty_name_among_any_is_named_by_its_place(names: list[str], empty: str, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, len(names)))
-    with pytest.raises(ValueError, match=rf"text\[{index}\]: expected a class name"):
-        small_processor()(text=[*names[:index], empty, *names[index:]])
-
-
-@given(vocabularies(), st.sampled_from([str, str.upper, lambda name: f" {name}"]), st.data())
-def test_a_name_given_twice_is_named_by_both_places(names: list[str], change: Any, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, len(names) - 1))
-    again = change(names[index])
-    assume(clean_text(again) == clean_text(names[index]))  # not so "ß" and "SS"
-    with pytest.raises(ValueError, match=rf"text\[{len(names)}\]: .* is the same class name as text\[{index}\]"):
-        small_processor()(text=[*names, again])
 
 
 @given(vocabularies(), st.data())

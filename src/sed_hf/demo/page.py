@@ -1,7 +1,6 @@
 """The page of the demo: its parts, and what happens when a visitor uses them."""
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .. import SEDForSemanticSegmentation, SEDProcessor
 from ..chunking_sed import is_out_of_memory
 from ..data.vocabularies import load_vocabulary, vocabulary_names
-from ..image_processing_sed import MAX_PIXELS_VARIABLE, NonFiniteLogitsError, max_image_pixels, read_rgb
+from ..image_processing_sed import NonFiniteLogitsError, read_rgb
 from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
 from ..inference.segmenter import Segmenter, unused_label
 from ..inference.writers import write_results
@@ -156,9 +155,8 @@ def refusal(message: str) -> gr.Error:
 
 def read_image(path: str) -> Image.Image:
     """An uploaded image as RGB, the right way up, with at most `MAX_IMAGE_SIZE` pixels a side."""
-    max_pixels = max_image_pixels() if MAX_PIXELS_VARIABLE in os.environ else MAX_PIXELS
     try:
-        image = read_rgb(path, IMAGE_FORMATS, max_pixels)
+        image = read_rgb(path, IMAGE_FORMATS, MAX_PIXELS)
     except (OSError, ValueError) as error:
         raise refusal(str(error).replace(path, Path(path).name)) from error
     image.thumbnail((MAX_IMAGE_SIZE, MAX_IMAGE_SIZE))
