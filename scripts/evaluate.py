@@ -62,7 +62,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     results = parser.add_argument_group("results")
     results.add_argument("--save-predictions", action="store_true", help="write a PNG of class indices for each image")
-    results.add_argument("--per-class", action="store_true", help="show the IoU of each class")
     return parser.parse_args(argv)
 
 
@@ -94,7 +93,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
         save_predictions=arguments.save_predictions,
-        per_class=arguments.per_class,
     )
     if accelerator.is_main_process:
         print((arguments.output / "results.md").read_text(encoding="utf-8"))

@@ -98,6 +98,14 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    """A folder of the user's, to which links may lead."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    return tmp_path / "precious"
+
+
+@pytest.fixture
 def sed_hf_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """The warnings that sed_hf logs, which its logger does not hand on to pytest by itself."""
     monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)

@@ -5,10 +5,9 @@ size. Ids are those of the download, before any rule; those of `write_detectron2
 """
 
 import json
-import struct
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -26,7 +25,7 @@ def write_image(path: Path, size: tuple[int, int], seed: int = 0) -> None:
     Image.fromarray(pixels).resize(size).save(path, quality=95)
 
 
-def write_index_image(path: Path, ids: RawIds, *, palette: bool = False) -> None:
+def write_index_image(path: Path, ids: RawIds, palette: bool = False) -> None:
     """Write ids, (height, width), as an 8 or 16-bit greyscale image, or as an 8-bit palette image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(ids)
@@ -35,26 +34,22 @@ def write_index_image(path: Path, ids: RawIds, *, palette: bool = False) -> None
     image.save(path)
 
 
-def write_pairs(
-    images: Path, masks: Path, labels: Mapping[str, RawIds], suffix: str = ".png", palette: bool = False
-) -> None:
+def write_pairs(images: Path, masks: Path, labels: Mapping[str, RawIds], suffix: str = ".png", **options: Any) -> None:
+    """Write images and labels, of 8 bits but as TIFF."""
     for name, ids in labels.items():
         write_image(images / f"{name}.jpg", ids.shape[::-1])
-        write_index_image(masks / f"{name}{suffix}", ids, palette=palette)
-
-
-def of_type(labels: Mapping[str, RawIds], dtype: type[np.integer]) -> dict[str, RawIds]:
-    return {name: ids.astype(dtype) for name, ids in labels.items()}
+        typed = ids.astype(np.uint16 if suffix == ".tif" else np.uint8)
+        write_index_image(masks / f"{name}{suffix}", typed, **options)
 
 
 def write_coco_stuff(data_dir: Path, labels: Mapping[str, RawIds], split: str = "val") -> None:
     root = data_dir / "coco-stuff"
-    write_pairs(root / "images" / f"{split}2017", root / "stuffthingmaps" / f"{split}2017", of_type(labels, np.uint8))
+    write_pairs(root / "images" / f"{split}2017", root / "stuffthingmaps" / f"{split}2017", labels)
 
 
 def write_ade20k_150(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
     root = data_dir / "ADEChallengeData2016"
-    write_pairs(root / "images" / "validation", root / "annotations" / "validation", of_type(labels, np.uint8))
+    write_pairs(root / "images" / "validation", root / "annotations" / "validation", labels)
 
 
 def write_ade20k_847(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
@@ -76,7 +71,7 @@ def write_ade20k_847(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
 OF_TRAINING = {"2008_000008": np.full((3, 3), 9)}
 
 
-def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds], *, compressed: bool = True) -> None:
+def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
     """`trainval_merged.json`, with a run-length encoded segment for each id but 0; with a training image."""
     root = data_dir / "VOCdevkit" / "VOC2010"
     images, annotations = [], []
@@ -86,20 +81,11 @@ def write_pascal_context_59(data_dir: Path, labels: Mapping[str, RawIds], *, com
         phase = "train" if name in OF_TRAINING else "val"
         images.append(image | {"height": ids.shape[0], "width": ids.shape[1], "phase": phase})
         for raw_id in np.unique(ids[ids > 0]).tolist():
-            segmentation = run_lengths(ids == raw_id, compressed)
+            encoded = coco_mask.encode(np.asfortranarray(ids == raw_id, dtype=np.uint8))
+            segmentation = encoded | {"counts": encoded["counts"].decode()}
             annotations.append({"image_id": image["image_id"], "category_id": raw_id, "segmentation": segmentation})
     merged = {"images": images, "annos_segmentation": annotations}
     (root / "trainval_merged.json").write_text(json.dumps(merged))
-
-
-def run_lengths(segment: NDArray[np.bool_], compressed: bool) -> dict[str, object]:
-    """COCO's run-length encoding of a segment: counts as a string, or as the list of run lengths down the columns."""
-    if compressed:
-        encoded = coco_mask.encode(np.asfortranarray(segment.astype(np.uint8)))
-        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
-    pixels = np.concatenate([[False], segment.ravel(order="F")])
-    ends = np.flatnonzero(np.diff(pixels.astype(np.int8), append=[2]))
-    return {"size": list(segment.shape), "counts": np.diff(ends, prepend=0).tolist()}
 
 
 def write_pascal_context_459(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
@@ -114,21 +100,34 @@ def write_pascal_context_459(data_dir: Path, labels: Mapping[str, RawIds]) -> No
 def write_pascal_voc(data_dir: Path, labels: Mapping[str, RawIds]) -> None:
     """PNG with a palette in SegmentationClassAug; with an image that the split lacks."""
     root = data_dir / "VOCdevkit" / "VOC2012"
-    write_pairs(root / "JPEGImages", root / "SegmentationClassAug", of_type(labels, np.uint8), palette=True)
+    write_pairs(root / "JPEGImages", root / "SegmentationClassAug", labels, palette=True)
     write_image(root / "JPEGImages" / "2007_000027.jpg", (8, 8))
     listing = root / "ImageSets" / "Segmentation" / "val.txt"
     listing.parent.mkdir(parents=True, exist_ok=True)
     listing.write_text("\n".join(labels) + "\n")
 
 
-def write_own_data(
-    root: Path, labels: Mapping[str, RawIds], class_names: list[str], *, suffix: str = ".png", split: str = ""
-) -> None:
-    """A user's folder: images, index images in the type of `labels`, and a list of classes."""
-    write_pairs(root / "images" / split, root / "masks" / split, labels, suffix)
+def write_own_data(root: Path, labels: Mapping[str, RawIds], class_names: Sequence[str], split: str = "") -> None:
+    """A user's folder: images, index images of 8 bits, and a list of classes."""
+    write_pairs(root / "images" / split, root / "masks" / split, labels)
     (root / "classes.txt").write_text("\n".join(class_names))
 
 
+WRITERS = {
+    "coco_stuff_171": write_coco_stuff,
+    "ade20k_150": write_ade20k_150,
+    "ade20k_847": write_ade20k_847,
+    "pascal_context_59": write_pascal_context_59,
+    "pascal_context_459": write_pascal_context_459,
+    "pascal_voc_20": write_pascal_voc,
+    "pascal_voc_20b": write_pascal_voc,
+}
+STEMS = {  # of two images of each benchmark
+    "coco_stuff_171": ("000000000139", "000000000285"),
+    **dict.fromkeys(("ade20k_150", "ade20k_847"), ("ADE_val_00000001", "ADE_val_00000002")),
+    **dict.fromkeys(("pascal_context_59", "pascal_context_459"), ("2008_000002", "2008_000003")),
+    **dict.fromkeys(("pascal_voc_20", "pascal_voc_20b"), ("2007_000033", "2007_000042")),
+}
 DETECTRON2_TREES = {
     "coco_stuff_171": ("coco-stuff", "images/val2017", "annotations_detectron2/val2017", ".png"),
     "ade20k_150": ("ADEChallengeData2016", "images/validation", "annotations_detectron2/validation", ".png"),
@@ -144,21 +143,6 @@ def write_detectron2(name: str, data_dir: Path, labels: Mapping[str, RawIds]) ->
     """A benchmark as the scripts of SED's official repository leave it; where there are further images, with one."""
     folder, images, annotations, suffix = DETECTRON2_TREES[name]
     root = data_dir / folder
-    write_pairs(root / images, root / annotations, of_type(labels, np.uint16 if suffix == ".tif" else np.uint8), suffix)
+    write_pairs(root / images, root / annotations, labels, suffix)
     if images == "JPEGImages":
         write_image(root / images / "2007_000027.jpg", (8, 8))
-
-
-def write_packed_png(path: Path, ids: RawIds, bits: int, palette: bool) -> None:
-    """Write ids as a PNG of 1, 2 or 4 bits a pixel, as programs that draw masks do and Pillow does not."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width = ids.shape
-    digits = np.unpackbits(ids.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(height, -1)
-    lines = b"".join(b"\0" + line.tobytes() for line in np.packbits(digits, axis=-1))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0))
-    colors = chunk(b"PLTE", bytes(range(3 * 2**bits))) if palette else b""
-    content = header + colors + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)

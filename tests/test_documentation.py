@@ -24,15 +24,7 @@ import torch
 import yaml
 from conftest import EXPORTED_NAMES, make_tiny_config, official_weights
 from PIL import Image
-from raw_copies import (
-    write_ade20k_150,
-    write_ade20k_847,
-    write_coco_stuff,
-    write_own_data,
-    write_pascal_context_59,
-    write_pascal_context_459,
-    write_pascal_voc,
-)
+from raw_copies import STEMS, WRITERS, write_coco_stuff, write_own_data
 
 from sed_hf import SEDForSemanticSegmentation, cli, conversion
 from sed_hf.cli.main import build_parser
@@ -91,14 +83,10 @@ def write_video(path: Path) -> None:
 def write_data(folder: Path) -> None:
     """Each benchmark, with an image or two, and data of one's own."""
     ids, data = np.arange(1, 65).reshape(8, 8) % 20 + 1, folder / "data"
-    write_coco_stuff(data, {"000000000001": ids})
+    for name, write in WRITERS.items():
+        write(data, {STEMS[name][0]: ids})
     write_coco_stuff(data, {f"{number:012}": ids for number in range(2, 6)}, "train")
-    write_ade20k_150(data, {"ADE_val_00000001": ids})
-    write_ade20k_847(data, {"ADE_val_00000001": ids})
-    write_pascal_context_59(data, {"2008_000002": ids})
-    write_pascal_context_459(data, {"2008_000002": ids})
-    write_pascal_voc(data, {"2007_000033": ids})
-    labels = {"kitchen": np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 3}
+    labels = {"kitchen": np.arange(64 * 64).reshape(64, 64) % 3}
     write_own_data(folder / "my_data", labels, ["wall", "floor", "table"])
 
 

@@ -26,14 +26,6 @@ def run(command: str) -> int:
 
 
 @pytest.fixture
-def precious(tmp_path: Path) -> Path:
-    """A folder of the user's."""
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.txt").write_text("mine")
-    return tmp_path / "precious"
-
-
-@pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for results, beside an image and a video, in the working directory."""
     (tmp_path / "work" / "out").mkdir(parents=True)

@@ -1,7 +1,6 @@
 """Benchmarks as Parquet files: what is written, how an interrupted run goes on, and that `load_benchmark` reads it."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
+from planted import PLANTS, listing
 from raw_copies import write_ade20k_150, write_ade20k_847, write_coco_stuff, write_own_data, write_pascal_voc
 
 from sed_hf.data import load_benchmark
@@ -93,21 +93,16 @@ class TestRoundTrip:
         for split in ("train", "val"):
             assert load_benchmark("coco_stuff_171", output, split)["file_name"] == [f"of_{split}.jpg"]
 
-    def test_works_for_own_data(self, tmp_path: Path, output: Path) -> None:
-        write_own_data(tmp_path / "raw", {"a": np.array([[0, 1, 255]], np.uint8)}, ["cat", "dog"])
-        prepare_benchmark("custom", tmp_path / "raw", output)
-        dataset = load_benchmark("custom", output)
-        assert dataset.features["label"].names == ["cat", "dog"]
-        np.testing.assert_array_equal(np.asarray(dataset[0]["label"]), [[0, 1, 255]])
-
     def test_embeds_image_files_unchanged_where_all_readers_see_the_same(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
         dataset = load_benchmark("ade20k_150", output).cast_column("image", datasets.Image(decode=False))
         assert dataset[0]["image"]["bytes"] == next(raw.rglob("ADE_val_00000001.jpg")).read_bytes()
 
     @pytest.mark.parametrize("kind", ["16-bit grey", "RGBA", "turned by EXIF"])
-    def test_stores_what_the_model_is_given(self, kind: str, tmp_path: Path, output: Path) -> None:
-        write_own_data(tmp_path / "raw", {"a": np.zeros((6, 4), np.uint8)}, ["cat"])
+    def test_of_own_data_stores_classes_and_what_the_model_is_given(
+        self, kind: str, tmp_path: Path, output: Path
+    ) -> None:
+        write_own_data(tmp_path / "raw", {"a": np.zeros((6, 4))}, ["cat", "dog"])
         rng, path = np.random.default_rng(0), tmp_path / "raw" / "images" / "a.jpg"
         if kind == "16-bit grey":
             PIL.Image.fromarray(rng.integers(0, 65536, (6, 4), dtype=np.uint16)).save(path, format="PNG")
@@ -117,20 +112,21 @@ class TestRoundTrip:
             exif = PIL.Image.Exif()
             exif[0x0112] = 6
             PIL.Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).save(path, exif=exif)
-        given = np.asarray(load_benchmark("custom", tmp_path / "raw")[0]["image"])
+        given = load_benchmark("custom", tmp_path / "raw")
         prepare_benchmark("custom", tmp_path / "raw", output)
+        prepared = load_benchmark("custom", output)
+        assert_same_examples(prepared, given)
+        assert prepared.features["label"].names == ["cat", "dog"]
         of_other_readers = datasets.load_dataset(str(output), split="val")[0]["image"]
-        np.testing.assert_array_equal(np.asarray(of_other_readers), given)
-        np.testing.assert_array_equal(np.asarray(load_benchmark("custom", output)[0]["image"]), given)
+        np.testing.assert_array_equal(np.asarray(of_other_readers), np.asarray(given[0]["image"]))
 
-    @each_way
     @pytest.mark.parametrize("folder", ["ade20k_150", "run [1]*"])
     def test_is_found_in_a_folder_of_the_benchmarks_name_or_one_that_looks_like_a_pattern(
-        self, folder: str, streaming: bool, raw: Path, tmp_path: Path
+        self, folder: str, raw: Path, tmp_path: Path
     ) -> None:
         prepare_benchmark("ade20k_150", raw, tmp_path / folder)
         data_dir = tmp_path if folder == "ade20k_150" else tmp_path / folder
-        assert len(list(load_benchmark("ade20k_150", data_dir, streaming=streaming))) == 5
+        assert len(load_benchmark("ade20k_150", data_dir)) == 5
 
     def test_is_streamed_from_any_file_system_of_fsspec(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
@@ -170,14 +166,16 @@ class TestErrors:
     @pytest.mark.parametrize("change", ["another benchmark", "other files", "other sizes of files"])
     def test_files_of_other_runs_are_not_mixed(self, change: str, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
-        name = "ade20k_150"
+        name, images_per_shard = "ade20k_150", 2
         if change == "another benchmark":
             name = "ade20k_847"
             write_ade20k_847(raw, {"ADE_val_00000001": np.full((2, 2), 2978)})
         elif change == "other files":
             write_ade20k_150(raw, {"ADE_val_00000006": np.full((2, 2), 1)})
+        else:
+            images_per_shard = 3
         with pytest.raises(ValueError, match="belongs to another benchmark, or was written from other files"):
-            prepare_benchmark(name, raw, output, images_per_shard=3 if change == "other sizes of files" else 2)
+            prepare_benchmark(name, raw, output, images_per_shard=images_per_shard)
 
     def test_reading_a_folder_as_another_benchmark_is_refused(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
@@ -209,45 +207,27 @@ class TestErrors:
 class TestForeignFiles:
     """Nothing outside the folder and nothing foreign in it is touched."""
 
-    @pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "broken link", "pipe", "file", "folder"])
+    @pytest.mark.parametrize("kind", PLANTS)
     @pytest.mark.parametrize("name", ["README.md", "data", "data/val-00000-of-00001.parquet"])
     def test_at_a_name_of_the_run_are_refused_and_kept(
-        self, name: str, kind: str, raw: Path, output: Path, tmp_path: Path
+        self, name: str, kind: str, raw: Path, output: Path, precious: Path, tmp_path: Path
     ) -> None:
         if (name, kind) == ("data", "folder"):
             pytest.skip("a folder of that name is filled")
-        documents = tmp_path / "documents"
-        documents.mkdir()
-        (documents / "letter").write_text("dear")
         planted = output / name
         planted.parent.mkdir(parents=True)
-        targets = {
-            "link to a file": documents / "letter",
-            "link to a folder": documents,
-            "broken link": tmp_path / "no",
-        }
-        if kind in targets:
-            planted.symlink_to(targets[kind])
-        elif kind == "pipe":
-            os.mkfifo(planted)
-        elif kind == "folder":
-            planted.mkdir()
-        else:
-            planted.write_text("of the user")
-        before = [(path, os.lstat(path).st_ino, os.lstat(path).st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
+        PLANTS[kind](planted, precious)
+        before = listing(tmp_path)
         with pytest.raises((ValueError, OSError), match=str(planted)):
             prepare_benchmark("ade20k_150", raw, output)
-        after = [(path, os.lstat(path).st_ino, os.lstat(path).st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
-        assert after == before
+        assert listing(tmp_path) == before
 
-    def test_beside_the_files_of_the_run_stay(self, raw: Path, output: Path, tmp_path: Path) -> None:
-        (tmp_path / "documents").mkdir()
-        (output / "data" / ".x.part").mkdir(parents=True)
-        (output / "data" / ".val-00000-of-00001.parquet.part").symlink_to(tmp_path / "documents")
-        (output / "data" / ".x.part" / "letter").write_text("dear")
+    def test_beside_the_files_of_the_run_stay(self, raw: Path, output: Path, precious: Path) -> None:
+        (output / "data").mkdir(parents=True)
+        PLANTS["folder"](output / "data" / ".x.part", precious)
+        PLANTS["link to a folder"](output / "data" / ".val-00000-of-00001.parquet.part", precious)
         prepare_benchmark("ade20k_150", raw, output)
-        assert (output / "data" / ".x.part" / "letter").read_text() == "dear"
-        assert not list((tmp_path / "documents").iterdir())
+        assert listing(output / "data" / ".x.part") == listing(precious) == {"thesis.txt": b"mine"}
         assert len(load_benchmark("ade20k_150", output)) == 5
 
 

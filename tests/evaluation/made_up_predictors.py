@@ -1,17 +1,14 @@
 """Stand-ins for the network, whose predictions are plain to see, and small data to try them on."""
 
-import copy
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from raw_copies import write_own_data
 from torch import Tensor, nn
 
-from sed_hf import SEDProcessor
 from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.modeling_sed import SEDSemanticSegmentationOutput
 
@@ -85,23 +82,9 @@ class BrightnessPredictor(MadeUpPredictor):
         return -((brightness - expected) ** 2)
 
 
-def small_processor(processor: SEDProcessor, edge: int = 32, templates: Sequence[str] = ("{}",)) -> SEDProcessor:
-    """A quick copy: `edge`×`edge` pixels, few prompt templates."""
-    image_processor = copy.deepcopy(processor.image_processor)
-    image_processor.size = {"shortest_edge": edge * 3 // 2, "longest_edge": edge * 6}
-    image_processor.input_size = {"height": edge, "width": edge}
-    return SEDProcessor(image_processor, processor.tokenizer, prompt_templates=list(templates))
-
-
 def write_own_images(root: Path, sizes: list[tuple[int, int]]) -> datasets.Dataset:
-    """Own data of `CLASS_NAMES` with random images and labels of the given (height, width), some ignored."""
+    """Own data of `CLASS_NAMES` with random labels of the given (height, width), some ignored."""
     generator = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for index, (height, width) in enumerate(sizes):
-        pixels = generator.integers(0, 256, (3, 3, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((width, height)).save(root / "images" / f"{index}.png")
-        label = generator.choice(np.array([0, 1, 2, 255], dtype=np.uint8), (height, width))
-        Image.fromarray(label).save(root / "masks" / f"{index}.png")
-    (root / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    labels = {str(index): generator.choice([0, 1, 2, 255], size) for index, size in enumerate(sizes)}
+    write_own_data(root, labels, CLASS_NAMES)
     return load_benchmark("custom", root)

@@ -32,12 +32,9 @@ def test_a_file_is_not_needed() -> None:
     ("values", "message"),
     [
         ({"model": None}, "model, open_clip_variant"),
-        ({"open_clip_variant": "convnext_base_w_320"}, "model, open_clip_variant"),
         ({"dataset": "ade20k_150"}, "data_dir: expected the folder of ade20k_150"),
         ({"steps": 0}, "steps=0: expected a number of at least 1"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0: expected a number of at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan: expected a number of at least 0"),
-        ({"min_classes_per_step": 5}, "min_classes_per_step=5: expected at most classes_per_step, which is None"),
         ({"min_classes_per_step": 5, "classes_per_step": 4}, "expected at most classes_per_step, which is 4"),
         ({"evaluate_every": 5}, "evaluate_every, evaluate_on"),
         ({"evaluate_every": 5, "evaluate_on": "scenes", "objective": "alignment"}, "evaluate_on: expected none"),
@@ -51,13 +48,12 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object], messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: \xff", "is not YAML"),
         ("steps: !!python/object/apply:os.mkdir [executed]", "is not YAML"),
         ("[1, 2]", "holds list, expected settings by name"),
     ],
 )
 def test_a_file_that_does_not_hold_settings_is_refused(recipe_file: Path, text: str, message: str) -> None:
-    recipe_file.write_text(text, encoding="latin1")
+    recipe_file.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_recipe(["--config", str(recipe_file)])
     assert not Path("executed").exists()
@@ -67,18 +63,14 @@ def test_a_file_that_does_not_hold_settings_is_refused(recipe_file: Path, text: 
     ("setting", "message"),
     [
         ("learning_rat: 1", "unrecognized arguments: --learning_rat=1"),
-        ("steps: 0.5", "invalid int value: '0.5'"),
         ("steps: null", "invalid int value: 'None'"),
-        ("learning_rate: high", "invalid float value: 'high'"),
-        ("color_jitter: sometimes", "Truthy value expected: got sometimes"),
         ("finetuning: 5", "invalid choice: '5'"),
     ],
 )
 def test_unknown_settings_and_values_of_other_types_are_refused_by_name(
     recipe_file: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = [line for line in recipe_file.read_text().splitlines() if line.split(":")[0] != setting.split(":")[0]]
-    recipe_file.write_text("\n".join([*kept, setting]))
+    recipe_file.write_text(f"output_dir: out\n{setting}\n")
     with pytest.raises(SystemExit):
         load_recipe(["--config", str(recipe_file)])
     assert message in capsys.readouterr().err

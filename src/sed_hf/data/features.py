@@ -45,10 +45,7 @@ def read_ade20k_objects(file: BinaryIO) -> Ids:
 
 def read_mat_label_map(file: BinaryIO) -> Ids:
     """The variable `LabelMap` of one of PASCAL-Context's MATLAB files."""
-    ids = scipy.io.loadmat(file, variable_names=["LabelMap"]).get("LabelMap")
-    if ids is None or ids.dtype.kind not in "iuf" or (ids % 1 != 0).any():
-        raise ValueError("expected whole numbers as the variable LabelMap")
-    return ids.astype(np.int64)
+    return scipy.io.loadmat(file, variable_names=["LabelMap"])["LabelMap"].astype(np.int64)
 
 
 def read_rle_annotations(file: BinaryIO) -> Ids:
@@ -57,13 +54,9 @@ def read_rle_annotations(file: BinaryIO) -> Ids:
     Expects JSON: `{"size": [height, width], "segments": [{"category_id": int, "segmentation": RLE}]}`, with COCO's RLE.
     """
     annotations = json.load(file)
-    height, width = annotations["size"]
-    ids = np.zeros((height, width), dtype=np.int32)
+    ids = np.zeros(annotations["size"], dtype=np.int32)
     for segment in annotations["segments"]:
-        rle = segment["segmentation"]
-        if isinstance(rle["counts"], list):
-            rle = coco_mask.frPyObjects(rle, height, width)
-        ids[coco_mask.decode(rle).astype(bool)] = segment["category_id"]
+        ids[coco_mask.decode(segment["segmentation"]).astype(bool)] = segment["category_id"]
     return ids
 
 

@@ -62,46 +62,25 @@ def jitter_colors(pixels: Levels, rng: Generator) -> Levels:
 
     Brightness comes first; then with probability 1/2 contrast, saturation and hue, else saturation, hue and contrast.
     """
-    brightness = (adjust_brightness, rng.uniform(-32, 32))
-    contrast = (adjust_contrast, rng.uniform(0.5, 1.5))
-    saturation = (adjust_saturation, rng.uniform(0.5, 1.5))
-    hue = (shift_hue, int(rng.integers(-18, 18, endpoint=True)))
+    levels = np.arange(256, dtype=np.float32)
+    brightness = (None, levels + rng.uniform(-32, 32))
+    contrast = (None, levels * rng.uniform(0.5, 1.5))
+    saturation = (1, levels * rng.uniform(0.5, 1.5))
+    hue = (0, (levels + int(rng.integers(-18, 18, endpoint=True))) % 180)
     others = (contrast, saturation, hue) if rng.random() < 0.5 else (saturation, hue, contrast)
-    for adjust, amount in (brightness, *others):
+    for channel, new_levels in (brightness, *others):
         if rng.random() < 0.5:
-            pixels = adjust(pixels, amount)
+            pixels = _replace_levels(pixels, channel, np.clip(new_levels, 0, 255).astype(np.uint8))
     return pixels
 
 
-def adjust_brightness(pixels: Levels, shift: float) -> Levels:
-    """Pixels with a number added to every level."""
-    return _replace_levels(pixels, _ALL_LEVELS + shift)
-
-
-def adjust_contrast(pixels: Levels, factor: float) -> Levels:
-    """Pixels with every level multiplied by a factor."""
-    return _replace_levels(pixels, _ALL_LEVELS * factor)
-
-
-def adjust_saturation(pixels: Levels, factor: float) -> Levels:
-    """Pixels with S of HSV multiplied by a factor."""
+def _replace_levels(pixels: Levels, hsv_channel: int | None, new_levels: Levels) -> Levels:
+    """Pixels with other levels of one channel of HSV, or of all of RGB."""
+    if hsv_channel is None:
+        return cv2.LUT(pixels, new_levels)
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = _replace_levels(hsv[..., 1], _ALL_LEVELS * factor)
+    hsv[..., hsv_channel] = cv2.LUT(hsv[..., hsv_channel], new_levels)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def shift_hue(pixels: Levels, steps: int) -> Levels:
-    """Pixels with H of HSV shifted by some of OpenCV's 180 steps around the colour circle."""
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = _replace_levels(hsv[..., 0], (_ALL_LEVELS + steps) % 180)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-_ALL_LEVELS = np.arange(256, dtype=np.float32)
-
-
-def _replace_levels(pixels: Levels, new_levels: NDArray[np.float32]) -> Levels:
-    return cv2.LUT(pixels, np.clip(new_levels, 0, 255).astype(np.uint8))
 
 
 def resize_nearest(label: Labels, size: tuple[int, int]) -> Labels:

@@ -1,7 +1,7 @@
 """Evaluation of a model on several data sets, into a folder of results that a later run continues."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ def evaluate_suite(
     *,
     model_name: str,
     save_predictions: bool = False,
-    per_class: bool = False,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a model on several data sets, one after the other, with options of [`evaluate_benchmark`].
@@ -74,7 +73,7 @@ def evaluate_suite(
             results[name] = {"num_images": len(dataset), "figures": figures, "environment": environment}
         if PartialState().is_main_process:
             results = read_results(output, settings) | results  # another run may have written to the folder
-            write_results(output, settings, results, per_class)
+            write_results(output, settings, results)
             if ProgressFile(progress, settings | images).num_images:
                 progress.unlink()
     return results
@@ -94,39 +93,29 @@ def read_results(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     return results
 
 
-def write_results(folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]], per_class: bool) -> None:
+def write_results(folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
     """Write `results.json` and `results.md`."""
     content = {"settings": settings, "benchmarks": results}
     with atomic_path(folder / "results.json") as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with atomic_path(folder / "results.md") as path:
-        path.write_text(to_markdown(settings, results, per_class), encoding="utf-8")
+        path.write_text(to_markdown(settings, results), encoding="utf-8")
 
 
-def to_markdown(settings: dict[str, Any], results: dict[str, dict[str, Any]], per_class: bool) -> str:
-    """A table of the sets, with a line for each group of classes; on request also the IoU of each class."""
-    rows, class_tables = [["benchmark", "images", *TABLE_FIGURES]], []
+def to_markdown(settings: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
+    """A table of the sets, with a line for each group of classes, and the settings."""
+    rows = [["benchmark", "images", *TABLE_FIGURES]]
     for name, result in results.items():
-        title, figures, classes = set_title(name), result["figures"], [["class", "IoU"]]
+        title, figures = set_title(name), result["figures"]
         rows.append([title, str(result["num_images"]), *(_percent(figures[figure]) for figure in TABLE_FIGURES)])
         for figure, value in figures.items():
-            kind, _, label = figure.partition("-")
-            if kind == "mIoU" and label:
-                rows.append([f"{title}: {label}", "", _percent(value), "", "", ""])
-            elif kind == "IoU":
-                classes.append([label, _percent(value)])
-        class_tables.append(f"## {title}\n\n{_table(classes)}")
-    options = "\n".join(f"* {name}: {value}" for name, value in settings.items() if value is not None)
-    return "\n\n".join([_table(rows), options, *(class_tables if per_class else [])]) + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with names to the left and numbers to the right; the first row is its header."""
-    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+            if figure.startswith("mIoU-"):
+                rows.append([f"{title}: {figure.removeprefix('mIoU-')}", "", _percent(value), "", "", ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    options = [f"* {name}: {value}" for name, value in settings.items() if value is not None]
+    return "\n".join([lines[0], rule, *lines[1:], "", *options]) + "\n"
 
 
 def _percent(value: float | None) -> str:

@@ -17,14 +17,8 @@ class MeanIoUMetric(evaluate.Metric):
     """[`MeanIoU`] for `evaluate.load`. Processes are those of `torch.distributed`."""
 
     def __init__(
-        self,
-        class_names: list[str],
-        ignore_index: int = 255,
-        last_class_is_background: bool = False,
-        **kwargs: Any,
+        self, class_names: list[str], ignore_index: int = 255, last_class_is_background: bool = False, **kwargs: Any
     ) -> None:
-        if kwargs.get("num_process", 1) != 1:
-            raise ValueError("num_process: expected 1, since processes are those of torch.distributed")
         super().__init__(**kwargs)
         self.metric = MeanIoU(class_names, ignore_index, last_class_is_background)
         self.add, self.add_batch = self.metric.add, self.metric.add_batch

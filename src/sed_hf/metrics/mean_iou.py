@@ -115,9 +115,11 @@ class MeanIoU:
 
 def _class_indices(class_map: ClassMap, what: str) -> Tensor:
     """A class map as an int64 tensor (height, width)."""
-    array = class_map if isinstance(class_map, Tensor) else np.asarray(class_map)
-    is_float = array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind not in "biu"
-    if is_float or array.ndim != 2:
-        raise TypeError(f"{what}: expected integers (height, width), got {array.dtype} of {tuple(array.shape)}")
-    # torch knows neither negative strides nor foreign byte orders.
-    return array.long() if isinstance(array, Tensor) else torch.from_numpy(array.astype(np.int64, "C"))
+    if not isinstance(class_map, Tensor):
+        array = np.asarray(class_map)
+        # torch knows neither negative strides nor foreign byte orders.
+        class_map = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
+    if class_map.is_floating_point() or class_map.ndim != 2:
+        shape = tuple(class_map.shape)
+        raise TypeError(f"{what}: expected integers (height, width), got {class_map.dtype} of {shape}")
+    return class_map.long()

@@ -28,7 +28,7 @@ from ..conversion import build_processor, from_open_clip
 from ..evaluation import evaluate_benchmark, load_evaluation_set
 from ..evaluation.environment import require_launched_processes
 from ..hub.load import load
-from ..hub.save import check_new_folder, push_hub_folder, save_hub_folder
+from ..hub.save import check_new_folder, save_hub_folder
 from ..terminal import progress_bar
 from ..utils import atomic_path
 from .alignment import TowerAlignment
@@ -205,7 +205,7 @@ class TrainingRun:
         return {name: value for name, value in known.items() if not name.startswith(("IoU-", "ACC-"))}
 
     def save_model(self) -> Path:
-        """Write the Hub folder of the model, upload it if that is asked for, and end the run."""
+        """Write the Hub folder of the model, and end the run."""
         folder = self.output_dir / "model"
         state_dict = self.accelerator.get_state_dict(self.network)
         if self.accelerator.is_main_process:
@@ -219,8 +219,6 @@ class TrainingRun:
                 state_dict={name.removeprefix("model."): tensor for name, tensor in state_dict.items()},
                 overwrite=True,
             )
-            if self.recipe.push_to_hub is not None:
-                push_hub_folder(folder, self.recipe.push_to_hub)
         self.accelerator.print(f"model written to {folder}")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

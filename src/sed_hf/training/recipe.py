@@ -71,7 +71,6 @@ class Recipe:
     evaluate_data_dir: str | None = HfArg(default=None, help="Folder of evaluate_on.")
     evaluate_images: int | None = HfArg(default=None, help="Only evaluate on the first images.")
     resume: bool = HfArg(default=False, help="Continue from the last checkpoint in output_dir.")
-    push_to_hub: str | None = HfArg(default=None, help="Hub repository for the trained model.")
 
     def __post_init__(self) -> None:
         """Check what would be wrong without a word, or only after a long time."""
