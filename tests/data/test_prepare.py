@@ -1,6 +1,7 @@
 """Benchmarks as Parquet files: what is written, how an interrupted run goes on, and that `load_benchmark` reads it."""
 
 import json
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from raw_copies import write_ade20k_150, write_ade20k_847, write_coco_stuff, wri
 from sed_hf.data import load_benchmark
 from sed_hf.data.prepare import prepare_benchmark
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_dataset.py"
 
 each_way = pytest.mark.parametrize("streaming", [False, True])
 
@@ -234,12 +235,9 @@ class TestForeignFiles:
 class TestScript:
     @pytest.fixture
     def run(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-        monkeypatch.syspath_prepend(SCRIPTS)
-        import prepare_dataset
-
         def run(*arguments: object) -> int:
             monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-            return prepare_dataset.main()
+            return runpy.run_path(str(SCRIPT))["main"]()
 
         return run
 

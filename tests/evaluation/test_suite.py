@@ -1,7 +1,7 @@
 """Evaluation of several data sets into one folder: the report, continuing, refusals; and scripts/evaluate.py."""
 
-import importlib.util
 import json
+import runpy
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -153,13 +153,11 @@ def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
 @pytest.fixture
 def run_script(tiny_hub_folder: Path, tmp_path: Path) -> Callable[..., Path]:
     """Runs the script on the tiny model, and returns its output folder."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    main = runpy.run_path(str(SCRIPT))["main"]
 
     def run(*arguments: str, status: int = 0) -> Path:
         common = ["--model", str(tiny_hub_folder), "--output", str(tmp_path / "out"), "--num-workers", "0"]
-        assert script.main([*common, *arguments]) == status
+        assert main([*common, *arguments]) == status
         return tmp_path / "out"
 
     return run

@@ -58,13 +58,6 @@ def small_recipe(output_dir: Path, model: Path, **values: object) -> Recipe:
     return Recipe(output_dir=str(output_dir), model=str(model), **{**defaults, **values})
 
 
-def command_line(recipe: Recipe) -> list[str]:
-    """The arguments of scripts/train.py for a recipe; writes it to a file beside its folder."""
-    config = Path(recipe.output_dir).with_suffix(".yaml")
-    config.write_text(json.dumps(vars(recipe)))
-    return ["--config", str(config)]
-
-
 def reset_accelerate() -> None:
     """Forget the processes and settings of a run, so that another one can have its own."""
     AcceleratorState._reset_state(reset_partial_state=True)

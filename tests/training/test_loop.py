@@ -1,8 +1,8 @@
 """The loop in one process: equal to the reference, after any interruption, and what it refuses."""
 
-import importlib.util
 import json
 import math
+import runpy
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from small_runs import (
     assert_weights_equal,
-    command_line,
     log_of,
     reset_accelerate,
     small_recipe,
@@ -278,11 +277,10 @@ def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
 
 
 def run_script(recipe: Recipe) -> int:
-    spec = importlib.util.spec_from_file_location("train_script", TRAIN_SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    config = Path(recipe.output_dir).with_suffix(".yaml")
+    config.write_text(json.dumps(vars(recipe)))
     try:
-        return script.main(command_line(recipe))
+        return runpy.run_path(str(TRAIN_SCRIPT))["main"](["--config", str(config)])
     finally:
         reset_accelerate()
 

@@ -91,21 +91,13 @@ def list_pascal_voc(images: Path, labels: Path, split: str) -> Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the images and labels of a benchmark lie below its root folder; `{split}` stands for the split.
-
-    Args:
-        benchmark: The benchmark's name.
-        images: A folder.
-        labels: A folder, or a file with all of them.
-        rule: The name in `LABEL_RULES` of how label files become class indices; `None` if they hold them.
-        list_files: Lists the files of `images`, `labels` and a split, without reading them.
-    """
+    """Where the images and labels of a benchmark lie below its root folder; `{split}` stands for the split."""
 
     benchmark: str
-    images: str
-    labels: str
-    rule: str | None = None
-    list_files: Callable[[Path, Path, str], Listing] = list_pairs
+    images: str  # a folder
+    labels: str  # a folder, or a file with all of them
+    rule: str | None = None  # of `LABEL_RULES`, by which label files become class indices; `None` if they hold them
+    list_files: Callable[[Path, Path, str], Listing] = list_pairs  # of images, labels and a split, without reading them
 
     def paths(self, root: Path, split: str) -> tuple[Path, Path]:
         """Where the images and the labels of a split are below a root folder."""
@@ -156,25 +148,15 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
-    """What there is to know about a benchmark without its data.
+    """What there is to know about a benchmark without its data."""
 
-    Args:
-        title: What papers call it.
-        homepage: The page of its download, or the file.
-        roots: The names of its root folder, as paths within the folder that holds all data sets.
-        splits: The splits it can be read in.
-        ignore_index: The label of pixels that count nowhere.
-        background_index: The label of background where it is a class of its own, see [`SegmentationMap`].
-        skips_unlabelled: Whether images without any labelled pixel are left out.
-    """
-
-    title: str
-    homepage: str
-    roots: tuple[str, ...]
+    title: str  # what papers call it
+    homepage: str  # the page of its download, or the file
+    roots: tuple[str, ...]  # the names of its root folder, as paths within the folder that holds all data sets
     splits: tuple[str, ...] = (DEFAULT_SPLIT,)
-    ignore_index: int = IGNORE_8_BIT
-    background_index: int | None = None
-    skips_unlabelled: bool = False
+    ignore_index: int = IGNORE_8_BIT  # the label of pixels that count nowhere
+    background_index: int | None = None  # see `SegmentationMap`
+    skips_unlabelled: bool = False  # whether images without any labelled pixel are left out
 
 
 _COCO = ("coco-stuff", "coco_stuff", "cocostuff", "coco")

@@ -62,19 +62,12 @@ def read_rle_annotations(file: BinaryIO) -> Ids:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How label files become class indices.
-
-    Args:
-        read: Reads a label file into ids.
-        classes: The class index, or the ignored label, of each id.
-        others: The same for ids that are not in `classes`; `None` if such an id is an error.
-        shortest_side: Larger label maps are resized to this, see [`SegmentationImage`].
-    """
+    """How label files become class indices."""
 
     read: Callable[[BinaryIO], Ids]
-    classes: Mapping[int, int]
-    others: int | None = None
-    shortest_side: int | None = None
+    classes: Mapping[int, int]  # the class index, or the ignored label, of each id
+    others: int | None = None  # the same for all other ids; `None` if such an id is an error
+    shortest_side: int | None = None  # larger label maps are resized to this, see `SegmentationImage`
 
     def class_indices(self, file: BinaryIO) -> Ids:
         """The class index of each pixel."""
@@ -123,9 +116,8 @@ LABEL_RULES = {
 class SegmentationImage(datasets.Image):
     """A `datasets.Image` in RGB, read as all images that a model is given.
 
-    Args:
-        shortest_side: The official preparation of A-847: the shortest side of larger images is brought to this many
-            pixels, bilinearly and without antialiasing, and all images are compressed as JPEG.
+    With `shortest_side`, as the official preparation of A-847 stores it: the shortest side of larger images is brought
+    to this many pixels, bilinearly and without antialiasing, and all images are compressed as JPEG.
     """
 
     mode: str | None = "RGB"
@@ -145,18 +137,14 @@ class SegmentationImage(datasets.Image):
 class SegmentationMap(datasets.Image):
     """A label map: decodes to a greyscale image, of mode `"L"` or `"I;16"`, of class indices and `ignore_index`.
 
-    Args:
-        names: The T classes that a model is asked for, in the order of their indices.
-        ignore_index: The label of pixels that belong to no class: 255, or 65535 for label maps of 16 bits.
-        background_index: The label of background where it is a class of its own: the ground truth holds only the
-            classes below it, and a prediction of this index or any larger one means background.
-        rule: The name of the rule in `LABEL_RULES`; `None` for label files that hold class indices.
+    With `background_index` the ground truth holds only the classes below it and background, which a prediction of this
+    index or any larger one means.
     """
 
-    names: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # that a model is asked for, in the order of their indices
     ignore_index: int = IGNORE_8_BIT
     background_index: int | None = None
-    rule: str | None = None
+    rule: str | None = None  # of `LABEL_RULES`; `None` for label files that hold class indices
     _type: str = field(default="SegmentationMap", init=False, repr=False)
 
     @property

@@ -21,21 +21,14 @@ Labels = NDArray[Any]  # of integers
 
 @dataclass(frozen=True)
 class TrainingTransform:
-    """Augmentation as SED trains: resize, random crop, colour jitter, horizontal flip, padding, in this order.
+    """Augmentation as SED trains: resize, random crop, colour jitter, horizontal flip, padding, in this order."""
 
-    Args:
-        shortest_edge: Resize the shortest side to this many pixels, but the longest to at most `longest_edge`; `None`
-            does not resize.
-        crop_size: Side of the random crop, to which smaller images are padded at the right and the bottom.
-        ignore_index: Label of padded pixels.
-    """
-
-    shortest_edge: int | None
-    longest_edge: int
-    crop_size: int
+    shortest_edge: int | None  # to which the shortest side is resized; `None` does not resize
+    longest_edge: int  # at most, after that resize
+    crop_size: int  # side of the random crop, to which smaller images are padded at the right and the bottom
     color_jitter: bool
     horizontal_flip: bool
-    ignore_index: int
+    ignore_index: int  # label of padded pixels
 
     def __call__(self, image: Image.Image, label: Labels, rng: Generator) -> tuple[Levels, Labels]:
         """Augmented pixels (S, S, 3) and labels (S, S) of an RGB image and its label map (H, W)."""

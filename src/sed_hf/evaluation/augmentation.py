@@ -19,15 +19,10 @@ from ..modeling_sed import ENCODER_STRIDE
 
 @dataclass(frozen=True)
 class MultiScaleFlip:
-    """Which views of an image are segmented.
+    """Which views of an image are segmented."""
 
-    Attributes:
-        scales: Factors of the network's input size, which is rounded to a multiple of 32.
-        flip: Whether each view is also segmented mirrored.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)  # factors of the network's input size, which is rounded to a multiple of 32
+    flip: bool = False  # whether each view is also segmented mirrored
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):

@@ -27,16 +27,12 @@ class TrainingSamples(Dataset[dict[str, Any]]):
     """The samples of a whole run: position p is the p-th image that training sees.
 
     Each pass over the data set has an order of its own, and each position an augmentation of its own, by the seed.
-
-    Attributes:
-        dataset: Items with `image` (PIL, RGB), `label` (PIL or (H, W) integers) and `file_name`.
-        transform: Augmentation of an image, a label map and a random generator, as [`TrainingTransform`].
     """
 
-    dataset: Any
+    dataset: Any  # items with `image` (PIL, RGB), `label` (PIL or (H, W) integers) and `file_name`
     length: int
     seed: int
-    transform: Callable
+    transform: Callable  # of an image, a label map and a random generator, as TrainingTransform
 
     def __len__(self) -> int:
         return self.length

@@ -39,18 +39,12 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
     An item is a dict of `image`, an RGB image; `label`, a (size, size) int64 array of class ids, without ignored
     pixels; and `file_name`, which names the scene in messages.
-
-    Args:
-        split: "train" shows and names 72 compositions only; "test" shows all 96.
-        length: The number of scenes.
-        seed: Scenes of different seeds differ.
-        size: Height and width in pixels.
     """
 
-    split: Split
+    split: Split  # "train" shows and names 72 compositions only; "test" shows all 96
     length: int
     seed: int = 0
-    size: int = 192
+    size: int = 192  # height and width in pixels
 
     @property
     def class_names(self) -> list[str]:

@@ -43,10 +43,8 @@ def _pebble_tile() -> tuple[Plane, Plane]:
         for column_step in (-1, 0, 1):
             row, column = y // PEBBLE_SIZE + row_step, x // PEBBLE_SIZE + column_step
             cell = row % cells, column % cells
-            offset_y, offset_x = (
-                y - (row * PEBBLE_SIZE + centres[0][cell]),
-                x - (column * PEBBLE_SIZE + centres[1][cell]),
-            )
+            offset_y = y - (row * PEBBLE_SIZE + centres[0][cell])
+            offset_x = x - (column * PEBBLE_SIZE + centres[1][cell])
             distances.append(np.hypot(offset_y, offset_x))
             candidates.append(greys[cell])
     nearest = np.argsort(np.stack(distances), axis=0)
