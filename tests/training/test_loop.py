@@ -31,6 +31,8 @@ from sed_hf.training.data import TrainingClasses
 from sed_hf.training.loop import TrainingRun, compute_loss, train
 from sed_hf.training.recipe import Recipe
 
+MakeRecipe = Callable[..., Recipe]
+
 TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
 
@@ -41,7 +43,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_recipe(start: Path, tmp_path: Path) -> Callable[..., Recipe]:
+def make_recipe(start: Path, tmp_path: Path) -> MakeRecipe:
     return lambda name="run", **values: small_recipe(tmp_path / name, **{"model": start, **values})
 
 
@@ -75,7 +77,7 @@ def interrupted_at(forward: int) -> Iterator[None]:
 
 
 def test_losses_and_gradients_equal_the_reference_through_the_training_step(
-    make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: Callable[..., Recipe]
+    make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: MakeRecipe
 ) -> None:
     with safe_open(REFERENCE / "tiny.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -98,7 +100,7 @@ def test_losses_and_gradients_equal_the_reference_through_the_training_step(
     torch.testing.assert_close(actual, tensors["train.grad_norm"], rtol=1e-3, atol=0)
 
 
-def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Callable[..., Recipe]) -> None:
+def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(keep_checkpoints=2)
     folder = run(recipe)
     log = log_of(recipe)
@@ -112,7 +114,7 @@ def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Callable[.
     SEDProcessor.from_pretrained(folder)
 
 
-def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Callable[..., Recipe]) -> None:
+def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe) -> None:
     plain = make_recipe("plain", steps=3)
     evaluated = make_recipe("evaluated", steps=3, evaluate_on="scenes", evaluate_every=2, evaluate_images=2)
     run(plain)
@@ -130,14 +132,12 @@ def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Callable[..
         {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"},
     ],
 )
-def test_other_objectives_and_modes_run(make_recipe: Callable[..., Recipe], values: dict[str, object]) -> None:
+def test_other_objectives_and_modes_run(make_recipe: MakeRecipe, values: dict[str, object]) -> None:
     SEDForSemanticSegmentation.from_pretrained(run(make_recipe(steps=1, **values)))
 
 
 @pytest.mark.parametrize("finetuning", ["last_stage", "text"])
-def test_gradient_checkpointing_trains_alike(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, finetuning: str
-) -> None:
+def test_gradient_checkpointing_trains_alike(make_recipe: MakeRecipe, tmp_path: Path, finetuning: str) -> None:
     values = {"model": write_start_model(tmp_path / "start", drops=False), "finetuning": finetuning, "steps": 2}
     plain, checkpointed = make_recipe("plain", **values), make_recipe("again", gradient_checkpointing=True, **values)
     run(plain)
@@ -146,7 +146,7 @@ def test_gradient_checkpointing_trains_alike(
 
 
 def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"model": write_start_model(tmp_path / "start", drops=False), "classes_per_step": None, "steps": 2}
     whole, parts = make_recipe("whole", **values), make_recipe("parts", gradient_accumulation_steps=2, **values)
@@ -159,9 +159,7 @@ def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
 # --- interruptions
 
 
-def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(
-    make_recipe: Callable[..., Recipe],
-) -> None:
+def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(make_recipe: MakeRecipe) -> None:
     def log_and_card(recipe: Recipe) -> tuple[list[dict[str, float]], list[str]]:
         log = [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
         card = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
@@ -180,7 +178,7 @@ def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(
     assert_weights_equal(recipe, expected)
 
 
-def test_a_finished_run_writes_its_model_again_without_its_log(make_recipe: Callable[..., Recipe]) -> None:
+def test_a_finished_run_writes_its_model_again_without_its_log(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(steps=1)
     folder = run(recipe)
     weights = (folder / "model.safetensors").read_bytes()
@@ -193,7 +191,7 @@ def test_a_finished_run_writes_its_model_again_without_its_log(make_recipe: Call
 
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
-    make_recipe: Callable[..., Recipe], log_every: int
+    make_recipe: MakeRecipe, log_every: int
 ) -> None:
     """Also where it is only noticed at the next line of the log."""
     values = {"learning_rate": 1e30, "checkpoint_every": 100, "log_every": log_every}
@@ -225,22 +223,20 @@ def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
         ({"mixed_precision": "fp16"}, "mixed_precision=fp16: expected bf16 or no on a CPU"),
     ],
 )
-def test_what_cannot_be_had_is_named(
-    make_recipe: Callable[..., Recipe], values: dict[str, object], message: str
-) -> None:
+def test_what_cannot_be_had_is_named(make_recipe: MakeRecipe, values: dict[str, object], message: str) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         run(make_recipe(**values))
 
 
 def test_processes_that_accelerate_does_not_know_are_refused(
-    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but accelerate found 1 process"):
         run(make_recipe())
 
 
-def test_a_folder_with_a_run_is_not_overwritten(make_recipe: Callable[..., Recipe]) -> None:
+def test_a_folder_with_a_run_is_not_overwritten(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(steps=1)
     run(recipe)
     with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
@@ -262,7 +258,7 @@ def test_a_folder_with_a_run_is_not_overwritten(make_recipe: Callable[..., Recip
     ],
 )
 def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
-    name: str, kind: str, make_recipe: Callable[..., Recipe], tmp_path: Path, precious: Path
+    name: str, kind: str, make_recipe: MakeRecipe, tmp_path: Path, precious: Path
 ) -> None:
     planted = tmp_path / "run" / name
     planted.parent.mkdir(parents=True)
@@ -286,7 +282,7 @@ def run_script(recipe: Recipe) -> int:
 
 
 def test_ctrl_c_ends_the_script_in_one_line_and_status_130(
-    make_recipe: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+    make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with interrupted_at(forward=2):
         assert run_script(make_recipe()) == 130
@@ -294,7 +290,7 @@ def test_ctrl_c_ends_the_script_in_one_line_and_status_130(
 
 
 def test_a_damaged_mask_ends_the_script_in_one_line_from_a_worker_too(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_own_data(tmp_path / "own", {"0": np.zeros((80, 90)), "1": np.zeros((80, 90))}, ["sky", "grass"])
     (tmp_path / "own" / "masks" / "1.png").write_bytes(b"damaged")
