@@ -16,13 +16,7 @@ from planted import PLANTS
 from raw_copies import write_own_data
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_runs import (
-    assert_weights_equal,
-    log_of,
-    reset_accelerate,
-    small_recipe,
-    write_start_model,
-)
+from small_runs import assert_weights_equal, log_of, reset_accelerate, small_recipe, write_start_model
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
@@ -126,11 +120,7 @@ def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe)
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        {"objective": "alignment"},
-        {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"},
-    ],
+    "values", [{"objective": "alignment"}, {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"}]
 )
 def test_other_objectives_and_modes_run(make_recipe: MakeRecipe, values: dict[str, object]) -> None:
     SEDForSemanticSegmentation.from_pretrained(run(make_recipe(steps=1, **values)))
