@@ -120,6 +120,5 @@ def _class_indices(class_map: ClassMap, what: str) -> Tensor:
         # torch knows neither negative strides nor foreign byte orders.
         class_map = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
     if class_map.is_floating_point() or class_map.ndim != 2:
-        shape = tuple(class_map.shape)
-        raise TypeError(f"{what}: expected integers (height, width), got {class_map.dtype} of {shape}")
+        raise TypeError(f"{what}: expected integers (height, width), got {class_map.dtype} {tuple(class_map.shape)}")
     return class_map.long()

@@ -4,7 +4,6 @@ import json
 import time
 from collections import deque
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..conversion import build_processor, from_open_clip
 from ..evaluation import evaluate_benchmark, load_evaluation_set
-from ..evaluation.environment import require_launched_processes
+from ..evaluation.environment import describe_environment, require_launched_processes
 from ..hub.load import load
 from ..hub.save import check_new_folder, save_hub_folder
 from ..terminal import progress_bar
@@ -226,11 +225,12 @@ class TrainingRun:
 
     def describe(self) -> str:
         """The part of the model card that says how the model was trained, and what came of it."""
-        settings = yaml.safe_dump(asdict(replace(self.recipe, resume=False)), sort_keys=False)
-        versions = [f"{name} {version(name)}" for name in ("sed-hf", "torch", "transformers", "timm", "accelerate")]
-        environment = f"{', '.join(versions)}; {self.accelerator.num_processes} processes"
-        results = "".join(self.log_file.read_text().splitlines()[-1:])
-        return f"## Training\n\n```yaml\n{settings}```\n\n{environment}\n\nLast line of the log: `{results}`"
+        recipe, environment = (
+            f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}```"
+            for values in (asdict(replace(self.recipe, resume=False)), describe_environment(self.accelerator.device))
+        )
+        last_line = "".join(self.log_file.read_text().splitlines()[-1:])
+        return f"## Training\n\n{recipe}\n\n{environment}\n\nLast line of the log: `{last_line}`"
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
