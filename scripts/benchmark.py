@@ -44,7 +44,7 @@ from sed_hf.data.transforms import TrainingTransform
 from sed_hf.data.vocabularies import load_vocabulary
 from sed_hf.evaluation.environment import describe_environment
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from sed_hf.terminal import progress_bar, say
+from sed_hf.terminal import positive_integer, progress_bar, say
 from sed_hf.training.data import TrainingSamples
 from sed_hf.training.optimizer import enable_gradient_checkpointing
 from sed_hf.utils import atomic_path
@@ -99,13 +99,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["base"], metavar="M", help="base, large or a model folder")
     parser.add_argument("--peers", action="store_true", help="CLIPSeg and SAM 3 of transformers, with random weights")
     parser.add_argument("--decoders", nargs="+", default=["fast", "plain"], choices=["fast", "plain"])
-    parser.add_argument("--classes", nargs="+", type=int, default=[20, 150, 459], metavar="T")
+    parser.add_argument("--classes", nargs="+", type=positive_integer, default=[20, 150, 459], metavar="T")
     parser.add_argument("--sizes", nargs="+", type=int, default=[768], metavar="PIXELS", help="multiples of 32")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--topk", nargs="+", type=int, default=[0], metavar="K", help="early rejection; 0 is dense")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1], metavar="B")
+    parser.add_argument("--batch-sizes", nargs="+", type=positive_integer, default=[1], metavar="B")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements after a first one that does not count")
+    parser.add_argument(
+        "--repeats", type=positive_integer, default=3, help="measurements after a first one that does not count"
+    )
     table = parser.add_mutually_exclusive_group()
     table.add_argument("--trace", action="store_true", help="what a GPU would be asked for, counted without one")
     table.add_argument("--compile", action="store_true", help="time to compile and to run, at several sizes")
@@ -115,11 +117,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if wrong := [size for size in arguments.sizes if size < 32 or size % 32]:
         parser.error(f"--sizes {wrong[0]}: expected a multiple of 32")
-    for name in ("classes", "batch_sizes", "repeats"):
-        value = getattr(arguments, name)
-        least = value if isinstance(value, int) else min(value)
-        if least < 1:
-            parser.error(f"--{name.replace('_', '-')} {least}: expected at least 1")
     return arguments
 
 

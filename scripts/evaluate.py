@@ -42,23 +42,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument("--topk", type=whole_number, metavar="K", help="early rejection; 0 keeps every class")
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     model.add_argument("--flip", action="store_true", help="average with the probabilities of the mirror image")
-    model.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="average over these factors of the input size"
-    )
-    model.add_argument(
-        "--vocabulary-size",
-        type=positive_integer,
-        metavar="T",
-        help="ask for T names: those of the benchmark, then others that no image shows",
-    )
+    model.add_argument("--scales", type=float, nargs="+", metavar="S", help="average over factors of the input size")
+    help = "ask for T names: those of the benchmark, then others that no image shows"
+    model.add_argument("--vocabulary-size", type=positive_integer, metavar="T", help=help)
 
     speed = parser.add_argument_group("speed")
-    speed.add_argument(
-        "--batch-size", type=positive_integer, default=1, metavar="N", help="on each process; default: 1"
-    )
-    speed.add_argument(
-        "--num-workers", type=whole_number, metavar="N", help="reading images, for each process; by default up to 4"
-    )
+    speed.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="on each process")
+    speed.add_argument("--num-workers", type=whole_number, metavar="N", help="reading images; by default up to 4")
 
     results = parser.add_argument_group("results")
     results.add_argument("--save-predictions", action="store_true", help="write a PNG of class indices for each image")

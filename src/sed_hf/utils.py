@@ -1,11 +1,14 @@
-"""Atomic writes, and texts for errors in one line."""
+"""Atomic writes, names of image files, and texts for errors in one line."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+
+IMAGE_SUFFIX = re.compile(r"\.(avif|bmp|gif|jfif|jp2|jpe|jpeg|jpg|mpo|pgm|png|ppm|tif|tiff|webp)", re.IGNORECASE)
 
 
 @contextmanager

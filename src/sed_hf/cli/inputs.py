@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..terminal import say
+from ..utils import IMAGE_SUFFIX
 
-IMAGE_SUFFIX = re.compile(r"\.(avif|bmp|gif|jfif|jp2|jpe|jpeg|jpg|mpo|pgm|png|ppm|tif|tiff|webp)", re.IGNORECASE)
 VIDEO_SUFFIX = re.compile(r"\.(avi|flv|m2ts|m4v|mkv|mov|mp4|mpeg|mpg|mts|ogv|webm|wmv)", re.IGNORECASE)
 
 

@@ -69,9 +69,8 @@ def load_segmenter(arguments: argparse.Namespace) -> Segmenter:
     """Check the arguments, make the folder of the results, load the model and encode the classes."""
     class_names = read_class_names(arguments)
 
-    from ..data.distractors import distractors
     from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
-    from ..inference.segmenter import EVERYTHING_ELSE, Segmenter, unused_label
+    from ..inference.segmenter import Segmenter, competing_names, unused_label
     from ..sliding_window_sed import SlidingWindow
 
     window, tile_size, overlap = None, arguments.sliding_window, arguments.overlap
@@ -79,11 +78,7 @@ def load_segmenter(arguments: argparse.Namespace) -> Segmenter:
         window = SlidingWindow(tile_size, 0.25 if overlap is None else overlap, arguments.global_view)
     elif overlap is not None or arguments.global_view:
         raise ValueError("--overlap and --global-view: expected only with --sliding-window PIXELS")
-    others = []
-    if arguments.everything_else is not None:
-        if EVERYTHING_ELSE in class_names:
-            raise ValueError(f"--everything-else adds a class of the name {EVERYTHING_ELSE!r}, which is one of yours")
-        others = distractors(class_names, [arguments.everything_else])
+    others = competing_names(class_names, arguments.everything_else)
     unused_label(len(class_names) + bool(others))  # refuses what no label map can hold
     arguments.output.mkdir(parents=True, exist_ok=True)
     model, processor, embeddings = load_model_and_embeddings(arguments, class_names)

@@ -201,7 +201,7 @@ def load_benchmark(
         data_dir: The root folder of the data set, or the folder that contains it. For Parquet files also an address
             that fsspec understands, such as `hf://datasets/USER/REPO`.
         split: `"train"` or `"val"`; by default `"val"`. For data of your own the name of a folder inside `images/`
-            and `masks/`; by default their files themselves.
+            and `masks/`; by default their files themselves, or in Parquet files `"val"`, else `"train"`.
         streaming: Return a `datasets.IterableDataset`, which reads Parquet files without copying them into the cache.
 
     Raises:
@@ -211,7 +211,8 @@ def load_benchmark(
     """
     if name != OWN_DATA:
         benchmark_info(name)
-    dataset = read_parquet(name, data_dir, split or DEFAULT_SPLIT, streaming=streaming)
+    own = [DEFAULT_SPLIT, "train"] if name == OWN_DATA else [DEFAULT_SPLIT]
+    dataset = read_parquet(name, data_dir, [split] if split else own, streaming=streaming)
     if dataset is not None:
         return dataset
     dataset = load_raw(name, data_dir, split)

@@ -4,7 +4,9 @@ Each file's schema carries, as JSON under [`METADATA_KEY`], what the file is a p
 """
 
 import json
+from collections.abc import Sequence
 from glob import escape
+from itertools import product
 from os import PathLike, fspath
 from typing import Any
 
@@ -39,17 +41,20 @@ def read_metadata(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
 
 
 def read_parquet(
-    benchmark: str, data_dir: str | PathLike[str], split: str, *, streaming: bool
+    benchmark: str, data_dir: str | PathLike[str], splits: Sequence[str], *, streaming: bool
 ) -> datasets.Dataset | datasets.IterableDataset | None:
-    """A prepared benchmark in `data_dir` or its folder of the benchmark's name; `None` where a local one holds none."""
+    """The first split that is there of a benchmark in `data_dir` or its folder of the benchmark's name.
+
+    `None` where a local one holds none.
+    """
     filesystem, root = fsspec.core.url_to_fs(fspath(data_dir))
-    for folder in (f"{root}/{benchmark}", root):
+    for split, folder in product(splits, (f"{root}/{benchmark}", root)):
         if paths := sorted(filesystem.glob(f"{escape(folder)}/data/{split}-*-of-*.parquet")):
             break
     else:
         if isinstance(filesystem, LocalFileSystem):
             return None
-        raise FileNotFoundError(f"found no data/{split}-*.parquet in {data_dir}")
+        raise FileNotFoundError(f"found no data/{splits[0]}-*.parquet in {data_dir}")
 
     metadata = read_metadata(filesystem, paths[0])
     if metadata["benchmark"] != benchmark:
@@ -62,7 +67,12 @@ def read_parquet(
         )
     urls = [escape(filesystem.unstrip_protocol(path)) for path in paths]
     dataset = datasets.load_dataset(
-        "parquet", data_files={split: urls}, split=split, features=FEATURES, streaming=streaming
+        "parquet",
+        data_files={split: urls},
+        split=split,
+        features=FEATURES,
+        columns=list(FEATURES),
+        streaming=streaming,
     )
     label = SegmentationMap(**{key: metadata[key] for key in ("names", "ignore_index", "background_index")})
     return dataset.cast_column("image", SegmentationImage()).cast_column("label", label)

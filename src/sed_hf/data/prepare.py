@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -22,7 +23,7 @@ from ..image_processing_sed import read_rgb
 from ..terminal import progress_bar
 from ..utils import atomic_path
 from .benchmarks import BENCHMARKS, load_raw
-from .features import SegmentationImage, shrunk_jpeg
+from .features import shrunk_jpeg
 from .parquet import FEATURES, FORMAT, METADATA_KEY, read_metadata
 
 IMAGES_PER_ROW_GROUP = 50  # what a stream reads at a time: some 10 MB
@@ -82,16 +83,15 @@ def prepare_benchmark(
     return output
 
 
-def push_to_hub(folder: Path, repo_id: str) -> str:
-    """Upload a prepared folder to a data set repository of the Hub, and return the address of the commit.
+def push_to_hub(folder: Path, repo_id: str, allowed: Sequence[str] = ("README.md", "data/*.parquet")) -> str:
+    """Upload the allowed files of a folder to a data set repository of the Hub, and return the address of the commit.
 
     A new repository is private, because the licences of most benchmarks forbid passing their images on.
     """
     api = HfApi()
     api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
-    allowed = ["README.md", "data/*.parquet"]
     return api.upload_folder(
-        repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=allowed
+        repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=list(allowed)
     ).commit_url
 
 
@@ -145,29 +145,39 @@ def _rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[str, Any]
     image_feature, label_feature = examples.features["image"], examples.features["label"]
     for example in examples.cast_column("image", datasets.Image(decode=False)):
         path, name, label = Path(example["image"]["path"]), example["file_name"], example["label"]
-        image, content = _stored_image(path, image_feature)
+        image, content = stored_image(path.read_bytes(), str(path), image_feature.shortest_side)
         if image.size != label.size:
             raise ValueError(
                 f"{path} has {image.width}×{image.height} pixels, but its label map {label.width}×{label.height}"
             )
         if not skips_unlabelled or label_feature.has_labelled_pixel(label):
-            label_file = {"path": f"{path.stem}.png", "bytes": _png(label)}
+            label_file = {"path": f"{path.stem}.png", "bytes": png(label)}
             yield {"image": {"path": name, "bytes": content}, "label": label_file, "file_name": name}
 
 
-def _stored_image(path: Path, feature: SegmentationImage) -> tuple[PIL.Image.Image, bytes]:
-    """An image as the model is given it, and the bytes that `datasets.Image(mode="RGB")` decodes to it."""
-    image = read_rgb(path)
-    if feature.shortest_side is not None:
-        content = shrunk_jpeg(image, feature.shortest_side)
+def stored_image(content: bytes, name: str, shortest_side: int | None = None) -> tuple[PIL.Image.Image, bytes]:
+    """An image file as the model is given it, in RGB, and the bytes that `datasets.Image(mode="RGB")` decodes to it.
+
+    Args:
+        content: The bytes of the file.
+        name: Its name for errors.
+        shortest_side: As of [`SegmentationImage`].
+    """
+    file = BytesIO(content)
+    file.name = name
+    image = read_rgb(file)
+    if shortest_side is not None:
+        content = shrunk_jpeg(image, shortest_side)
         return read_rgb(BytesIO(content)), content
-    content = path.read_bytes()
-    as_others_read_it = FEATURES["image"].decode_example({"path": None, "bytes": content})
-    is_same = image.size == as_others_read_it.size and np.array_equal(np.asarray(image), np.asarray(as_others_read_it))
-    return image, content if is_same else _png(image)
+    with suppress(OSError):  # other readers are less patient with the end of a file
+        as_others_read_it = FEATURES["image"].decode_example({"path": None, "bytes": content})
+        if image.size == as_others_read_it.size and np.array_equal(np.asarray(image), np.asarray(as_others_read_it)):
+            return image, content
+    return image, png(image)
 
 
-def _png(image: PIL.Image.Image) -> bytes:
+def png(image: PIL.Image.Image) -> bytes:
+    """The file of an image."""
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -2,32 +2,28 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch.utils.data import DataLoader, Subset
 
 from .. import terminal
 from ..data.scenes import SceneDataset
-from ..image_processing_sed import NonFiniteLogitsError
+from ..image_processing_sed import NonFiniteLogitsError, SEDImageProcessor
 from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from ..inference.segmenter import Segmenter
-from ..inference.writers import label_map
+from ..inference.segmenter import Segmenter, read_batches
+from ..inference.writers import label_map, require_same_settings
 from ..metrics import MeanIoU
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
 from ..utils import atomic_path, short_error
 from .augmentation import MultiScaleFlip
 from .sets import EvaluationSet, group_figures, vocabulary_and_metric
-
-MAX_WORKERS = 4
 
 
 class ProgressFile:
@@ -64,21 +60,6 @@ class ProgressFile:
             progress = json.dumps({"num_images": num_images, "settings": self.settings})
             with atomic_path(self.path) as path:
                 path.write_bytes(save({"confusion_matrix": self.matrix.cpu()}, {"evaluation": progress}))
-
-
-def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
-    """Refuse to continue from a file of other settings, which the error names."""
-    current = json.loads(json.dumps(current))  # as the saved ones: lists in place of tuples
-    differences = [
-        f"{name} was {saved.get(name)!r:.80} and is {current.get(name)!r:.80}"
-        for name in {**current, **saved}
-        if saved.get(name) != current.get(name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{path} is from an evaluation with other settings: {'; '.join(differences)}."
-            " Repeat them to continue it, or choose another output folder"
-        )
 
 
 def evaluate_benchmark(
@@ -154,23 +135,30 @@ def segment_share(
     rank, num_processes = PartialState().process_index, PartialState().num_processes
     num_rounds = math.ceil((len(dataset) - start) / num_processes)
     share = range(start + rank, start + num_rounds * num_processes, num_processes)
-    loader = DataLoader(
-        Subset(dataset, [min(index, len(dataset) - 1) for index in share]),
-        batch_size,
-        num_workers=min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # without one, the loader would draw from training's random state
-    )
-    indices = iter(share)
-    for examples in loader:
+    batches = [list(share[first : first + batch_size]) for first in range(0, len(share), batch_size)]
+    image_processor = segmenter.processor.image_processor if augmentation is None else None
+    read = partial(read_example, dataset, image_processor)
+    for indices, examples in zip(batches, read_batches(batches, read, num_workers), strict=True):
         images = [example["image"] for example in examples]
         try:
-            results = segmenter(images) if augmentation is None else augmentation.segment(segmenter, images)
+            if augmentation is not None:
+                results = augmentation.segment(segmenter, images)
+            else:
+                outputs = segmenter.forward([example["pixel_values"] for example in examples])
+                results = segmenter.post_process(outputs, [image.size[::-1] for image in images])
         except NonFiniteLogitsError as error:
             raise NonFiniteLogitsError(error.index, examples[error.index]["file_name"]) from error
         predictions = [result["segmentation"] for result in results]
-        triples = zip(examples, predictions, indices, strict=False)
-        yield [(example, prediction) for example, prediction, index in triples if index < len(dataset)]
+        triples = zip(indices, examples, predictions, strict=True)
+        yield [(example, prediction) for index, example, prediction in triples if index < len(dataset)]
+
+
+def read_example(dataset: EvaluationSet, image_processor: SEDImageProcessor | None, index: int) -> dict[str, Any]:
+    """An example, or the last one if there are fewer, with the `pixel_values` that an image processor prepares."""
+    example = dataset[min(index, len(dataset) - 1)]
+    if image_processor is not None:
+        example = {**example, "pixel_values": image_processor(example["image"], return_tensors="pt")["pixel_values"][0]}
+    return example
 
 
 def write_prediction(path: Path, prediction: npt.NDArray, num_classes: int) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..inference.class_embeddings import ClassEmbeddingCache, weights_sha256
+from ..inference.class_embeddings import ClassEmbeddingCache
+from ..inference.writers import model_settings, require_same_settings
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
 from ..utils import atomic_path, short_error
 from .environment import describe_environment
-from .evaluate import ProgressFile, evaluate_benchmark, require_same_settings
+from .evaluate import ProgressFile, evaluate_benchmark
 from .sets import EvaluationSet, set_title
 
 TABLE_FIGURES = ("mIoU", "fwIoU", "mACC", "pACC")
@@ -38,15 +39,9 @@ def evaluate_suite(
     Returns:
         For each set in the folder `num_images`, `figures` in percent, and `environment`.
     """
-    image_processor, augmentation = processor.image_processor, options.get("augmentation")
-    topk = options.get("early_rejection_topk")
+    augmentation = options.get("augmentation")
     settings = {
-        "model": model_name,
-        "weights_sha256": weights_sha256(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "size": dict(image_processor.size) if image_processor.do_resize else None,
-        "input_size": dict(image_processor.input_size),
-        "early_rejection_topk": (model.config.early_rejection_topk if topk is None else topk) or None,
+        **model_settings(model, processor, model_name, options.get("early_rejection_topk")),
         **(asdict(augmentation) if augmentation else {}),
         "vocabulary_size": options.get("vocabulary_size"),
         "save_predictions": save_predictions,

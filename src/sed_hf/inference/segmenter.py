@@ -1,17 +1,58 @@
-"""RGB images to labels, with one model and one vocabulary."""
+"""RGB images to labels, with one model and one vocabulary, and the reading of a data set's images for it."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from ..data.distractors import distractors
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..pipeline_sed import EVERYTHING_ELSE, segment_images
 from ..processing_sed import SEDProcessor
 from ..sliding_window_sed import SlidingWindow
+
+MAX_WORKERS = 4
+
+
+def read_batches(
+    batches: Iterable[list[Any]], read: Callable[[Any], Any], num_workers: int | None = None
+) -> DataLoader:
+    """For each batch of rows, which may be a stream, the list of what `read` makes of them, in worker processes.
+
+    By default there are up to 4 workers; with 0, this process reads.
+    """
+    return DataLoader(
+        _Reading(read),
+        batch_sampler=batches,
+        num_workers=min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # without one, the loader would draw from training's random state
+    )
+
+
+@dataclass(frozen=True)
+class _Reading(Dataset[Any]):
+    """Takes rows themselves as the indices of a data loader."""
+
+    read: Callable[[Any], Any]
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.read(row)
+
+
+def competing_names(class_names: Sequence[str], vocabulary: str | None) -> list[str]:
+    """The names of a vocabulary, by name or path, that make up the class "everything else" beside these, if any."""
+    if vocabulary is None:
+        return []
+    if EVERYTHING_ELSE in class_names:
+        raise ValueError(f"--everything-else adds a class of the name {EVERYTHING_ELSE!r}, which is one of yours")
+    return distractors(class_names, [vocabulary])
 
 
 def unused_label(num_classes: int) -> int:
@@ -73,6 +114,26 @@ class Segmenter:
             sliding_window=self.sliding_window,
             show_progress=show_progress,
         )
+        return self._arrays(results)
+
+    @torch.no_grad()  # not inference_mode, after which FSDP cannot train
+    def forward(self, pixel_values: Sequence[Tensor]) -> Any:
+        """The model's outputs for images that the image processor has prepared, each (3, H, W), to post-process."""
+        if len({values.shape for values in pixel_values}) > 1:
+            raise ValueError("images of different sizes without do_input_resize: use a batch size of 1")
+        model, topk = self.model, self.topk
+        return model(
+            torch.stack(list(pixel_values)).to(model.device, model.dtype),
+            class_embeddings=self.class_embeddings,
+            early_rejection_topk=model.config.early_rejection_topk if topk is None else topk,
+        )
+
+    def post_process(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, npt.NDArray]]:
+        """What a call returns, from the outputs of `forward` and the (height, width) of each image."""
+        post_process: Any = self.processor.post_process_semantic_segmentation
+        return self._arrays(post_process(outputs, sizes, self.threshold, ignore_index=-1, return_probabilities=True))
+
+    def _arrays(self, results: Sequence[dict[str, Tensor]]) -> list[dict[str, npt.NDArray]]:
         arrays = []
         for result in results:
             segmentation = result["segmentation"].cpu().clamp(max=len(self.class_names) - 1)  # the others are the last

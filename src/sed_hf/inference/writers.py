@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..modeling_sed import SEDForSemanticSegmentation
+from ..processing_sed import SEDProcessor
 from ..utils import atomic_path
 from ..visualization import ClassTotals, draw_overlay
+from .class_embeddings import weights_sha256
 from .segmenter import unused_label
 
 
@@ -69,3 +72,33 @@ def write_results(
     if max(image.size) > max(overlay.size):
         return f"its overlay is made smaller: a JPEG file has at most {max(overlay.size)} pixels on a side"
     return None
+
+
+def model_settings(
+    model: SEDForSemanticSegmentation, processor: SEDProcessor, model_name: str, topk: int | None
+) -> dict[str, Any]:
+    """What results depend on beside images and classes; `topk` is early rejection, or `None` for the model's own."""
+    image_processor = processor.image_processor
+    return {
+        "model": model_name,
+        "weights_sha256": weights_sha256(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "size": dict(image_processor.size) if image_processor.do_resize else None,
+        "input_size": dict(image_processor.input_size),
+        "early_rejection_topk": (model.config.early_rejection_topk if topk is None else topk) or None,
+    }
+
+
+def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue from a file of other settings, which the error names."""
+    current = json.loads(json.dumps(current))  # as the saved ones: lists in place of tuples
+    differences = [
+        f"{name} was {saved.get(name)!r:.80} and is {current.get(name)!r:.80}"
+        for name in {**current, **saved}
+        if saved.get(name) != current.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} is of other settings: {'; '.join(differences)}."
+            " Repeat them to continue, or choose another output folder"
+        )

@@ -1,0 +1,252 @@
+"""Formats of labelled data sets: Parquet, COCO, YOLO, and a folder of indexed PNG."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from ..data.parquet import FEATURES, FORMAT, METADATA_KEY
+from ..data.prepare import IMAGES_PER_ROW_GROUP, png
+from ..utils import atomic_path
+from ..visualization import ClassStatistics, class_colors
+from .segmenter import unused_label
+from .writers import label_map
+
+
+@dataclass
+class PreparedImage:
+    """An image that a worker has read: its place in the data set, its file as it is stored, and the model's input."""
+
+    position: int
+    source: str  # its name in the data set, or ""
+    content: bytes
+    size: tuple[int, int]  # height and width
+    pixel_values: Tensor
+
+    @property
+    def name(self) -> str:
+        """A file name that no other image has: the position, and what the source is called."""
+        kind = str(Image.open(BytesIO(self.content)).format).lower()
+        stem = re.sub(r"[^\w-]+", "_", str(Path(self.source).with_suffix("")))[-80:].strip("_")
+        return f"{self.position:08d}{'-' if stem else ''}{stem}.{ {'jpeg': 'jpg', 'mpo': 'jpg'}.get(kind, kind) }"
+
+
+@dataclass
+class LabelFormat:
+    """Writes labelled images below a folder. A shard is written by one process, as often as it takes."""
+
+    output: Path
+    class_names: Sequence[str]
+    split: str
+    files: ClassVar[tuple[str, ...]]  # of the data set, as patterns
+
+    def write_image(
+        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
+    ) -> Any:
+        """Write the files of an image, if it has some of its own, and return what its shard needs to know of it."""
+        raise NotImplementedError
+
+    def write_shard(self, index: int, records: list[Any]) -> list[Any]:
+        """Write the file of a shard, and return what `finish` needs to know of it, as JSON can hold it."""
+        return []
+
+    def finish(self, shards: Sequence[Path]) -> None:
+        """Write what is about all shards; their JSON files hold the `records` that `write_shard` has returned."""
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+
+
+class ParquetFormat(LabelFormat):
+    """What `load_benchmark("custom")` and `datasets` read: `data/SPLIT-INDEX-of-NUMBER.parquet`."""
+
+    files = ("data/*.parquet",)
+
+    def write_image(
+        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
+    ) -> Any:
+        """The row of an image."""
+        label = png(label_map(segmentation, len(self.class_names)))
+        return {
+            "image": {"path": image.source, "bytes": image.content},
+            "label": {"path": f"{Path(image.name).stem}.png", "bytes": label},
+            "file_name": image.name,
+            "classes": [entry.index for entry in classes],
+            "scores": [score(entry) for entry in classes],
+        }
+
+    def write_shard(self, index: int, records: list[Any]) -> list[Any]:
+        """Write a file, which gets its last name when the number of files is known."""
+        names = datasets.ClassLabel(names=list(self.class_names))
+        features = {**FEATURES, "classes": datasets.List(names), "scores": datasets.List(datasets.Value("float32"))}
+        schema = datasets.Features(features).arrow_schema
+        metadata = {
+            "format": FORMAT,
+            "benchmark": "custom",
+            "names": list(self.class_names),
+            "ignore_index": unused_label(len(self.class_names)),
+            "background_index": None,
+            "split": self.split,
+        }
+        schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
+        file = self.output / f"data/{self.split}-{index:05d}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        with atomic_path(file) as path, pq.ParquetWriter(path, schema) as writer:
+            if records:
+                writer.write_table(pa.Table.from_pylist(records, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
+        return []
+
+    def finish(self, shards: Sequence[Path]) -> None:
+        """Name the files as one set."""
+        for index in range(len(shards)):
+            file = self.output / f"data/{self.split}-{index:05d}.parquet"
+            if file.exists():
+                file.rename(file.with_stem(f"{file.stem}-of-{len(shards):05d}"))
+
+
+class PNGFormat(LabelFormat):
+    """Own data as `load_benchmark("custom")` reads it: `images/`, `masks/` with a palette, and `classes.json`."""
+
+    files = ("images/*", "masks/*", "classes.json")
+
+    def write_image(
+        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
+    ) -> Any:
+        """Write image and mask; a mask of more than 255 classes is grey, of 16 bits."""
+        mask = label_map(segmentation, len(self.class_names))
+        if mask.mode == "L":
+            palette = np.full((256, 3), 255, dtype=np.uint8)
+            palette[: len(self.class_names)] = class_colors(self.class_names)
+            mask.putpalette(palette.tobytes())
+        self._write(f"images/{image.name}", image.content)
+        self._write(f"masks/{Path(image.name).stem}.png", png(mask))
+
+    def finish(self, shards: Sequence[Path]) -> None:
+        """Write the class names."""
+        self._write("classes.json", json.dumps(list(self.class_names), indent=1, ensure_ascii=False).encode())
+
+
+class YOLOFormat(LabelFormat):
+    """Segments as polygons: `images/`, `labels/` and `data.yaml`."""
+
+    files = ("images/*", "labels/*", "data.yaml")
+
+    def write_image(
+        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
+    ) -> Any:
+        """Write image and labels: a line for each region of a class, with coordinates as shares of the size."""
+        lines = []
+        for entry in sorted(classes, key=lambda entry: entry.index):
+            for polygon in polygons(segmentation == entry.index):
+                coordinates = (polygon / image.size[::-1]).ravel().tolist()
+                lines.append(f"{entry.index} {' '.join(f'{value:.6f}' for value in coordinates)}\n")
+        self._write(f"images/{image.name}", image.content)
+        self._write(f"labels/{Path(image.name).stem}.txt", "".join(lines).encode())
+
+    def finish(self, shards: Sequence[Path]) -> None:
+        """Write the class names; training and validation name the same images."""
+        content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
+        self._write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
+
+
+class COCOFormat(LabelFormat):
+    """COCO's object detection format: `images/` and `annotations.json`, in which ids count from 1."""
+
+    files = ("images/*", "annotations.json")
+
+    def write_image(
+        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
+    ) -> Any:
+        """Write the image, and return its entry and its annotations, one for each class, as run lengths."""
+        self._write(f"images/{image.name}", image.content)
+        image_id, (height, width) = image.position + 1, image.size
+        annotations = []
+        for entry in sorted(classes, key=lambda entry: entry.index):
+            rle = coco_mask.encode(np.asfortranarray(segmentation == entry.index, dtype=np.uint8))
+            annotation = {
+                "image_id": image_id,
+                "category_id": entry.index + 1,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "area": int(coco_mask.area(rle)),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "iscrowd": 0,
+                "score": score(entry),
+            }
+            annotations.append(annotation)
+        facts = {"id": image_id, "file_name": image.name, "height": height, "width": width, "source": image.source}
+        return {"image": facts, "annotations": annotations}
+
+    def write_shard(self, index: int, records: list[Any]) -> list[Any]:
+        """Nothing yet: `finish` writes the only file."""
+        return records
+
+    def finish(self, shards: Sequence[Path]) -> None:
+        """Join the annotations, one shard in memory at a time."""
+        categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
+
+        def records() -> Iterator[dict[str, Any]]:
+            for shard in shards:
+                yield from json.loads(shard.read_bytes())["records"]
+
+        with atomic_path(self.output / "annotations.json") as path, path.open("w", encoding="utf-8") as file:
+            file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)},\n"images": [')
+            for number, record in enumerate(records()):
+                file.write(",\n"[2 * (not number) :] + json.dumps(record["image"], ensure_ascii=False))
+            file.write('],\n"annotations": [')
+            number = 0
+            for record in records():
+                for annotation in record["annotations"]:
+                    number += 1
+                    file.write(",\n"[2 * (number == 1) :] + json.dumps({"id": number, **annotation}))
+            file.write("]}\n")
+
+
+FORMATS = {"parquet": ParquetFormat, "coco": COCOFormat, "yolo": YOLOFormat, "png": PNGFormat}
+
+
+def score(entry: ClassStatistics) -> float:
+    """The mean probability of a class in an image, in as many digits as mean something."""
+    return round(entry.mean_probability, 4)
+
+
+def polygons(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """The outlines (N, 2), x and y in pixels, of the regions of a mask, with bridges to their holes.
+
+    They run a quarter of a pixel inside of the pixels' edges: so both a reader that takes the pixels whose centre is
+    inside and one that cuts off the digits and fills, outline included, draw the same mask.
+    """
+    doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = []
+    for contour, (_, _, hole, parent) in zip(contours, hierarchy[0] if contours else (), strict=True):
+        if parent >= 0:
+            continue
+        outline = contour[:, 0]
+        while hole >= 0:
+            inner = contours[hole][:, 0]
+            distances, nearest = KDTree(outline).query(inner)
+            start = int(np.argmin(distances))
+            cut = int(nearest[start])
+            ring = np.concatenate([inner[start:], inner[: start + 1]])
+            outline = np.concatenate([outline[: cut + 1], ring, outline[cut:]])
+            hole = hierarchy[0][hole][0]
+        outlines.append((outline + 0.5) / 2)
+    return outlines
