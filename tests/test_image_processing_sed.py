@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from largest_tensor import LargestTensor
 from PIL import Image
 
-from sed_hf import SEDImageProcessor, SEDSemanticSegmentationOutput
+from sed_hf import SEDImageProcessor
 from sed_hf.image_processing_sed import (
     MAX_PIXELS_VARIABLE,
     NonFiniteLogitsError,
@@ -337,30 +337,6 @@ class TestPostProcessing:
         expected = F.interpolate(outputs.logits.sigmoid(), size=(150, 400), mode="bilinear", align_corners=False)
         assert torch.equal(segmentation, expected[0].argmax(0))
 
-    @pytest.mark.parametrize("target_sizes", [None, torch.tensor([[40, 50]] * 2)])
-    def test_scores_of_all_classes_are_returned_on_request(
-        self, image_processor: SEDImageProcessor, target_sizes: Any
-    ) -> None:
-        outputs = self.outputs(2, 5, 12, 16)
-        results = image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes, return_segmentation_scores=True
-        )
-        size = (12, 16) if target_sizes is None else (40, 50)
-        expected = F.interpolate(outputs.logits.sigmoid(), size=size, mode="bilinear", align_corners=False)
-        for result, scores in zip(results, expected, strict=True):
-            torch.testing.assert_close(result.segmentation_scores, scores)
-            assert torch.equal(result.segmentation, scores.argmax(0))
-
-    def test_scores_of_rejected_classes_are_0(self, image_processor: SEDImageProcessor) -> None:
-        outputs = SEDSemanticSegmentationOutput(
-            logits=self.outputs(1, 2, 4, 4).logits,
-            logit_classes=torch.tensor([1, 3]),
-            kept_classes=torch.zeros(1, 3, 5, dtype=torch.bool),
-        )
-        (result,) = image_processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
-        assert torch.equal(result.segmentation_scores[[1, 3]], outputs.logits[0].sigmoid())
-        assert (result.segmentation_scores[[0, 2, 4]] == 0).all()
-
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
     def test_one_logit_that_is_not_finite_is_an_error_that_says_which_image(
@@ -369,10 +345,10 @@ class TestPostProcessing:
         outputs = self.outputs(3, 5, 4, 4)
         outputs.logits = outputs.logits.to(dtype)
         outputs.logits[0] = torch.finfo(dtype).min  # as of classes that are rejected in one image and not in others
-        image_processor.post_process_semantic_segmentation(outputs, [(9, 9)] * 3)
+        image_processor.post_process_semantic_segmentation(outputs)
         outputs.logits[1, 2, 3, 3] = value
         with pytest.raises(NonFiniteLogitsError, match="image 1: the logits are not finite; use float32") as error:
-            image_processor.post_process_semantic_segmentation(outputs, [(9, 9)] * 3)
+            image_processor.post_process_semantic_segmentation(outputs)
         assert error.value.index == 1
 
     @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from small_models import TEMPLATES, make_small_model, small_model, small_process
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, SEDModel, SEDProcessor
-from sed_hf.loss_sed import segmentation_loss
 
 CLASSES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
 
@@ -121,10 +120,6 @@ class TestFrozenTextEncoder:
 
 
 class TestInputs:
-    def test_training_works_at_the_smallest_size(self) -> None:
-        model, labels = make_small_model().train(), torch.zeros(1, 32, 32, dtype=torch.long)
-        assert model(random(1, 3, 32, 32), class_embeddings=class_embeddings(2), labels=labels).loss.isfinite()
-
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -211,18 +206,6 @@ class TestTraining:
         for name, parameter in model.named_parameters():
             assert parameter.is_contiguous(), name
             assert parameter.grad is None or parameter.grad.is_contiguous(), name
-
-    def test_the_losses_of_parts_add_up_to_that_of_the_whole(self) -> None:
-        logits, labels = (
-            random(4, 3, 8, 8),
-            torch.randint(0, 3, (4, 16, 16), generator=torch.Generator().manual_seed(0)),
-        )
-        labels[0, :9] = 255  # so that the parts count unequally
-        num_pixels = (labels != 255).sum()
-        whole = segmentation_loss(logits, labels, 255, ignored_as_negative=False)
-        halves = zip(logits.split(2), labels.split(2), strict=True)
-        parts = [segmentation_loss(*half, 255, ignored_as_negative=False, num_pixels=num_pixels) for half in halves]
-        torch.testing.assert_close(sum(parts), whole)
 
 
 class TestPrecision:

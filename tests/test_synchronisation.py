@@ -1,17 +1,62 @@
 """Nothing waits for what a GPU computes, but where it is asked for."""
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from decoder_inputs import random_inputs, seeded
-from synchronisations import Synchronisations
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from training.small_runs import reset_accelerate, small_recipe, write_start_model
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.chunking_sed import Chunks
 from sed_hf.training.loop import TrainingRun
+
+WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select"}
+BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+class Operations(TorchDispatchMode):
+    """Counts `item`, `nonzero`, `unique`, boolean indexing and the like, by name."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        masks = [leaf for leaf in tree_leaves(args[1:]) if isinstance(leaf, Tensor) and leaf.dtype == torch.bool]
+        if name in WAITING or (name in BY_INDEX and masks):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Lists(TorchFunctionMode):
+    """Counts `tolist` and `numpy`, which are not operations."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy):
+            self.counts[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def synchronisations() -> Iterator[Counter[str]]:
+    """Counts what would make a GPU's host wait for a number."""
+    counts: Counter[str] = Counter()
+    with Operations(counts), Lists(counts):
+        yield counts
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +70,10 @@ def test_dense_inference_waits_for_nothing_and_post_processing_once(
     tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
 ) -> None:
     inputs = {"pixel_values": seeded(2, 3, 64, 64), "class_embeddings": random_inputs(5)["class_embeddings"]}
-    with Synchronisations() as counts:
+    with synchronisations() as counts:
         outputs = tiny_model(**inputs)
     assert not counts
-    with Synchronisations() as counts:
+    with synchronisations() as counts:
         tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[(50, 70), (64, 64)], threshold=0.5)
     assert counts == {"nonzero": 1}  # whether all logits are finite
 
@@ -40,7 +85,7 @@ def test_early_rejection_waits_once_a_stage(tiny_model: SEDForSemanticSegmentati
     chunks = tiny_model.decoder.chunks
     tiny_model.decoder.chunks = Chunks(num_classes=3, part_bytes=part_bytes)
     try:
-        with Synchronisations() as counts:
+        with synchronisations() as counts:
             outputs = tiny_model(**inputs, early_rejection_topk=1)
     finally:
         tiny_model.decoder.chunks = chunks
@@ -52,7 +97,7 @@ def test_a_training_step_waits_for_nothing_between_lines_of_the_log(tmp_path: Pa
     start = write_start_model(tmp_path / "start")
     run = TrainingRun(small_recipe(tmp_path / "run", start, classes_per_step=None, num_workers=1, log_every=3))
     run.train_step(0)
-    with Synchronisations() as counts:
+    with synchronisations() as counts:
         run.train_step(1)
     # Whether the labels are classes, which lie on the CPU here; on a GPU an assertion there takes the place.
     assert counts == {"_local_scalar_dense": 1}

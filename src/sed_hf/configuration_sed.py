@@ -1,6 +1,5 @@
 """Configuration of SED (Xie et al., CVPR 2024, arXiv 2311.15537)."""
 
-import math
 from dataclasses import field
 from typing import Any, Literal
 
@@ -192,11 +191,6 @@ class SEDConfig(PreTrainedConfig):
         for name in (*counts, "early_rejection_topk", "class_chunk_size", "num_saved_classes"):
             value = getattr(self, name)
             check(self, name, value is None or value > 0, "at least 1")
-        for name in ("cost_embedding_kernel_size", "decoder_kernel_size"):
-            check(self, name, getattr(self, name) % 2 == 1, "an odd size, which keeps the size of its input")
-        for name in ("layer_scale_init_value", "logit_scale_init_value"):
-            check(self, name, math.isfinite(getattr(self, name)), "a finite number")
-        check(self, "layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "a finite number above 0")
         widths = self.decoder_hidden_sizes
         for name, count in (("decoder_hidden_sizes", 4), ("skip_guidance_sizes", 3), ("cost_guidance_sizes", 3)):
             sizes = getattr(self, name)

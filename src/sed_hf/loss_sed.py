@@ -24,19 +24,14 @@ def segmentation_losses(
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
     if not torch.compiler.is_compiling():
-        check_range(labels, num_classes, config.ignore_index)
+        wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= num_classes))
+        expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index}"
+        if labels.device.type == "cuda":
+            torch._assert_async(~wrong.any(), expected)  # for which nothing waits
+        elif wrong.any():
+            raise ValueError(f"{expected}, got {labels[wrong][0].item()}")
     rule = config.ignore_index, config.ignored_as_negative
     return tuple(segmentation_loss(logits, labels, *rule, num_pixels=num_pixels) for logits in all_logits)
-
-
-def check_range(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Check that labels are classes or ignored; on a GPU by an assertion there, for which nothing waits."""
-    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
-    expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={ignore_index}"
-    if labels.device.type == "cuda":
-        torch._assert_async(~wrong.any(), expected)
-    elif wrong.any():
-        raise ValueError(f"{expected}, got {labels[wrong][0].item()}")
 
 
 def segmentation_loss(

@@ -61,7 +61,7 @@ class SEDProcessor(ProcessorMixin):
         if isinstance(templates, str) or not isinstance(templates, Sequence):
             raise TypeError(f"prompt_templates: expected a list of strings, got {templates!r:.80}")
         for index, template in enumerate(templates):
-            if not isinstance(template, str) or template.count("{}") != 1 or not is_unicode(template):
+            if not isinstance(template, str) or template.count("{}") != 1:
                 expected = "expected text with exactly one {}"
                 raise ValueError(f"prompt_templates[{index}]: {expected}, got {template!r:.80}")
         self.prompt_templates = list(templates)
@@ -145,11 +145,6 @@ class SEDProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "class_ids", "num_synonyms"]
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: JSON may spell half a surrogate pair, which nothing can write."""
-    return not re.search("[\ud800-\udfff]", text)
-
-
 def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     """The class names, without surrounding spaces and a trailing comma; refused if one is empty or named twice.
 
@@ -166,7 +161,7 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
     for index, name in enumerate(text):
         if not isinstance(name, str):
             raise TypeError(f"{argument}[{index}]: expected a string, got {type(name).__name__} {name!r:.80}")
-        if not is_unicode(name):
+        if re.search("[\ud800-\udfff]", name):  # half a surrogate pair, which nothing can write
             raise ValueError(f"{argument}[{index}]: expected Unicode text, got {name!r:.80}")
         if not all(synonyms_of(name)):
             expected = "expected a class name, or several separated by ', '"

@@ -39,8 +39,6 @@ class SlidingWindow:
             raise ValueError(f"sliding_window: expected a tile_size of at least 32 pixels, got {self.tile_size!r}")
         if not 0 <= self.overlap <= 0.75:
             raise ValueError(f"sliding_window: expected overlap to be from 0 to 0.75, got {self.overlap!r}")
-        if not isinstance(self.global_view, bool):
-            raise ValueError(f"sliding_window: expected global_view to be True or False, got {self.global_view!r}")
 
     @classmethod
     def of(cls, value: Any) -> "SlidingWindow | None":

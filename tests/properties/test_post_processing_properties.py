@@ -34,7 +34,8 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def process(outputs: SEDSemanticSegmentationOutput, sizes: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
-    return SEDImageProcessor().post_process_semantic_segmentation(outputs, sizes, return_probabilities=True, **kwargs)
+    kwargs["return_segmentation_scores"] = True
+    return SEDImageProcessor().post_process_semantic_segmentation(outputs, sizes, **kwargs)
 
 
 def assert_most_probable(result: dict[str, Tensor], logits: Tensor, size: tuple[int, int]) -> None:
@@ -42,6 +43,7 @@ def assert_most_probable(result: dict[str, Tensor], logits: Tensor, size: tuple[
     probabilities = F.interpolate(logits.float().sigmoid()[None], size=size, mode="bilinear", align_corners=False)[0]
     segmentation, probability = result["segmentation"], result["probability"]
     assert (segmentation.dtype, probability.dtype) == (torch.int64, torch.float32)
+    torch.testing.assert_close(result["segmentation_scores"], probabilities, rtol=0, atol=PROBABILITY)
     of_the_class = probabilities.gather(0, segmentation[None])[0]
     for found in (probability, of_the_class):
         torch.testing.assert_close(found, probabilities.amax(0), rtol=0, atol=PROBABILITY)

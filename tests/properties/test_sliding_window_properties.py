@@ -141,9 +141,7 @@ def test_no_tensor_of_all_classes_at_full_size_is_made() -> None:
     assert largest.num_bytes <= 2**22 * 4  # of a chunk of classes; of all classes 59 MB
 
 
-@pytest.mark.parametrize(
-    "value", [16, "64", {"tile_size": 64, "overlap": 1}, {"tile_size": 64, "global_view": "no"}, {"size": 64}]
-)
+@pytest.mark.parametrize("value", [16, "64", {"tile_size": 64, "overlap": 1}, {"size": 64}])
 def test_impossible_windows_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"sliding_window.*: expected "):
         SlidingWindow.of(value)
