@@ -8,8 +8,6 @@ import pytest
 import torch
 from decoder_inputs import random_inputs, seeded
 
-from sed_hf import SEDForSemanticSegmentation
-
 SIZES = [(3, 64, 64), (5, 96, 128), (2, 128, 64), (7, 64, 64)]  # classes, height, width
 
 
@@ -27,22 +25,16 @@ def inputs(classes: int, height: int, width: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@torch.no_grad()
-def test_the_model_compiles_at_any_sequence_of_sizes(tiny_model: SEDForSemanticSegmentation) -> None:
-    compiled = torch.compile(tiny_model, fullgraph=True, backend="aot_eager")
-    for size in SIZES:
-        expected = tiny_model(**inputs(*size)).logits
-        torch.testing.assert_close(compiled(**inputs(*size)).logits, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("topk", [0, 1])
+@pytest.mark.parametrize("with_decoder", [False, True], ids=["encoder", "encoder and decoder"])
 @torch.no_grad()
-def test_compile_decoder_compiles_in_place_what_runs_for_each_class(make_tiny_model: Callable, topk: int) -> None:
+def test_the_model_compiles_at_any_sequence_of_sizes(make_tiny_model: Callable, topk: int, with_decoder: bool) -> None:
     model, eager = make_tiny_model(class_chunk_size=2), make_tiny_model(class_chunk_size=2)
-    model.compile_decoder(backend="eager")
+    if with_decoder:
+        model.compile_decoder(backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager")
     for size in SIZES:
-        ours, expected = (each(**inputs(*size), early_rejection_topk=topk).logits for each in (model, eager))
+        ours, expected = (each(**inputs(*size), early_rejection_topk=topk).logits for each in (compiled, eager))
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
     assert list(model.state_dict()) == list(eager.state_dict())
 

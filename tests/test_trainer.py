@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import trainer_run
@@ -81,6 +82,43 @@ class TestEvaluation:
             logits = trainer.model(batch["pixel_values"]).logits
         metric.add_batch(predictions=most_probable(logits, logits), references=batch["labels"])
         assert actual == pytest.approx(metric.compute()["mIoU"])
+
+    @pytest.mark.slow
+    def test_two_thousand_images_take_the_memory_of_two_hundred(self, tmp_path: Path) -> None:
+        metric, memory = MeanIoU(NAMES), []
+
+        class Images(torch.utils.data.Dataset):
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def __len__(self) -> int:
+                return self.number
+
+            def __getitem__(self, index: int) -> dict[str, Tensor]:
+                generator = torch.Generator().manual_seed(index)
+                labels = torch.randint(0, 3, (64, 64), generator=generator)
+                return {"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": labels}
+
+        def most_probable(logits: Tensor, labels: Tensor) -> Tensor:
+            return logits.argmax(1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+        def count(prediction: EvalPrediction, compute_result: bool) -> dict[str, float | None]:
+            metric.add_batch(predictions=prediction.predictions, references=prediction.label_ids)
+            if not compute_result:
+                return {}
+            memory.append(psutil.Process().memory_info().rss / 2**20)  # while what is kept of all images is there
+            return metric.compute()
+
+        trainer = make_trainer(
+            tmp_path,
+            double=False,
+            batch_eval_metrics=True,
+            compute_metrics=count,
+            preprocess_logits_for_metrics=most_probable,
+        )
+        for number in (200, 2000):  # labels and predictions of 2,000 are 131 MB
+            trainer.evaluate(Images(number))
+        assert memory[1] - memory[0] < 40
 
     def test_the_best_model_is_loaded_at_the_end(self, tmp_path: Path) -> None:
         strategy = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}

@@ -1,7 +1,7 @@
 """How the decoder fits thousands of classes into memory, and a few into a cache: the only file that knows about it.
 
 All of the decoder but class aggregation treats each class on its own, and class aggregation each location. So a step
-can run on a few of them at a time, with the same result. A compiled or exported program takes all at once.
+can run on a few of them at a time, with the same result. An exported program takes all at once.
 """
 
 from collections import deque
@@ -52,7 +52,7 @@ class Chunks:
 
         The function takes a few numbers (t,), and their features if any, and makes at most `size` bytes of a class.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             whole, all_logits = function(classes, *(features or ()))
             return [whole], all_logits.transpose(0, 1).contiguous()
         count = self._count(len(classes), size, classes.device, self.num_classes)
@@ -109,7 +109,7 @@ class Chunks:
 
     def retry(self, function: Step, *arguments: Any, num_classes: int) -> Any:
         """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.compiler.is_exporting() or torch.is_grad_enabled():
             return function(*arguments)
         while True:
             try:
@@ -129,7 +129,7 @@ class Chunks:
 
     def _count(self, length: int, size: int, device: torch.device, num_classes: int | None = None) -> int:
         """How many classes or locations, of so many, to take at a time, each with a tensor of `size` bytes."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             return length
         wanted = num_classes or (self.max_bytes or chunk_bytes("decoder", device)) // size
         return max(1, min(wanted, length) // self.divisor)

@@ -11,6 +11,7 @@ from .chunking_sed import chunk_bytes
 from .configuration_sed import SEDConfig
 
 
+@torch.compiler.disable(reason="it computes its own gradients, and a check of labels would break the graph")
 def segmentation_losses(
     all_logits: Sequence[Tensor], labels: Tensor, config: SEDConfig, num_pixels: Tensor | int | None = None
 ) -> tuple[Tensor, ...]:
@@ -23,13 +24,12 @@ def segmentation_losses(
     if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
-    if not torch.compiler.is_compiling():
-        wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= num_classes))
-        expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index}"
-        if labels.device.type == "cuda":
-            torch._assert_async(~wrong.any(), expected)  # for which nothing waits
-        elif wrong.any():
-            raise ValueError(f"{expected}, got {labels[wrong][0].item()}")
+    wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= num_classes))
+    expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index}"
+    if labels.device.type == "cuda":
+        torch._assert_async(~wrong.any(), expected)  # for which nothing waits
+    elif wrong.any():
+        raise ValueError(f"{expected}, got {labels[wrong][0].item()}")
     rule = config.ignore_index, config.ignored_as_negative
     return tuple(segmentation_loss(logits, labels, *rule, num_pixels=num_pixels) for logits in all_logits)
 

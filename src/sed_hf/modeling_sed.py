@@ -392,6 +392,7 @@ class SEDDecoder(nn.Module):
         skips = zip(*(features.split(1) for features in skip_features), strict=True)
         return join_images([decode(*image, early_rejection_topk) for image in zip(maps, skips, strict=True)])
 
+    @torch.compiler.disable(reason="its chunks would be unrolled; `compile_decoder` compiles what runs for each")
     def decode(
         self, cost_map: SEDCostMap, skip_features: Sequence[Tensor], topk: int | None, keep_hidden: bool = False
     ) -> SEDSemanticSegmentationOutput:
