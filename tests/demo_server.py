@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SECONDS_TO_START = 60
-SECONDS_TO_ANSWER = 60
+SECONDS_TO_START = SECONDS_TO_ANSWER = 60
 MULTIPART = "multipart/form-data; boundary=X"
 OWN_CLASSES = "the classes typed below"
 
@@ -74,9 +73,7 @@ class Server:
 
     def send(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
         """The status and the body of the answer to a request."""
-        headers = {"Content-Type": "application/json"} | {
-            name.replace("_", "-"): text for name, text in headers.items()
-        }
+        headers = {"Content-Type": "application/json"} | headers
         request = urllib.request.Request(self.address + urllib.parse.quote(path, safe="/=?&:"), body, headers)
         try:
             with urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER) as answer:
@@ -100,7 +97,7 @@ class Server:
     def upload(self, content: bytes, name: str = "image.png") -> str:
         """Upload a file: its path on the server."""
         head, tail = multipart(name)
-        status, answer = self.send("/gradio_api/upload", head + content + tail, Content_Type=MULTIPART)
+        status, answer = self.send("/gradio_api/upload", head + content + tail, **{"Content-Type": MULTIPART})
         assert status == 200, answer
         return json.loads(answer)[0]
 
@@ -117,13 +114,6 @@ class Server:
     def files(self) -> set[Path]:
         """The files that the server keeps."""
         return {path for path in self.folder.rglob("served/**/*") if path.is_file()}
-
-    def wait_for_files(self, expected: set[Path]) -> bool:
-        """Whether the server soon keeps these files and no others."""
-        deadline = time.monotonic() + 5
-        while self.files() != expected and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return self.files() == expected
 
 
 def multipart(name: str) -> tuple[bytes, bytes]:

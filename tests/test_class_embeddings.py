@@ -1,8 +1,6 @@
 """Class embeddings on disk: the cache that processes share, and encoded vocabularies as files."""
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -88,13 +86,10 @@ class TestEncoding:
 
 
 class TestCache:
-    @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other tensors"])
-    def test_a_damaged_entry_is_missing_and_written_again(self, cache: ClassEmbeddingCache, damage: str) -> None:
+    @pytest.mark.parametrize("length", [0, -7])
+    def test_a_damaged_entry_is_missing_and_written_again(self, cache: ClassEmbeddingCache, length: int) -> None:
         path = entry_of(cache)
-        if damage == "other tensors":
-            save_file({"embedding": EMBEDDING}, path)
-        else:
-            path.write_bytes({"truncated": path.read_bytes()[:-7], "empty": b"", "text": b"no tensor" * 99}[damage])
+        path.write_bytes(path.read_bytes()[:length])
         assert cache.load("encoder", "cat") is None
         assert entry_of(cache) == path
         assert cache.load("encoder", "cat") is not None
@@ -139,30 +134,6 @@ class TestCache:
         cache.max_bytes = 2 * cache.size()[1] // 3
         cache.trim()
         assert [cache.load("encoder", name) is not None for name in ("cat", "dog", "bird")] == [True, False, True]
-
-    def test_its_place_is_the_cache_directory_of_hugging_face(self, cache_home: Path) -> None:
-        assert ClassEmbeddingCache().directory == cache_home / "sed_hf" / "class_embeddings"
-
-
-PROCESS = """
-import sys
-from sed_hf.hub.load import load
-from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
-
-names = [f"thing {number}" for number in range(100)]
-embeddings = encode_classes(*load(), names, ClassEmbeddingCache(sys.argv[1]), show_progress=False)
-print(embeddings.double().sum().item())
-"""
-
-
-@pytest.mark.slow
-def test_processes_that_start_together_share_it(cache: ClassEmbeddingCache) -> None:
-    command = [sys.executable, "-c", PROCESS, str(cache.directory)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    first, second = (float(process.communicate(timeout=240)[0]) for process in processes)
-    assert first == pytest.approx(second, abs=1e-3)  # packed with other prompts, an embedding differs in its last bits
-    assert cache.size()[0] == 100
-    assert all(path.suffix != ".part" for path in cache.directory.rglob("*"))
 
 
 class TestVocabularyFiles:

@@ -1,6 +1,5 @@
 """The demo without a browser: what its controls do, what it refuses in which words, and what its guard lets in."""
 
-import copy
 import json
 import os
 import struct
@@ -19,7 +18,7 @@ from PIL import Image
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
-from sed_hf.data.vocabularies import load_vocabulary
+from sed_hf.image_processing_sed import NonFiniteLogitsError
 
 gradio = pytest.importorskip("gradio")
 
@@ -31,11 +30,10 @@ from starlette.routing import Route  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from sed_hf.demo.guard import MAX_FOLDER_BYTES, Guard, UploadFolder  # noqa: E402
-from sed_hf.demo.page import MAX_CLASS_NAMES, OWN_CLASSES, Demo, read_class_names  # noqa: E402
+from sed_hf.demo.page import OWN_CLASSES, Demo  # noqa: E402
 from sed_hf.demo.server import trusted_hosts  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-FOREIGN_FILE = '{"detail":"This file was not uploaded here, or is no longer kept. Please drop the image again."}'
 
 
 @pytest.fixture
@@ -56,14 +54,9 @@ def photo(files: UploadFolder) -> str:
 
 
 def segment(
-    demo: Demo,
-    path: str | None,
-    text: str = "sky",
-    topk: int = 0,
-    threshold: float = 0.0,
-    vocabulary: str = OWN_CLASSES,
+    demo: Demo, path: str, text: str = "sky", threshold: float = 0.0, vocabulary: str = OWN_CLASSES
 ) -> tuple[Any, ...]:
-    return demo.segment(path, vocabulary, text, topk, threshold, SimpleNamespace(session_hash="abc"))
+    return demo.segment(path, vocabulary, text, 0, threshold, SimpleNamespace(session_hash="abc"))
 
 
 # segmenting
@@ -80,12 +73,6 @@ def test_segment_shows_each_class_found_with_its_share_and_probability(demo: Dem
         has_class = labels == ["sky", "dog"].index(label.split(" · ")[0])
         assert label.split(" · ")[1:] == [f"{has_class.mean():.1%}", f"{probability[has_class].mean():.2f}"]
         assert np.allclose(mask, np.where(has_class, 0.3 + 0.4 * probability, 0))
-
-
-@pytest.mark.parametrize("topk", [0, 1])
-def test_segment_takes_a_built_in_vocabulary(demo: Demo, photo: str, topk: int) -> None:
-    result, *_ = segment(demo, photo, "is not read", topk, vocabulary="pascal_voc_20")
-    assert result[1] == load_vocabulary("pascal_voc_20")
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5])
@@ -120,16 +107,6 @@ def test_what_visitors_type_is_not_kept_in_the_cache_of_the_owner(demo: Demo, ph
     assert list(cache_home.iterdir())
 
 
-def test_pixels_below_the_threshold_have_no_class(demo: Demo, photo: str) -> None:
-    result, *_ = segment(demo, photo, "sky\ndog")
-    overlay, *_ = demo.show(result, 1.0)
-    assert overlay["value"][1] == []
-
-
-def test_a_threshold_before_the_first_image_changes_nothing(demo: Demo) -> None:
-    assert demo.show(None, 0.5) == tuple(gradio.skip() for _ in range(5))
-
-
 # refusals
 
 
@@ -147,11 +124,6 @@ def test_work_ends_when_nobody_waits_for_it(demo: Demo, photo: str) -> None:
         segment(demo, photo)
 
 
-def test_segment_asks_for_an_image(demo: Demo) -> None:
-    with pytest.raises(gradio.Error, match="Please drop an image first"):
-        segment(demo, None)
-
-
 def test_a_refusal_cannot_put_markup_into_the_page(demo: Demo, photo: str) -> None:
     with pytest.raises(gradio.Error, match="&lt;img&gt;"):
         segment(demo, photo, "<img>\n<img>")
@@ -161,6 +133,7 @@ def test_a_refusal_cannot_put_markup_into_the_page(demo: Demo, photo: str) -> No
     ("error", "message"),
     [
         (torch.OutOfMemoryError("2 GiB"), "Out of memory: try early rejection"),
+        (NonFiniteLogitsError(0, "x"), "logits are not finite"),
         (RuntimeError("a bug"), "Something went wrong on the server"),
     ],
 )
@@ -173,15 +146,8 @@ def test_a_failure_is_a_sentence_without_details(
     monkeypatch.setattr(demo.model, "forward", fail)
     with pytest.raises(gradio.Error, match=message) as refusal:
         segment(demo, photo)
-    assert str(error) not in str(refusal.value)
-
-
-def test_logits_that_are_not_finite_are_a_sentence(demo: Demo, photo: str) -> None:
-    demo.model = copy.deepcopy(demo.model)
-    for parameter in demo.model.parameters():
-        parameter.data.mul_(torch.nan)
-    with pytest.raises(gradio.Error, match="logits are not finite"):
-        segment(demo, photo)
+    assert "2 GiB" not in str(refusal.value)
+    assert "a bug" not in str(refusal.value)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -200,7 +166,6 @@ def eps_file() -> bytes:
     ("content", "message"),
     [
         (png_header(6000, 5000), r"^'sent\.png: 6000 × 5000 pixels are more than the 25,000,000 that are read"),
-        (png_header(60, 50), r"^'sent\.png: cannot be read as an image"),
         (b"no image", r"^'sent\.png: not an image file"),
         (eps_file(), r"^'sent\.png: not an image file"),
     ],
@@ -212,20 +177,10 @@ def test_a_bad_image_is_refused_in_a_sentence(demo: Demo, tmp_path: Path, conten
         segment(demo, str(path))
 
 
-def test_the_limit_of_all_images_replaces_that_of_uploads(
-    demo: Demo, photo: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SED_HF_MAX_IMAGE_PIXELS", "4799")
-    with pytest.raises(gradio.Error, match=r"4,?799"):
-        segment(demo, photo)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (" \n ", "at least one class name"),
         ("sky\nSKY", "SKY.* is the same class name as .*'sky'"),
-        ("dog, , puppy", "expected a class name.*; got 'dog, , puppy'"),
         ("x" * 201, "There are 1 names, .* At most 1,000 names of 200 characters"),
         ("\n".join(map(str, range(10_000))), "There are 10,000 names, synonyms included"),
         (", ".join(map(str, range(1001))), "There are 1,001 names, synonyms included"),
@@ -234,11 +189,6 @@ def test_the_limit_of_all_images_replaces_that_of_uploads(
 def test_class_names_are_refused_in_a_sentence(demo: Demo, photo: str, text: str, message: str) -> None:
     with pytest.raises(gradio.Error, match=message):
         segment(demo, photo, text)
-
-
-def test_as_many_class_names_as_the_limit_are_taken() -> None:
-    names = [f"class {index}" for index in range(MAX_CLASS_NAMES)]
-    assert read_class_names("\n".join(names)) == names
 
 
 # the guard
@@ -274,58 +224,13 @@ def test_a_call_keeps_what_gradio_needs(client: TestClient, photo: str) -> None:
     }
 
 
-@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/etc/passwd", "/no/such/file", "secret.png", "\0", "", None, ["/etc/passwd"]),
-        *("{served}", "{served}/../secret.png", "{served}/link.png", "{served}/gone.png"),
-        *("file:///etc/passwd", "http://127.0.0.1/x.png", "data:image/png;base64,AAAA"),
-    ],
-)
-def test_every_other_file_is_refused_in_the_same_words(
-    client: TestClient, files: UploadFolder, tmp_path: Path, path: Any, meta: dict[str, Any]
-) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    (files.path / "link.png").symlink_to(tmp_path / "secret.png")
-    path = path.format(served=files.path) if isinstance(path, str) else path
-    answers = [join(client, {"path": path, **meta}), join(client, {"url": path, **meta})]
-    for call in ("call/segment", "run/predict"):
-        answers.append(client.post(f"/gradio_api/{call}", json={"data": [{"path": path, **meta}]}))
-    if isinstance(path, str) and path.startswith("/"):
-        answers.append(client.get(f"/gradio_api/file={path}"))
-    assert {(answer.status_code, answer.text) for answer in answers} == {(403, FOREIGN_FILE)}
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/gradio_api/api/segment"),
-        ("POST", "/gradio_api/call/v2/segment"),
-        ("POST", "/gradio_api/component_server"),
-        ("POST", "/login"),
-        ("PUT", "/gradio_api/upload"),
-        ("GET", "/gradio_api/file/etc/passwd"),
-        ("GET", "/gradio_api/proxy=http://127.0.0.1/"),
-        ("GET", "/gradio_api/custom_component/%1b/x/y/z"),
-        ("GET", "/sed/gradio_api/proxy=http://127.0.0.1/"),
-    ],
-)
-def test_endpoints_that_the_page_does_not_need_are_closed(client: TestClient, method: str, path: str) -> None:
-    if path.startswith("/sed"):
-        client = TestClient(client.app, root_path="/sed")
-    assert client.request(method, path).status_code == 404
-
-
 @pytest.mark.parametrize(
     "call",
     [
         b"not JSON",
         b"[]",
-        b"{}",
         b"[" * 100_000,
         b'{"data": [], "fn_index": 0, "session_hash": "' + b"x" * 65 + b'"}',
-        b'{"data": [NaN], "fn_index": 0, "session_hash": "x"}',
         b'{"data": [1e999], "fn_index": 0, "session_hash": "x"}',
         b'{"data": [[1]], "fn_index": 0, "session_hash": "x"}',
     ],
@@ -360,11 +265,9 @@ def test_files_in_the_folder_are_removed_by_age_and_then_the_oldest_until_there_
 @pytest.mark.parametrize(
     ("host", "share", "trusted"),
     [
-        (None, False, {"localhost", "127.0.0.1", "[::1]"}),
         ("127.0.0.2", False, {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
         ("localhost", True, {"localhost", "127.0.0.1", "[::1]", "*.gradio.live"}),
         ("0.0.0.0", False, {"*"}),
-        ("example.org", False, {"*"}),
     ],
 )
 def test_a_server_at_a_loopback_address_is_called_by_its_own_names(host: str, share: bool, trusted: set[str]) -> None:
@@ -372,12 +275,6 @@ def test_a_server_at_a_loopback_address_is_called_by_its_own_names(host: str, sh
 
 
 # command and Space
-
-
-def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["demo", "--port", "70000"])
-    assert "expected a whole number from 1 to 65535, got '70000'" in capsys.readouterr().err
 
 
 def test_the_space_requires_what_the_package_requires() -> None:

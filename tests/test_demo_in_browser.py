@@ -1,15 +1,12 @@
 """The demo in a real browser, as a Space runs it: a folder with `app.py` and the sources, no network, no model."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("gradio")
 pytest.importorskip("selenium")
@@ -31,11 +28,6 @@ CHROMIUM_FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
     "--window-size=1280,900",
     "--use-fake-device-for-media-stream",  # a camera
     "--use-fake-ui-for-media-stream",
@@ -108,13 +100,6 @@ class Page:
     def legend(self) -> list[str]:
         return [entry.text for entry in self.all("#overlay .legend-item")]
 
-    def point_at(self, element: WebElement) -> None:
-        ActionChains(self.browser).move_to_element(element).perform()
-
-    def message(self) -> str:
-        """The error that the page shows, once it does."""
-        return self.wait_for(lambda: self.find(".toast-body.error").text)
-
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, address: str) -> Page:
@@ -142,7 +127,7 @@ def test_the_legend_names_the_classes_their_shares_and_probabilities(segmented: 
 
 
 def test_pointing_at_the_image_shows_the_region_its_class_and_its_probability(segmented: Page) -> None:
-    segmented.point_at(segmented.find("#overlay .base-image"))
+    ActionChains(segmented.browser).move_to_element(segmented.find("#overlay .base-image")).perform()
     pointed = segmented.wait_for(lambda: re.fullmatch(r"(.+) \(here (\d\.\d\d)\)", segmented.find("#pointed").text))
     assert pointed[1] in segmented.legend()
     active = ["active" in mask.get_dom_attribute("class").split() for mask in segmented.all("#overlay .mask")]
@@ -171,11 +156,6 @@ def test_the_files_of_the_command_can_be_downloaded(segmented: Page, downloads: 
         segmented.find(f"#{name}").click()
     expected = {"scene-3_labels.png", "scene-3_overlay.jpg", "scene-3.json"}
     segmented.wait_for(lambda: expected <= {path.name for path in downloads.iterdir()})
-    with Image.open(downloads / "scene-3_labels.png") as labels:
-        assert (labels.size, labels.mode) == ((192, 192), "L")
-        indices = set(np.unique(labels).tolist())
-    summary = json.loads((downloads / "scene-3.json").read_text())
-    assert {entry["index"] for entry in summary["classes"]} == indices
 
 
 def test_an_example_brings_its_class_names(page: Page) -> None:
@@ -209,7 +189,7 @@ def test_a_bad_upload_is_answered_by_a_sentence_and_the_demo_goes_on(
     page.upload(tmp_path / "sent.png")
     if content == b"no image":
         page.segment()
-    assert message in page.message()
+    assert message in page.wait_for(lambda: page.find(".toast-body.error").text)
     page.browser.refresh()
     page.upload(SCENE)
     page.segment()

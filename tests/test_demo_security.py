@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -27,9 +27,6 @@ MANY_CLASSES = "\n".join(f"class {index}" for index in range(1000))
 FUNCTIONS = range(5)  # at least as many as the page has
 CONTROL = "\x1b]0;title\x07"
 UPLOADS = int(os.environ.get("SED_HF_TEST_UPLOADS", "60"))  # of 19 MB, in a flood
-MAX_FLOOD_DISK = 2**30
-MAX_FLOOD_MEMORY = 300 * 2**20
-MAX_LOAD_MEMORY = 100 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +54,8 @@ def test_a_flood_of_sessions_and_uploads_stays_within_memory_and_disk(server: Se
         server.upload(number.to_bytes(4) + bytes(19_000_000))
         most = max(most, sum(path.stat().st_size for path in server.files()))
     growth = process.memory_info().rss - start
-    print(f"memory grew by {growth >> 20} MiB; at most {most >> 20} MiB were on disk")
-    assert growth < MAX_FLOOD_MEMORY
-    assert most <= MAX_FLOOD_DISK
+    assert growth < 300 * 2**20
+    assert most <= 2**30
 
 
 def test_200_requests_of_8_clients_are_answered_in_steady_memory(server: Server) -> None:
@@ -77,8 +73,7 @@ def test_200_requests_of_8_clients_are_answered_in_steady_memory(server: Server)
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, numbers))
         memory.append(psutil.Process(server.process_id).memory_info().rss)
-    print(f"resident memory after half and all of them: {[size >> 20 for size in memory]} MiB")
-    assert memory[1] - memory[0] < MAX_LOAD_MEMORY
+    assert memory[1] - memory[0] < 100 * 2**20
 
 
 def png(width: int, height: int) -> bytes:
@@ -99,29 +94,29 @@ def large(server: Server) -> str:
 
 
 @pytest.fixture
-def paths(server: Server, tmp_path: Path) -> list[str]:
+def paths(server: Server, photo: str, tmp_path: Path) -> list[str]:
     """Files that are there, and files that are not."""
-    (tmp_path / "secret.png").write_bytes(png(8, 8))
-    (tmp_path / "link.png").symlink_to(tmp_path / "secret.png")
-    there = ["/etc/passwd", str(tmp_path / "secret.png"), str(tmp_path / "link.png"), "app.py"]
+    (server.folder / "secret.png").write_bytes(png(8, 8))
+    [served] = server.folder.glob("*/served")
+    (link := served / f"{tmp_path.name}.png").symlink_to(server.folder / "secret.png")
+    there = ["/etc/passwd", f"{server.folder}/secret.png", str(link), f"{served}/../../secret.png", "app.py"]
     urls = [f"{server.address}/static/img/logo.svg", "data:image/png;base64,AAAA", "https://example.invalid/"]
-    return [*there, *urls, str(tmp_path / "absent.png"), "/no/such/folder/x.png", "absent.py"]
+    return [*there, *urls, f"{served}/absent.png", "/no/such/folder/x.png", "absent.py"]
 
 
 @pytest.mark.parametrize(
     "endpoint",
     ["call/segment", "call/v2/segment", "run/segment", "run/predict", "api/segment", "queue/join", "component_server"],
 )
-@pytest.mark.parametrize("with_meta", [False, True])
 def test_no_endpoint_reads_a_file_of_the_server_or_tells_whether_there_is_one(
-    server: Server, paths: list[str], endpoint: str, with_meta: bool
+    server: Server, paths: list[str], endpoint: str
 ) -> None:
     answers = set()
-    for path in paths:
-        for function in FUNCTIONS if endpoint in ("queue/join", "run/predict") else [0]:
-            more = {"fn_index": function, "session_hash": "abc", "component_id": 1, "fn_name": "x"}
-            data = [image(path, with_meta), OWN_CLASSES, "sky", 0, 0]
-            answers.add(server.call(f"/gradio_api/{endpoint}", data, **more if endpoint != "call/segment" else {}))
+    functions = FUNCTIONS if endpoint in ("queue/join", "run/predict") else [0]
+    for path, function, with_meta in product(paths, functions, (False, True)):
+        more = {"fn_index": function, "session_hash": "abc", "component_id": 1, "fn_name": "x"}
+        data = [image(path, with_meta), OWN_CLASSES, "sky", 0, 0]
+        answers.add(server.call(f"/gradio_api/{endpoint}", data, **more if endpoint != "call/segment" else {}))
     assert len(answers) == 1
     assert answers.pop()[0] in (403, 404)
 
@@ -170,7 +165,8 @@ def test_control_characters_do_not_reach_the_terminal(server: Server, photo: str
 def test_what_an_aborted_upload_has_sent_is_removed(server: Server) -> None:
     before = server.files()
     server.abort_upload()
-    assert server.wait_for_files(before)
+    time.sleep(2)
+    assert server.files() == before
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -188,17 +184,9 @@ def test_work_ends_when_the_visitor_has_gone(server: Server, large: str, waits: 
 def test_an_image_of_25_megapixels_and_1000_names_are_segmented_while_others_are_served(
     server: Server, photo: str, large: str
 ) -> None:
-    answers = {}
-
-    def segment(path: str, class_text: str) -> None:
-        start = time.monotonic()
-        answers[path] = b"event: complete" in server.segment(path, class_text)[1], time.monotonic() - start
-
-    heavy = threading.Thread(target=segment, args=(large, MANY_CLASSES))
-    heavy.start()
-    time.sleep(1)
-    segment(photo, "sky")
-    assert heavy.is_alive()
-    heavy.join()
-    print(answers)
-    assert [answer for answer, _ in answers.values()] == [True, True]
+    with ThreadPoolExecutor() as pool:
+        heavy = pool.submit(server.segment, large, MANY_CLASSES)
+        time.sleep(1)
+        assert b"event: complete" in server.segment(photo)[1]
+        assert not heavy.done()
+        assert b"event: complete" in heavy.result()[1]

@@ -73,14 +73,6 @@ def test_convert_keeps_the_model_that_it_was_to_replace(
     assert names_in(Path("out")) == ["config.json"]
 
 
-def test_encode_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with disk_takes(1000):
-        assert main(["encode", "names.safetensors", "--classes", *NAMES]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"sed-hf: error: [Errno {errno.EFBIG}] {REASON}: 'names.safetensors'"
-    assert names_in(Path()) == []
-
-
 def test_prepare_keeps_the_complete_shards(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(1, 151, (400, 400))
     write_ade20k_150(tmp_path / "raw", {"ADE_val_00000001": np.ones((2, 2)), "ADE_val_00000002": noise})

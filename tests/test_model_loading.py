@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sed_hf
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.hub.load import TOY_MODEL, check_model_source, load, native_dtype
 
@@ -50,18 +49,6 @@ class TestSources:
         monkeypatch.chdir(folder.parent)
         assert check_model_source("toy") == "toy"
 
-    def test_the_processor_is_the_one_that_transformers_loads(self) -> None:
-        processor, expected = load()[1], SEDProcessor.from_pretrained(TOY_MODEL)
-        names = ["cat", "dog, puppy"]
-        assert processor.to_dict() == expected.to_dict()
-        assert torch.equal(processor(text=names)["input_ids"], expected(text=names)["input_ids"])
-
-    def test_sharded_weights_are_loaded(self, tiny_model: SEDForSemanticSegmentation, tmp_path: Path) -> None:
-        tiny_model.save_pretrained(tmp_path / "model", max_shard_size="8MB")
-        reloaded = SEDForSemanticSegmentation.from_pretrained(tmp_path / "model")
-        assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
-        assert torch.equal(reloaded.decoder.head.weight, tiny_model.decoder.head.weight)
-
     def test_the_dtype_is_the_one_asked_for(self) -> None:
         assert load(dtype="bfloat16")[0].dtype == torch.bfloat16
         assert load(dtype="auto")[0].dtype == native_dtype("cpu")
@@ -71,7 +58,6 @@ class TestSources:
         [
             ({"avx512_bf16": True}, torch.bfloat16),
             ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
-            ({"avx512_bf16": False}, torch.float32),
             ({}, torch.float32),
         ],
     )
@@ -113,9 +99,8 @@ class TestWeights:
         save_file(present, folder / "model.safetensors", metadata={"format": "pt"})
         assert f"weights that are {message}" in refusal(folder)
 
-    @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"], ids=["empty", "LFS"])
-    def test_a_file_that_is_not_the_weights_is_refused(self, folder: Path, content: bytes) -> None:
-        (folder / "model.safetensors").write_bytes(content)
+    def test_a_file_that_is_not_the_weights_is_refused(self, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
         assert "header" in refusal(folder)
 
     def test_a_pickle_in_their_place_is_not_read(self, folder: Path) -> None:
@@ -125,15 +110,12 @@ class TestWeights:
 
 class TestSettings:
     @pytest.mark.parametrize("name", JSON_FILES)
-    @pytest.mark.parametrize("content", ["", "5"])
-    def test_damaged_files_are_named(self, folder: Path, name: str, content: str) -> None:
-        (folder / name).write_text(content)
-        assert f"{name} is not a JSON object" in refusal(folder)
-
-    @pytest.mark.parametrize("name", JSON_FILES)
-    def test_missing_files_are_named(self, folder: Path, name: str) -> None:
+    def test_missing_and_damaged_files_are_named(self, folder: Path, name: str) -> None:
         (folder / name).unlink()
         assert name in refusal(folder, OSError)
+        for content in ("", "5"):
+            (folder / name).write_text(content)
+            assert f"{name} is not a JSON object" in refusal(folder)
 
     @pytest.mark.parametrize(
         ("file", "values", "message"),
@@ -142,7 +124,6 @@ class TestSettings:
             ("tokenizer_config.json", {"model_max_length": 77}, "config.json: max_position_embeddings"),
             ("config.json", {"eos_token_id": 3}, "config.json: eos_token_id"),
             ("config.json", {"max_position_embeddings": 16}, "weights that are of another shape"),
-            ("config.json", {"vocab_size": 600}, "weights that are of another shape"),
         ],
     )
     def test_a_processor_that_does_not_fit_the_model_is_refused(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, load
 from sed_hf.cli import main
-from sed_hf.hub.official import OFFICIAL, OfficialModel, official_folder
+from sed_hf.hub.official import OFFICIAL, official_folder
 
 CONFIG = make_tiny_config()
 
@@ -75,40 +76,41 @@ def drive(tiny_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture
-def model() -> OfficialModel:
-    return OFFICIAL["sed-b"]
+def folder(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the converted model lies, once it is there. The tiny model passes for SED-B."""
+    monkeypatch.setattr("sed_hf.conversion.config_from_open_clip", lambda variant: CONFIG)
+    return OFFICIAL["sed-b"].folder
 
 
-def refusal(model: OfficialModel) -> str:
-    """The error without a download, after which no model is there."""
+def make() -> Path:
+    return official_folder(OFFICIAL["sed-b"])
+
+
+def refusal() -> str:
+    """The error in the place of a model."""
     with pytest.raises((OSError, ValueError)) as error:
-        official_folder(model, CONFIG)
-    assert not model.folder.exists()
+        make()
+    assert not OFFICIAL["sed-b"].folder.exists()
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_the_first_call_downloads_and_converts_and_the_second_needs_no_network(
-    drive: Drive, model: OfficialModel, tiny_model: SEDForSemanticSegmentation
+    drive: Drive, folder: Path, tiny_model: SEDForSemanticSegmentation
 ) -> None:
-    for _ in range(2):
-        loaded, _ = load(official_folder(model, CONFIG))
+    make()
+    for name, topk in [("sed-b", None), ("sed-b-fast", 8)]:
+        loaded, _ = load(name)
         assert torch.equal(loaded.decoder.head.weight, tiny_model.decoder.head.weight)
+        assert loaded.config.early_rejection_topk == topk
     assert len(drive.requests) == 1
-    assert {path.name for path in model.folder.parent.iterdir()} == {"sed-b", "sed-b.lock"}
-
-
-def test_the_name_loads_the_model_and_the_fast_name_rejects_early(drive: Drive, model: OfficialModel) -> None:
-    official_folder(model, CONFIG)
-    assert load("sed-b")[0].config.early_rejection_topk is None
-    assert load("sed-b-fast")[0].config.early_rejection_topk == 8
-    assert len(drive.requests) == 1
+    assert {path.name for path in folder.parent.iterdir()} == {"sed-b", "sed-b.lock"}
 
 
 def test_the_command_takes_the_name(
-    drive: Drive, model: OfficialModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drive: Drive, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    official_folder(model, CONFIG)
+    make()
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     arguments = ["--model", "sed-b", "--classes", "sky", "sea", "--output", str(tmp_path)]
     assert main(["segment", str(tmp_path / "image.png"), *arguments]) == 0
@@ -119,50 +121,50 @@ def test_the_command_takes_the_name(
     assert ["sed-l", "13.7", "22.1", "35.3", "60.9", "96.1", "no"] in lines
 
 
-def test_the_card_names_licence_source_and_citation(drive: Drive, model: OfficialModel) -> None:
-    card = ModelCard.load(official_folder(model, CONFIG) / "README.md")
+def test_the_card_names_licence_source_and_citation(drive: Drive, folder: Path) -> None:
+    card = ModelCard.load(make() / "README.md")
     assert card.data.license == "apache-2.0"
-    for part in ("Megvii", f"https://drive.google.com/file/d/{model.file_id}/view", "@inproceedings{xie2024sed"):
+    for part in ("Megvii", "drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw", "@inproceedings{xie2024sed"):
         assert part in card.text
 
 
-def test_a_download_that_breaks_off_is_resumed(drive: Drive, model: OfficialModel) -> None:
+def test_a_download_that_breaks_off_is_resumed(drive: Drive, folder: Path) -> None:
     drive.limit = len(drive.content) // 2
-    message = refusal(model)
+    message = refusal()
     assert "MB, which are kept" in message
-    (part,) = model.folder.parent.glob("*.part")
+    (part,) = folder.parent.glob("*.part")
     start, drive.limit = part.stat().st_size, None
     drive.requests.clear()
-    load(official_folder(model, CONFIG))
+    load(make())
     assert f"bytes={start}-" in drive.requests
     assert start > 0
 
 
-def test_no_network_names_the_address_the_file_and_the_command(model: OfficialModel, monkeypatch: Any) -> None:
+def test_no_network_names_the_address_the_file_and_the_command(folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert refusal(model) == (
+    assert refusal() == (
         "sed-b: no download (OfflineModeIsEnabled): try again, or open"
         f" https://drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw/view in a browser, save the file as"
-        f" {model.folder}.pth, and then run: sed-hf models sed-b"
+        f" {folder}.pth, and then run: sed-hf models sed-b"
     )
 
 
-def test_a_server_that_does_not_answer_is_no_network_either(model: OfficialModel, monkeypatch: Any) -> None:
+def test_a_server_that_does_not_answer_is_no_network_either(folder: Path, monkeypatch: Any) -> None:
     with Drive() as closed:
         monkeypatch.setenv("SED_HF_URL_SED_B", closed.address)
-    assert "sed-b: no download (" in refusal(model)
+    assert "sed-b: no download (" in refusal()
 
 
 def test_a_file_put_there_by_hand_is_taken_and_stays(
-    model: OfficialModel, tiny_weights: dict[str, Tensor], monkeypatch: Any
+    folder: Path, tiny_weights: dict[str, Tensor], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    by_hand = model.folder.with_suffix(".pth")
+    by_hand = folder.with_suffix(".pth")
     by_hand.parent.mkdir(parents=True)
     by_hand.write_bytes(b"<html>Sign in</html>")
-    assert refusal(model).startswith(f"{by_hand} does not serve; replace it: ")
+    assert refusal().startswith(f"{by_hand} does not serve; replace it: ")
     by_hand.write_bytes(saved(tiny_weights))
-    load(official_folder(model, CONFIG))
+    load(make())
     assert by_hand.exists()
 
 
@@ -182,53 +184,47 @@ class RunsCode:
     ids=["HTML", "truncated", "another model", "code"],
 )
 def test_another_file_is_refused_and_removed(
-    drive: Drive, model: OfficialModel, content: Any, message: str, tmp_path: Path, monkeypatch: Any
+    drive: Drive, folder: Path, content: Any, message: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     drive.content = content(drive.content)
-    refused = refusal(model)
+    refused = refusal()
     assert "did not serve and was removed" in refused
     assert message in refused
-    assert [path.name for path in model.folder.parent.iterdir()] == ["sed-b.lock"]
+    assert [path.name for path in folder.parent.iterdir()] == ["sed-b.lock"]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_download_once(drive: Drive, model: OfficialModel) -> None:
-    CONFIG.to_json_file(config := model.folder.parents[2] / "config.json")
+def test_two_processes_at_once_download_once(drive: Drive, folder: Path) -> None:
+    CONFIG.to_json_file(config := folder.parents[2] / "config.json")
     code = (
-        "from sed_hf import SEDConfig; from sed_hf.hub.official import *;"
-        f"official_folder(OFFICIAL['sed-b'], SEDConfig.from_json_file({str(config)!r}))"
+        "import sed_hf; from sed_hf import conversion;"
+        f"conversion.config_from_open_clip = lambda variant: sed_hf.SEDConfig.from_json_file({str(config)!r});"
+        "sed_hf.load('sed-b')"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert len(drive.requests) == 1
-    load(model.folder)
+    load(folder)
 
 
-class TestAConfiguredRepository:
-    @pytest.fixture(autouse=True)
-    def _repository(self, tiny_hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def snapshot_download(repository: str, **_: Any) -> str:
-            if repository != "me/sed-b":
-                raise FileNotFoundError("no such repository")
-            return str(tiny_hub_folder)
+def test_a_configured_repository_comes_first(
+    folder: Path, drive: Drive, tiny_hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(tiny_hub_folder))
+    monkeypatch.setenv("SED_HF_REPO_SED_B", "me/sed-b")
+    assert make() == tiny_hub_folder
+    assert not drive.requests
 
-        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
 
-    def test_it_comes_first(
-        self, drive: Drive, model: OfficialModel, tiny_hub_folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("SED_HF_REPO_SED_B", "me/sed-b")
-        assert official_folder(model) == tiny_hub_folder
-        assert not drive.requests
-
-    def test_without_it_the_authors_file_is_taken(
-        self, drive: Drive, model: OfficialModel, sed_hf_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("SED_HF_REPO_SED_B", "me/nothing")
-        assert official_folder(model, CONFIG) == model.folder
-        assert "me/nothing: no such repository; taking the authors' file" in sed_hf_log.text
+def test_without_the_configured_repository_the_authors_file_is_taken(
+    folder: Path, drive: Drive, sed_hf_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=FileNotFoundError("no such repository")))
+    monkeypatch.setenv("SED_HF_REPO_SED_B", "me/sed-b")
+    assert make() == folder
+    assert "me/sed-b: no such repository; taking the authors' file" in sed_hf_log.text
 
 
 @pytest.mark.slow

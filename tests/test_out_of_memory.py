@@ -1,7 +1,5 @@
 """When memory runs out, the decoder takes smaller chunks, and says what to do when none are left."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -89,35 +87,3 @@ def test_with_gradients_the_error_is_torchs_own(decoder: SEDDecoder) -> None:
 )
 def test_errors_of_libraries_are_recognised_by_what_they_say(error: Exception, is_lack: bool) -> None:
     assert is_out_of_memory(error) == is_lack
-
-
-IN_A_SMALL_PROCESS = """
-import resource, sys, torch
-sys.path[:0] = ["tests", "tests/reference"]
-from conftest import make_tiny_config, official_weights
-from decoder_inputs import decode, random_inputs
-from sed_hf.chunking_sed import Chunks
-from sed_hf.conversion import convert_official_checkpoint
-
-torch.set_num_threads(1)
-decoder = convert_official_checkpoint(official_weights("tiny", 0), make_tiny_config()).decoder
-inputs = random_inputs(num_classes=200, height=256, width=256)
-with torch.no_grad():
-    expected = decode(decoder, **inputs).logits
-    decoder.chunks = Chunks(num_classes=200)
-    now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + 250 * 2**20,) * 2)
-    actual = decode(decoder, **inputs).logits
-print(f"{(actual - expected).abs().max().item():.1e} {decoder.chunks.divisor}")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="limits and statistics of a process are read as on Linux")
-def test_a_process_whose_memory_is_limited_ends_with_the_same_result() -> None:
-    """200 classes in one chunk make tensors of 105 MB, several at a time; the process has 250 MB left."""
-    ended = subprocess.run([sys.executable, "-c", IN_A_SMALL_PROCESS], capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
-    difference, divisor = ended.stdout.split()
-    assert float(difference) <= LOGITS
-    assert int(divisor) > 1

@@ -4,12 +4,11 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
 
-from sed_hf.terminal import printable, progress_bar, run_command, say
+from sed_hf.terminal import printable, progress_bar, run_command
 from sed_hf.utils import atomic_path
 
 Make = Callable[[Path, str], None]
@@ -39,12 +38,6 @@ class TestAtomicPath:
             make(tmp_path / name, text)
         assert content(tmp_path / name) == ["new"]
         assert content(tmp_path) == [name]
-
-    def test_a_file_does_not_take_the_place_of_a_folder(self, tmp_path: Path) -> None:
-        write_folder(tmp_path / "name", "old")
-        with pytest.raises(OSError, match="name"):
-            write(tmp_path / "name", "new")
-        assert content(tmp_path / "name") == ["old"]
 
     @pytest.mark.parametrize("make", [write, write_folder])
     @pytest.mark.parametrize("target", [".", "thesis", "nothing"])
@@ -140,20 +133,6 @@ class TestRunCommand:
 
 def test_control_characters_are_escaped() -> None:
     assert printable("a\tb\n c\x1b\x9b\u202e ü日本") == "a b c\\x1b\\x9b\\u202e ü日本"
-
-
-def test_what_standard_error_does_not_take_is_lost_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def count() -> None:
-        for number in progress_bar(range(3)):
-            say(str(number))
-
-    with monkeypatch.context() as context:
-        context.setattr("sys.stderr", open("/dev/full", "w", buffering=1))  # noqa: SIM115
-        count()
-    other = Thread(target=count, daemon=True)
-    other.start()
-    other.join(timeout=10)
-    assert not other.is_alive()
 
 
 def test_a_progress_bar_in_a_file_is_updated_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,17 +3,19 @@
 import json
 import os
 import resource
+import signal
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from planted import PLANTS, listing
 
 from sed_hf.cli import main
 from sed_hf.data.scenes import render_scene
@@ -82,43 +84,43 @@ def decode(path: Path) -> Decoded:
     return Decoded(times, images, np.concatenate(sound))
 
 
-def halves(images: list[Image.Image]) -> Results:
-    """Class 0 in the left half of each image, class 1 in the right one."""
+def halves(images: list[Image.Image], right: int = 1) -> Results:
+    """Class 0 in the left half of each image, another label in the right one."""
     labels = np.zeros((images[0].height, images[0].width), dtype=np.int64)
-    labels[:, images[0].width // 2 :] = 1
+    labels[:, images[0].width // 2 :] = right
     return [{"segmentation": labels, "probability": np.full(labels.shape, 0.75, dtype=np.float32)} for _ in images]
 
 
-def interrupt_after(num_frames: int, error: BaseException) -> Segment:
-    """A segmenter that raises instead of segmenting one more frame."""
-    remaining = iter(range(num_frames))
+def interrupt_after(num_frames: int) -> Segment:
+    """A segmenter that is interrupted before one more frame."""
+    results: list = [halves] * num_frames
+    return lambda images: results.pop()(images) if results else signal.raise_signal(signal.SIGINT)
 
-    def segment(images: list[Image.Image]) -> Results:
-        if next(remaining, None) is None:
-            raise error
-        return halves(images)
 
-    return segment
+@dataclass
+class Stub:
+    """What is asked of a `Segmenter` and, as its own `model`, of a model."""
+
+    segment: Segment
+    ignore_index: int | None
+    class_names: Sequence[str] = tuple(CLASSES)
+    name_or_path: str = "stub"
+
+    @property
+    def model(self) -> "Stub":
+        return self
+
+    def __call__(self, images: list[Image.Image]) -> Results:
+        return self.segment(images)
 
 
 def overlay_of(path: Path, segment: Segment = halves, ignore_index: int | None = None, batch_size: int = 1) -> Path:
     """Write `out/STEM_overlay.mp4` and `out/STEM.json` beside a video, and return the overlay's path."""
-
-    class Segmenter(SimpleNamespace):
-        def __call__(self, images: list[Image.Image]) -> Results:
-            return segment(images)
-
     output = path.parent / "out"
     output.mkdir(exist_ok=True)
     overlay, summary = output / f"{path.stem}_overlay.mp4", output / f"{path.stem}.json"
-    model = SimpleNamespace(name_or_path="stub")
-    segmenter = Segmenter(class_names=CLASSES, ignore_index=ignore_index, model=model)
-    segment_video(path, overlay, summary, segmenter, batch_size)  # type: ignore[arg-type]
+    segment_video(path, overlay, summary, Stub(segment, ignore_index), batch_size)  # type: ignore[arg-type]
     return overlay
-
-
-def summary_of(path: Path) -> dict:
-    return json.loads((path.parent / "out" / f"{path.stem}.json").read_text())
 
 
 # The same video
@@ -142,9 +144,7 @@ def test_sound_that_mp4_files_do_not_hold_is_encoded_anew(tmp_path: Path) -> Non
     assert np.corrcoef(before[8_000:24_000], after[8_000:24_000])[0, 1] > 0.99
 
 
-@pytest.mark.parametrize(
-    ("suffix", "sound"), [(".mkv", "aac"), (".mts", "mp2"), (".webm", "libopus"), (".avi", "mp3"), (".mov", "alac")]
-)
+@pytest.mark.parametrize(("suffix", "sound"), [(".mkv", "aac"), (".mts", "mp2"), (".webm", "libopus"), (".avi", "mp3")])
 def test_video_in_any_container_keeps_its_times_and_sound(tmp_path: Path, suffix: str, sound: str) -> None:
     clip = write_clip(tmp_path / f"clip{suffix}", sound=sound)
     after = decode(overlay_of(clip))
@@ -189,14 +189,9 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
 
 
 def test_summary_says_which_classes_cover_how_much_of_all_frames(tmp_path: Path) -> None:
-    def only_left(images: list[Image.Image]) -> Results:
-        results = halves(images)
-        results[0]["segmentation"][results[0]["segmentation"] == 1] = 255
-        return results
-
     clip = write_clip(tmp_path / "clip.mp4")
-    overlay_of(clip, only_left, ignore_index=255)
-    assert summary_of(clip) == {
+    overlay_of(clip, lambda images: halves(images, right=255), ignore_index=255)
+    assert json.loads((tmp_path / "out" / "clip.json").read_text()) == {
         "file": str(clip),
         "width": 64,
         "height": 48,
@@ -238,7 +233,7 @@ def test_interrupted_half_way_leaves_a_video_that_plays_under_a_name_that_says_s
 ) -> None:
     clip = write_clip(tmp_path / "clip.mp4", range(100))
     with pytest.raises(KeyboardInterrupt):
-        overlay_of(clip, interrupt_after(50, KeyboardInterrupt()))
+        overlay_of(clip, interrupt_after(50))
     [partial] = (tmp_path / "out").iterdir()
     assert partial.name == "clip_overlay.partial.mp4"
     assert f"the first 50 frames are in {partial}" in capsys.readouterr().err
@@ -248,7 +243,7 @@ def test_interrupted_half_way_leaves_a_video_that_plays_under_a_name_that_says_s
     assert np.array_equal(after.sound, before.sound[: len(after.sound)])
 
 
-@pytest.mark.parametrize("num_bytes", [0, 20_000, 45_000])
+@pytest.mark.parametrize("num_bytes", [0, 45_000])
 def test_full_disk_is_an_error_that_names_the_overlay(tmp_path: Path, num_bytes: int) -> None:
     clip = write_clip(tmp_path / "clip.mp4", range(50))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -261,34 +256,23 @@ def test_full_disk_is_an_error_that_names_the_overlay(tmp_path: Path, num_bytes:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("is_interrupted", [False, True])
-@pytest.mark.parametrize("kind", ["link", "link to a folder", "fifo"])
-def test_nothing_that_is_planted_is_followed(tmp_path: Path, kind: str, is_interrupted: bool) -> None:
-    home, output, clip = tmp_path / "home", tmp_path / "out", write_clip(tmp_path / "clip.mp4", range(2))
-    home.mkdir()
-    (home / ".bashrc").write_text("of the user")
+@pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "FIFO"])
+def test_nothing_that_is_planted_at_the_name_of_a_partial_video_is_followed(tmp_path: Path, kind: str) -> None:
+    precious, output, clip = tmp_path / "precious", tmp_path / "out", write_clip(tmp_path / "clip.mp4", range(2))
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("mine")
     output.mkdir()
-    for name in ("clip_overlay.partial.mp4", "clip_overlay.mp4", "clip.json", ".clip_overlay.mp4.part"):
-        if kind == "fifo":
-            os.mkfifo(output / name)
-        else:
-            (output / name).symlink_to(home / ".bashrc" if kind == "link" else home)
-
-    if is_interrupted:
-        with pytest.raises(KeyboardInterrupt):
-            overlay_of(clip, interrupt_after(1, KeyboardInterrupt()))
-        assert len(decode(output / "clip_overlay.partial.mp4").times) == 1
-    else:
-        assert len(decode(overlay_of(clip)).times) == 2
-        assert summary_of(clip)["frames"] == 2
-    assert (home / ".bashrc").read_text() == "of the user"
-    assert [path.name for path in home.iterdir()] == [".bashrc"]
+    PLANTS[kind](output / "clip_overlay.partial.mp4", precious)
+    with pytest.raises(KeyboardInterrupt):
+        overlay_of(clip, interrupt_after(1))
+    assert len(decode(output / "clip_overlay.partial.mp4").times) == 1
+    assert listing(precious) == {"thesis.txt": b"mine"}
 
 
 # Bad input
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video", bytes(5000)])
+@pytest.mark.parametrize("content", [b"", b"not a video"])
 def test_file_that_is_not_a_video_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "clip.mp4").write_bytes(content)
     with pytest.raises(UnreadableVideoError, match="expected a video, but it cannot be read: Invalid "):
@@ -336,15 +320,10 @@ def test_command_writes_the_images_and_videos_of_a_folder_and_names_bad_ones(
     write_clip(tmp_path / "in" / "clip.mp4", range(3))
     Image.new("RGB", (64, 48)).save(tmp_path / "in" / "clip.png")
     (tmp_path / "in" / "bad.mp4").write_text("not a video")
-    arguments = ["segment", tmp_path / "in", "--output", tmp_path / "out", "--batch-size", "2", "--classes", *CLASSES]
-    assert main([str(argument) for argument in arguments]) == 1
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "clip_overlay.mp4",
-        "clip.json",
-        "clip_2_overlay.jpg",
-        "clip_2_labels.png",
-        "clip_2.json",
-    }
+    options = ["--output", str(tmp_path / "out"), "--batch-size", "2", "--classes", *CLASSES]
+    assert main(["segment", str(tmp_path / "in"), *options]) == 1
+    written = {"clip_overlay.mp4", "clip.json", "clip_2_overlay.jpg", "clip_2_labels.png", "clip_2.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
     output = capsys.readouterr()
     assert f"{tmp_path / 'in' / 'bad.mp4'}: expected a video, but it cannot be read" in output.err
     assert "2 of 3 images and videos written" in output.out
@@ -376,7 +355,7 @@ def test_legend_of_a_short_vocabulary_changes_only_in_percentages_and_fading() -
     assert all(np.array_equal(swatches[0], other) for other in swatches)
 
 
-@pytest.mark.parametrize(("num_classes", "size"), [(1, (641, 361)), (7, (33, 91)), (60, (1, 1)), (300, (361, 641))])
+@pytest.mark.parametrize(("num_classes", "size"), [(7, (641, 361)), (60, (1, 1)), (300, (361, 641))])
 def test_all_frames_have_one_size_of_even_sides(num_classes: int, size: tuple[int, int]) -> None:
     overlay = VideoOverlay(size, MANY_NAMES[:num_classes], ignore_index=65535)
     shapes = {draw(overlay, labels, size).shape for labels in ([0], list(range(num_classes)), [65535])}
@@ -387,13 +366,8 @@ def test_all_frames_have_one_size_of_even_sides(num_classes: int, size: tuple[in
 def test_class_keeps_its_place_and_newcomers_take_those_of_classes_out_of_view_longest() -> None:
     overlay = VideoOverlay(SIZE, MANY_NAMES)
     first = list(range(NUM_PLACES))
-    assert listed(draw(overlay, first)) == first
+    assert listed(draw(overlay, list(range(32)))) == first
+    assert listed(draw(overlay, [0] * 639 + [70])) == first  # 70 is too small
     draw(overlay, first[1:])
     assert listed(draw(overlay, [*first[2:], 50])) == [*first[1:], 50]
     assert listed(draw(overlay, [60])) == [*first[2:], 50, 60]
-
-
-def test_newcomer_takes_no_place_while_all_classes_are_in_view_or_if_it_is_tiny() -> None:
-    overlay = VideoOverlay(SIZE, MANY_NAMES)
-    assert listed(draw(overlay, list(range(32)))) == list(range(NUM_PLACES))
-    assert listed(draw(overlay, [0] * 639 + [70])) == list(range(NUM_PLACES))

@@ -29,30 +29,11 @@ whole_number = number(int, 0)
 positive_integer = number(int, 1)
 
 
-class StandardError:
-    """Standard error as it is now; what cannot be written there is lost, where tqdm would raise and keep its lock."""
-
-    def write(self, text: str) -> None:
-        """Write, and show it at once."""
-        with suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-
-STANDARD_ERROR: Any = StandardError()
-
-
 def say(text: str) -> None:
     """Print a message of the command, above progress bars if there are some."""
     from tqdm import tqdm
 
-    tqdm.write(f"sed-hf: {printable(text)}", file=STANDARD_ERROR)
+    tqdm.write(f"sed-hf: {printable(text)}", file=sys.stderr)
 
 
 def progress_bar(iterable: Any = None, desc: str = "", **kwargs: Any) -> Any:
@@ -61,7 +42,7 @@ def progress_bar(iterable: Any = None, desc: str = "", **kwargs: Any) -> Any:
 
     if not sys.stderr.isatty():
         kwargs |= {"mininterval": 30, "maxinterval": 60}  # seconds
-    return tqdm(iterable, desc=printable(desc), file=STANDARD_ERROR, **kwargs)
+    return tqdm(iterable, desc=printable(desc), **kwargs)
 
 
 def printable(text: object) -> str:

@@ -159,18 +159,9 @@ def draw_overlay(
 ) -> Image.Image:
     """An image as [`draw_regions`] draws it, and a legend of its classes, the largest first: larger than the input."""
     statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)
-    listed, rest = statistics[:MAX_LISTED], statistics[MAX_LISTED:]
-    colors = class_colors(class_names)
-    rows = [
-        LegendRow(entry.name, entry.share, tuple(colors[entry.index].tolist()), number)
-        for number, entry in enumerate(listed, start=1)
-    ]
-    if rest:
-        rows.append(LegendRow(f"{len(rest)} more", sum(entry.share for entry in rest)))
-    if no_class := float(np.mean(segmentation == ignore_index)):
-        rows.append(LegendRow(NO_CLASS, no_class, WHITE))
-    numbered = [entry.index for entry in listed]
-    regions = draw_regions(image, segmentation, class_names, numbered, ignore_index=ignore_index)
+    listed = [entry.index for entry in statistics[:MAX_LISTED]]
+    rows = legend_rows(listed, statistics, class_names, ignore_index)
+    regions = draw_regions(image, segmentation, class_names, listed, ignore_index=ignore_index)
     return Legend(regions.size, [row.name for row in rows], len(rows)).draw(regions, rows)
 
 
@@ -253,8 +244,25 @@ class LegendRow(NamedTuple):
 
     name: str
     share: float
-    color: tuple[int, ...] | None = None
+    color: Sequence[int] | None = None
     number: int | None = None
+
+
+def legend_rows(
+    listed: Sequence[int], statistics: Sequence[ClassStatistics], class_names: Sequence[str], ignore_index: int | None
+) -> list[LegendRow]:
+    """A row for each class index (-1: an empty one), pixels without a class, and how many other classes there are."""
+    shares, colors = {entry.index: entry.share for entry in statistics}, class_colors(class_names).tolist()
+    without_class = round(1 - sum(shares.values()), 6)
+    rows = [
+        LegendRow("", 0) if index < 0 else LegendRow(class_names[index], shares.pop(index, 0), colors[index], number)
+        for number, index in enumerate(listed, start=1)
+    ]
+    if ignore_index is not None:
+        rows.append(LegendRow(NO_CLASS, without_class, WHITE))
+    if shares:
+        rows.append(LegendRow(f"{len(shares)} more", sum(shares.values())))
+    return rows
 
 
 class Legend:
@@ -264,12 +272,14 @@ class Legend:
         image_size: Width and height of the image in pixels; `size` is that with the legend.
         names: Class names that rows may have; they make the columns as wide as they need to be.
         num_rows: Number of rows.
-        digits: Digits of percentages after the decimal point.
+        is_steady: Leave out the numbers and digits that would jump about and flicker in a video.
     """
 
-    def __init__(self, image_size: tuple[int, int], names: Iterable[str], num_rows: int, digits: int = 1) -> None:
+    def __init__(
+        self, image_size: tuple[int, int], names: Iterable[str], num_rows: int, is_steady: bool = False
+    ) -> None:
         width, height = image_size
-        self._digits = digits
+        self._is_steady = is_steady
         self._em = em = font_size(image_size)
         self._row_height = round(1.7 * em)
         self._column_width = math.ceil(max(font.getlength(text) for text, font in map(self._shown, names)) + 7.5 * em)
@@ -293,13 +303,13 @@ class Legend:
             x = self._left + em + column * self._column_width
             y = self._top + em + line * self._row_height + self._row_height // 2
             if row.color is not None:
-                draw.rectangle((x, y - 0.65 * em, x + 2 * em, y + 0.65 * em), fill=row.color, outline=INK)
-            if row.number is not None:
+                draw.rectangle((x, y - 0.65 * em, x + 2 * em, y + 0.65 * em), fill=tuple(row.color), outline=INK)
+            if row.number is not None and not self._is_steady:
                 _draw_number(draw, (x + em, y), row.number, em)
             text, font = self._shown(row.name)
             draw.text((x + 2.5 * em, y), text, fill=INK if row.share else FAINT, font=font, anchor="lm")
             if row.share:
-                right, share = x + self._column_width - em, f"{row.share:.{self._digits}%}"
+                right, share = x + self._column_width - em, f"{row.share:.{0 if self._is_steady else 1}%}"
                 draw.text((right, y), share, fill=INK, font=ImageFont.load_default(em), anchor="rm")
         return canvas
 

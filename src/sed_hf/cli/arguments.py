@@ -82,17 +82,18 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
 
 def load_model_and_embeddings(
     arguments: argparse.Namespace, class_names: list[str]
-) -> tuple[SEDForSemanticSegmentation, SEDProcessor, Tensor]:
-    """The model, its processor, and the embeddings (T, P, D) of classes: from a file, the cache, or encoded."""
+) -> tuple[SEDForSemanticSegmentation, SEDProcessor, Tensor, str]:
+    """The model, its processor, embeddings (T, P, D) from a file, the cache or encoded, and the encoder's hash."""
     from ..inference import class_embeddings
 
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    encoder = class_embeddings.text_encoder_sha256(model, processor)
     if str(arguments.vocabulary).endswith(".safetensors"):
-        encoder = class_embeddings.text_encoder_sha256(model, processor)
         _, embeddings = class_embeddings.load_class_embeddings(arguments.vocabulary, encoder)
-        return model, processor, embeddings.to(model.device, model.dtype)
+        return model, processor, embeddings.to(model.device, model.dtype), encoder
     cache = class_embeddings.ClassEmbeddingCache()
-    return model, processor, class_embeddings.encode_classes(model, processor, class_names, cache)
+    embeddings = class_embeddings.encode_classes(model, processor, class_names, cache, encoder=encoder)
+    return model, processor, embeddings, encoder
 
 
 def load_model(source: str | None, device: str, dtype: str) -> tuple[SEDForSemanticSegmentation, SEDProcessor]:

@@ -23,11 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     if out.suffix != ".safetensors":
         raise ValueError(f"OUT {out}: expected a file whose name ends in .safetensors")
     class_names = read_class_names(arguments)
-    model, processor, embeddings = load_model_and_embeddings(arguments, class_names)
+    *_, embeddings, encoder = load_model_and_embeddings(arguments, class_names)
 
-    from ..inference.class_embeddings import save_class_embeddings, text_encoder_sha256
+    from ..inference.class_embeddings import save_class_embeddings
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_class_embeddings(out, class_names, embeddings, text_encoder_sha256(model, processor))
+    save_class_embeddings(out, class_names, embeddings, encoder)
     print(f"sed-hf: {len(class_names)} classes written to {printable(out)}")
     return 0

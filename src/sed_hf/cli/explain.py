@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     image = read_rgb(arguments.image)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    model, processor, class_embeddings = load_model_and_embeddings(arguments, class_names)
+    model, processor, class_embeddings, _ = load_model_and_embeddings(arguments, class_names)
     explanation = explain_image(model, processor, image, class_names, class_embeddings, arguments.topk)
     figure = arguments.output / f"{arguments.image.stem}_explain.png"
     write_explanation(figure, image, explanation, arguments.rows)

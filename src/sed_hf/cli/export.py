@@ -29,8 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Export a model."""
     out = arguments.out
     check_new_folder(out)
-    if arguments.int8 and arguments.format != "onnx":
-        raise ValueError(f"--int8: expected with --format onnx, got {arguments.format}")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if arguments.format == "onnx" and missing:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install '.[export]' in the clone of sed-hf")

@@ -22,11 +22,7 @@ class Job(NamedTuple):
 
 
 def find_files(inputs: Sequence[str]) -> list[Path]:
-    """The files that the INPUT arguments name, each once: any that is named, and those of folders that have an ending.
-
-    Raises:
-        FileNotFoundError: There is no such file, nothing matches, or a folder holds no image and no video.
-    """
+    """The files that the INPUT arguments name, each once: any that is named, and the images and videos of folders."""
     files: dict[Path, Path] = {}
     for given in inputs:
         path = Path(given).expanduser()
@@ -56,11 +52,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def plan_jobs(files: Sequence[Path], output: Path) -> list[Job]:
-    """Name the results of each file after it; of several files of one name, the later ones get a number.
-
-    Raises:
-        FileExistsError: An input would be overwritten by a result.
-    """
+    """Name the results of each file after it; of several files of one name, the later ones get a number."""
     jobs = []
     inputs = {file.resolve() for file in files}
     taken: set[str] = set()

@@ -18,9 +18,6 @@ ARGUMENTS = [
 
 def run(arguments: argparse.Namespace) -> int:
     """Upload a model folder."""
-    if not all(arguments.repo_id.partition("/")) or arguments.repo_id.count("/") != 1:
-        raise ValueError(f"{arguments.repo_id}: expected a repository as OWNER/NAME")
-
     from ..hub.save import push_hub_folder
 
     address = push_hub_folder(arguments.folder, arguments.repo_id, private=arguments.private or None)

@@ -81,8 +81,9 @@ def load_segmenter(arguments: argparse.Namespace) -> Segmenter:
     others = competing_names(class_names, arguments.everything_else)
     unused_label(len(class_names) + bool(others))  # refuses what no label map can hold
     arguments.output.mkdir(parents=True, exist_ok=True)
-    model, processor, embeddings = load_model_and_embeddings(arguments, class_names)
-    everything_else = encode_classes(model, processor, others, ClassEmbeddingCache()) if others else None
+    model, processor, embeddings, encoder = load_model_and_embeddings(arguments, class_names)
+    cache = ClassEmbeddingCache()
+    everything_else = encode_classes(model, processor, others, cache, encoder=encoder) if others else None
     topk, threshold = arguments.topk, arguments.threshold
     return Segmenter(model, processor, class_names, embeddings, topk, threshold, window, everything_else)
 

@@ -22,12 +22,12 @@ from .. import SEDForSemanticSegmentation, SEDProcessor
 from ..chunking_sed import is_out_of_memory
 from ..data.vocabularies import load_vocabulary, vocabulary_names
 from ..image_processing_sed import NonFiniteLogitsError, read_rgb
-from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
+from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes, text_encoder_sha256
 from ..inference.segmenter import Segmenter, unused_label
 from ..inference.writers import write_results
 from ..processing_sed import SYNONYM_SEPARATOR, validate_class_names
 from ..terminal import OUT_OF_MEMORY
-from ..visualization import class_colors, class_statistics, draw_regions, first_synonym
+from ..visualization import class_colors, class_statistics, display_size, first_synonym
 from .guard import UploadFolder
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Demo:
         # What visitors type does not go to the cache of the user who runs the server.
         self._typed = ClassEmbeddingCache(self.files.path.parent / "class_embeddings", MAX_TYPED_CACHE_BYTES)
         self._encode = lru_cache(maxsize=MAX_AT_ONCE)(self._encode_classes)
+        self._encoder = text_encoder_sha256(self.model, self.processor)
         # In Gradio's own threads, which are ever others, torch and malloc would each time set memory aside.
         self._workers = ThreadPoolExecutor(MAX_AT_ONCE)
 
@@ -121,17 +122,17 @@ class Demo:
             label = f"{first_synonym(entry.name)} · {entry.share:.1%} · {entry.mean_probability:.2f}"
             masks.append((np.where(labels == entry.index, 0.3 + 0.4 * probability, 0), label))  # read by page.js
             colors[label] = f"#{palette[entry.index].tobytes().hex()}"
-        regions = draw_regions(image, labels, class_names, ignore_index=ignore_index)
-
         self.files.sweep()
         stem = Path(mkdtemp(dir=self.files.path), Path(name).stem)
         paths = [stem.with_name(stem.name + ending) for ending in ("_labels.png", "_overlay.jpg", ".json")]
         maps = {"segmentation": labels, "probability": probability}
         ignored = ignore_index if threshold else None
         write_results(paths, Path(name), image, maps, class_names, ignored, self.model.name_or_path)
+        size = display_size(image.size)
+        regions = Image.open(paths[1]).crop((0, 0, *size))  # of the overlay, without its legend
         return (
             gr.update(value=(np.asarray(image), masks), color_map=colors),
-            (image.resize(regions.size), regions),
+            (image.resize(size), regions),
             *(gr.update(value=str(path), interactive=True) for path in paths),
         )
 
@@ -145,7 +146,7 @@ class Demo:
 
     def _encode_classes(self, class_names: tuple[str, ...], is_typed: bool) -> torch.Tensor:
         cache = self._typed if is_typed else ClassEmbeddingCache()
-        return encode_classes(self.model, self.processor, class_names, cache, show_progress=False)
+        return encode_classes(self.model, self.processor, class_names, cache, False, self._encoder)
 
 
 def refusal(message: str) -> gr.Error:

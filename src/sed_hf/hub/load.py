@@ -26,11 +26,7 @@ EXPECTED_SETTINGS = {
 
 
 def check_model_source(source: str | Path | None) -> str:
-    """The model folder or name that is meant, checked without a download; None and "toy" are the bundled model.
-
-    Raises:
-        FileNotFoundError: It is neither a model folder nor can it be a name.
-    """
+    """The model folder or name that is meant, checked without a download; None and "toy" are the bundled model."""
     path = Path(source or TOY_MODEL)
     if source in ("toy", *OFFICIAL) and not path.exists():
         return str(TOY_MODEL if source == "toy" else source)

@@ -6,20 +6,16 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..terminal import progress_bar
 from ..utils import short_error
-
-if TYPE_CHECKING:
-    from .. import SEDConfig
 
 logger = logging.getLogger(__name__)
 
 BENCHMARKS = ("A-847", "PC-459", "A-150", "PC-59", "PAS-20")
 ADDRESS = "https://drive.google.com/file/d/{}/view"
 SECONDS_WITHOUT_AN_ANSWER = 30
-RETRIES = 2
 CARD = """SED with {clip} as CLIP, trained on COCO-Stuff by the authors of the paper, converted from {address}.
 
 The authors publish the weights with their [code](https://github.com/xb534/SED), which is licensed under Apache-2.0
@@ -65,15 +61,11 @@ OFFICIAL = {
 }
 
 
-def official_folder(model: OfficialModel, config: SEDConfig | None = None) -> Path:
+def official_folder(model: OfficialModel) -> Path:
     """The folder of an official model, downloaded and converted if it is not in the cache.
 
     Environment variables, of `sed-b` for example: `SED_HF_REPO_SED_B` names a Hub repository that holds the converted
     model, which is tried first; `SED_HF_URL_SED_B` is another address of the authors' file.
-
-    Args:
-        model: One of `OFFICIAL`.
-        config: The architecture that the file must fit; by default that of the name.
     """
     from filelock import FileLock
     from huggingface_hub import snapshot_download
@@ -95,7 +87,7 @@ def official_folder(model: OfficialModel, config: SEDConfig | None = None) -> Pa
             download(model, os.environ.get(f"SED_HF_URL_{variable}"), downloaded)
         checkpoint = by_hand if by_hand.exists() else downloaded
         try:
-            convert(model, checkpoint, config)
+            convert(model, checkpoint)
         except ValueError as error:
             downloaded.unlink(missing_ok=True)
             state = "does not serve; replace it" if checkpoint == by_hand else "did not serve and was removed"
@@ -121,31 +113,25 @@ def download(model: OfficialModel, address: str | None, path: Path) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled
-        options: dict[str, Any] = {
-            "progress": show,
-            "timeout": SECONDS_WITHOUT_AN_ANSWER,
-            "retries": RETRIES,
-            "use_cookies": False,
-        }
+        options: Any = {"progress": show, "timeout": SECONDS_WITHOUT_AN_ANSWER, "retries": 2, "use_cookies": False}
         gdown.download(address, str(path), quiet=True, resume=True, **options)
     except (DownloadError, OSError) as error:
-        reason = type(error.__cause__ or error).__name__ + (
-            f", with {bar.n / 1e6:.0f} MB, which are kept" if bar.n else ""
-        )
+        reason = type(error.__cause__ or error).__name__
+        kept = f", with {bar.n / 1e6:.0f} MB, which are kept" if bar.n else ""
         raise OSError(
-            f"{model.name}: no download ({reason}): try again, or open {address} in a browser, save the file as"
+            f"{model.name}: no download ({reason}{kept}): try again, or open {address} in a browser, save the file as"
             f" {model.folder}.pth, and then run: sed-hf models {model.name}"
         ) from error
     finally:
         bar.close()
 
 
-def convert(model: OfficialModel, checkpoint: Path, config: SEDConfig | None) -> None:
+def convert(model: OfficialModel, checkpoint: Path) -> None:
     """Convert a checkpoint to the model's folder, if it is of its architecture."""
     from ..conversion import build_processor, config_from_open_clip, convert_official_checkpoint
     from .save import save_hub_folder
 
-    converted = convert_official_checkpoint(checkpoint, config or config_from_open_clip(model.clip))
+    converted = convert_official_checkpoint(checkpoint, config_from_open_clip(model.clip))
     scores = ", ".join(f"{score} on {name}" for name, score in zip(BENCHMARKS, model.scores, strict=True))
     card = CARD.format(clip=model.clip, address=ADDRESS.format(model.file_id), scores=scores)
     processor = build_processor(converted.config)

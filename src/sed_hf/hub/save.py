@@ -53,7 +53,6 @@ def save_hub_folder(
     directory: str | os.PathLike[str],
     description: str = "",
     datasets: Sequence[str] = (),
-    max_shard_size: str = "5GB",
     state_dict: Mapping[str, Tensor] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -67,7 +66,6 @@ def save_hub_folder(
         directory: Folder to make; it may exist if it is empty.
         description: Data, recipe and results, for the model card.
         datasets: Names of the data sets that the model was trained on, for the model card.
-        max_shard_size: Largest size of one weights file.
         state_dict: By default that of the model, which distributed training may have sharded.
         overwrite: Replace a model folder, with all that it holds.
     """
@@ -88,7 +86,7 @@ def save_hub_folder(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as folder:
         try:
-            model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
+            model.save_pretrained(folder, state_dict=state_dict)
         except SafetensorError as error:  # its word for a full disk
             raise OSError(f"{directory}: {error}") from error
         processor.save_pretrained(folder)

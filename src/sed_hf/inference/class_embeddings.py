@@ -33,20 +33,19 @@ def encode_classes(
     class_names: Sequence[str],
     cache: "ClassEmbeddingCache | None" = None,
     show_progress: bool = True,
+    encoder: str | None = None,
 ) -> Tensor:
     """Return the embeddings (T, P, D) of T class names, for P prompt templates, in the model's dtype, on its device.
 
     Args:
-        model: On the device where it is to run.
-        processor: Its processor.
-        class_names: One string for each class; synonyms are separated by ", ".
         cache: Where to look first, and to keep what is new. `None` encodes everything.
         show_progress: Show a bar while there is something to encode.
+        encoder: The [`text_encoder_sha256`] of model and processor, if it is known already.
     """
     class_names = validate_class_names(class_names)
     shape = (len(model.config.prompt_templates), model.config.projection_dim)
     embeddings = torch.empty(len(class_names), *shape, dtype=model.dtype)
-    encoder = text_encoder_sha256(model, processor) if cache else ""
+    encoder = encoder or (text_encoder_sha256(model, processor) if cache else "")
     missing = []
     for index, name in enumerate(class_names):
         known = cache.load(encoder, name) if cache else None
@@ -175,16 +174,7 @@ def save_class_embeddings(
 
 
 def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -> tuple[list[str], Tensor]:
-    """Load an encoded vocabulary: T names, and embeddings (T, P, D).
-
-    Args:
-        path: A file of [`save_class_embeddings`].
-        encoder: Hash of the text encoder that it must be of; `None` takes any.
-
-    Raises:
-        OSError: There is no such file.
-        ValueError: The file is not an encoded vocabulary, is damaged, or is of another text encoder.
-    """
+    """Load the T names and embeddings (T, P, D) of an encoded vocabulary; by any encoder, or by that of this hash."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

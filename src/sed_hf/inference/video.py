@@ -227,29 +227,19 @@ class VideoOverlay:
             self.places = np.full(MAX_LISTED, -1)
         self.frames_out_of_view = np.where(self.places < 0, np.inf, 0)
         num_rows = len(self.places) + (len(class_names) > MAX_LISTED) + (ignore_index is not None)
-        # More digits of percentages would flicker, and numbers on regions would jump about.
-        self.legend = vis.Legend(vis.display_size(size), [*class_names, vis.NO_CLASS], num_rows, digits=0)
+        self.legend = vis.Legend(vis.display_size(size), [*class_names, vis.NO_CLASS], num_rows, is_steady=True)
         self.size = (self.legend.size[0] // 2 * 2, self.legend.size[1] // 2 * 2)
 
     def draw(self, frame: Image.Image, segmentation: npt.NDArray[np.integer]) -> Image.Image:
         """Draw the next frame, RGB, with its class indices (height, width): an RGB image of `size`."""
         statistics = vis.class_statistics(segmentation, self.class_names, ignore_index=self.ignore_index)
-        shares = {entry.index: entry.share for entry in statistics}  # the largest first
-        self.frames_out_of_view = np.where(np.isin(self.places, list(shares)), 0, self.frames_out_of_view + 1)
-        for index, share in shares.items():
+        in_view = np.isin(self.places, [entry.index for entry in statistics])
+        self.frames_out_of_view = np.where(in_view, 0, self.frames_out_of_view + 1)
+        for entry in statistics:  # the largest first
             place = np.argmax(self.frames_out_of_view)
-            if index not in self.places and share >= MIN_LISTED_SHARE and self.frames_out_of_view[place]:
-                self.places[place] = index
+            if entry.index not in self.places and entry.share >= MIN_LISTED_SHARE and self.frames_out_of_view[place]:
+                self.places[place] = entry.index
                 self.frames_out_of_view[place] = 0
-        colors = vis.class_colors(self.class_names).tolist()
-        rows = []
-        for index in self.places.tolist():
-            is_free = index < 0
-            name, color = ("", None) if is_free else (self.class_names[index], tuple(colors[index]))
-            rows.append(vis.LegendRow(name, shares.pop(index, 0), color))
-        if self.ignore_index is not None:
-            rows.append(vis.LegendRow(vis.NO_CLASS, float(np.mean(segmentation == self.ignore_index)), vis.WHITE))
-        if shares:
-            rows.append(vis.LegendRow(f"{len(shares)} more", sum(shares.values())))
+        rows = vis.legend_rows(self.places.tolist(), statistics, self.class_names, self.ignore_index)
         regions = vis.draw_regions(frame, segmentation, self.class_names, ignore_index=self.ignore_index)
         return self.legend.draw(regions, rows).crop((0, 0, *self.size))
