@@ -21,7 +21,6 @@ ARGUMENTS = [
     argument("out", type=Path, metavar="OUT", help="folder to write; must be new or empty"),
     *(*CLASSES, MODEL),
     argument("--format", choices=["onnx", "torch"], default="onnx", help="for onnxruntime, or for torch.export.load"),
-    argument("--int8", action="store_true", help="ONNX with the weights of matrix products in 8 bits, for CPUs"),
 ]
 
 
@@ -38,6 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     model, processor = load_model(arguments.model, "cpu", "float32")
     say(f"exporting to {out}")
-    export_model(model, processor, out, arguments.format, class_names, arguments.int8)
+    export_model(model, processor, out, arguments.format, class_names)
     print(f"sed-hf: {', '.join(sorted(path.name for path in out.iterdir()))} written to {printable(out)}")
     return 0

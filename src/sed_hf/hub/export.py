@@ -96,7 +96,7 @@ def average_by_convolution(features: Tensor, kernel_size: tuple[int, int]) -> Te
 
 
 @torch.no_grad()
-def write_program(module: DenseSegmentation | PromptEncoder, path: Path, int8: bool) -> None:
+def write_program(module: DenseSegmentation | PromptEncoder, path: Path) -> None:
     """Write a `.pt2` or an `.onnx` file, with weights."""
     with PoolingAsConvolution():
         inputs = tuple(module.example.values())
@@ -115,17 +115,6 @@ def write_program(module: DenseSegmentation | PromptEncoder, path: Path, int8: b
         output_names=[module.output_name],
         verbose=False,
     )
-    if int8:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantize_dynamic(
-            path,
-            path,
-            op_types_to_quantize=["MatMul"],  # integer convolutions are slower in onnxruntime than those of float32
-            per_channel=True,
-            reduce_range=True,  # a bit less, since processors without VNNI add two products in 16 bits
-            weight_type=QuantType.QInt8,
-        )
 
 
 def export_model(
@@ -134,7 +123,6 @@ def export_model(
     directory: Path,
     program_format: Literal["onnx", "torch"] = "onnx",
     class_names: Sequence[str] = (),
-    int8: bool = False,
 ) -> None:
     """Write both programs, and what is needed to use them, to a folder, which appears when it is complete.
 
@@ -144,11 +132,8 @@ def export_model(
         directory: Folder to make; it may exist if it is empty.
         program_format: "onnx" writes `segmentation.onnx` and `text_encoder.onnx`; "torch" `.pt2` files.
         class_names: Classes to encode now, to `classes.npz`: `names` (T,) and `embeddings` (T, P, D).
-        int8: Hold the weights of matrix products in 8 bits; ONNX only.
     """
     check_new_folder(directory)
-    if int8 and program_format != "onnx":
-        raise ValueError(f"int8: expected with the format onnx, got {program_format!r}")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as folder:
         folder.mkdir()
@@ -161,8 +146,8 @@ def export_model(
         suffix = {"onnx": "onnx", "torch": "pt2"}[program_format]
         logging.disable(logging.WARNING)  # of which the exporters have many
         try:
-            write_program(DenseSegmentation(model), folder / f"segmentation.{suffix}", int8)
-            write_program(PromptEncoder(model), folder / f"text_encoder.{suffix}", int8)
+            write_program(DenseSegmentation(model), folder / f"segmentation.{suffix}")
+            write_program(PromptEncoder(model), folder / f"text_encoder.{suffix}")
         finally:
             logging.disable(logging.NOTSET)
 
