@@ -127,8 +127,7 @@ def export_model(
     """Write both programs, and what is needed to use them, to a folder, which appears when it is complete.
 
     Args:
-        model: The model, on the CPU.
-        processor: Its processor.
+        model: On the CPU.
         directory: Folder to make; it may exist if it is empty.
         program_format: "onnx" writes `segmentation.onnx` and `text_encoder.onnx`; "torch" `.pt2` files.
         class_names: Classes to encode now, to `classes.npz`: `names` (T,) and `embeddings` (T, P, D).

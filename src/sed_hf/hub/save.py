@@ -61,8 +61,6 @@ def save_hub_folder(
     The folder appears when it is complete. A link in its place is replaced, not followed.
 
     Args:
-        model: The model.
-        processor: Its processor.
         directory: Folder to make; it may exist if it is empty.
         description: Data, recipe and results, for the model card.
         datasets: Names of the data sets that the model was trained on, for the model card.
