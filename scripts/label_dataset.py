@@ -2,21 +2,21 @@
 
     accelerate launch scripts/label_dataset.py --data photos --vocabulary my-classes.txt --output labelled
 
-After an interruption, the same command goes on where it stopped. Exit status: 0 all labelled, 1 some images cannot be
-read (`skipped.jsonl` lists them), 2 refused or failed.
+After an interruption, the same command goes on. Exit status: 0 all labelled, 1 some images skipped, 2 refused or failed.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from datetime import timedelta
+
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from sed_hf.evaluation.environment import require_launched_processes
-from sed_hf.inference.label import label_dataset
-from sed_hf.inference.label_formats import FORMATS
+from sed_hf.inference.label import FORMATS, label_dataset
 from sed_hf.terminal import number, positive_integer, run_command, whole_number
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The arguments of the command line, named as those of `label_dataset`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -42,14 +42,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--shard-size", type=positive_integer, default=250, metavar="N", help="images that are finished at once")
     add("--preview", type=positive_integer, metavar="N", help="only label N images, on a sheet: preview.jpg")
     add("--push-to-hub", metavar="REPO", help="upload to this data set repository, private if new")
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def label(arguments: argparse.Namespace) -> int:
     """Label, and say how many images."""
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])  # some do more
     require_launched_processes()
     counts = label_dataset(**vars(arguments))
-    print(f"{counts.labelled} images labelled, {counts.skipped} skipped: {arguments.output}")
+    if accelerator.is_main_process:
+        print(f"{counts.labelled} images labelled, {counts.skipped} skipped: {arguments.output}")
+    accelerator.end_training()
     return 1 if counts.skipped else 0
 
 

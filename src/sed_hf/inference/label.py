@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -34,7 +33,6 @@ from .writers import model_settings, require_same_settings
 
 MAX_IN_FLIGHT = 4  # batches that the model has seen, and that are not written yet
 PREVIEW_SIZE = 480  # pixels
-WAIT = timedelta(days=7)  # for processes that have more to do
 
 
 class Row(NamedTuple):
@@ -105,7 +103,7 @@ def label_dataset(
     Raises:
         ValueError: The folder holds labels of other settings, or the data have no clear column of images.
     """
-    state, output = PartialState(timeout=WAIT), Path(output)
+    state, output = PartialState(), Path(output)
     names = vocabulary if isinstance(vocabulary, Sequence) and not isinstance(vocabulary, str) else None
     class_names = validate_class_names(load_vocabulary(str(vocabulary)) if names is None else names, "vocabulary")
     others = competing_names(class_names, everything_else)
@@ -129,6 +127,7 @@ def label_dataset(
         **model_settings(network, processor, model, topk),
         "threshold": threshold,
         "everything_else": everything_else,
+        "competing_names": others,
         "vocabulary": list(segmenter.class_names),
         "format": format,
         "split": split,
@@ -143,13 +142,14 @@ def label_dataset(
     if not (output / "README.md").exists():
         label_shards(shards, segmenter, writer, num_workers)
     state.wait_for_everyone()
+    summary = shards.summary()
     if state.is_main_process:
-        writer.finish(shards.finished())
-        write_skipped_and_card(output, shards, settings)
+        writer.finish(len(shards.finished()))
+        write_card(output, settings, summary)
         if push_to_hub is not None:
             prepare.push_to_hub(output, push_to_hub, ["README.md", "skipped.jsonl", *writer.files])
     state.wait_for_everyone()
-    return shards.counts()
+    return summary.counts
 
 
 def claim(output: Path, settings: dict[str, Any]) -> None:
@@ -189,10 +189,23 @@ class Shards:
                 while batch := list(islice(shard, self.batch_size)):
                     yield batch
 
-    def counts(self) -> Counts:
-        """How many images have labels, and how many were skipped."""
-        shards = [json.loads(path.read_bytes()) for path in self.finished()]
-        return Counts(sum(shard["labelled"] for shard in shards), sum(len(shard["skipped"]) for shard in shards))
+    def summary(self) -> "Summary":
+        """What the files of the shards say."""
+        labelled, pixels, skipped = 0, Counter[str](), []
+        for path in self.finished():
+            shard = json.loads(path.read_bytes())
+            labelled += shard["labelled"]
+            pixels.update(shard["pixels"])
+            skipped += shard["skipped"]
+        return Summary(Counts(labelled, len(skipped)), pixels, skipped)
+
+
+class Summary(NamedTuple):
+    """Images, the pixels of each class index and of "none", and the images that cannot be read."""
+
+    counts: Counts
+    pixels: Counter[str]
+    skipped: list[dict[str, Any]]
 
 
 def label_shards(shards: Shards, segmenter: Segmenter, writer: LabelFormat, num_workers: int | None) -> None:
@@ -205,7 +218,7 @@ def label_shards(shards: Shards, segmenter: Segmenter, writer: LabelFormat, num_
     in_flight: deque[Future] = deque()
 
     def segment(images: list[PreparedImage]) -> Future[list[Labelled]]:
-        if len(in_flight) == MAX_IN_FLIGHT:
+        while len(in_flight) >= MAX_IN_FLIGHT:
             in_flight.popleft().result()
         outputs = segmenter.forward([image.pixel_values for image in images])
         in_flight.append(pool.submit(write_images, segmenter, writer, outputs, images))
@@ -288,34 +301,25 @@ def write_shard(
     pixels: Counter[str] = Counter()
     for image in images:
         pixels.update(image.pixels)
-    content = {
-        "labelled": len(images),
-        "skipped": [image._asdict() for image in sorted(skipped)],
-        "pixels": pixels,
-        "records": writer.write_shard(index, [image.record for image in images]),
-    }
+    writer.write_shard(index, [image.record for image in images])
+    content = {"labelled": len(images), "pixels": pixels, "skipped": [image._asdict() for image in sorted(skipped)]}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def write_skipped_and_card(output: Path, shards: Shards, settings: dict[str, Any]) -> None:
-    """Write `skipped.jsonl`, and `README.md`, the card of the data set, which says that all is done."""
-    pixels: Counter[str] = Counter()
-    labelled = num_skipped = 0
-    with atomic_path(output / "skipped.jsonl") as path, path.open("w", encoding="utf-8") as file:
-        for shard in map(Path.read_bytes, shards.finished()):
-            content = json.loads(shard)
-            labelled += content["labelled"]
-            num_skipped += len(content["skipped"])
-            pixels.update(content["pixels"])
-            file.writelines(json.dumps(image, ensure_ascii=False) + "\n" for image in content["skipped"])
+def write_card(output: Path, settings: dict[str, Any], summary: Summary) -> None:
+    """Write `skipped.jsonl`, then `README.md`, the card of the data set, which says that all is done."""
+    (labelled, num_skipped), pixels, skipped = summary
+    with atomic_path(output / "skipped.jsonl") as path:
+        path.write_text("".join(json.dumps(image, ensure_ascii=False) + "\n" for image in skipped), encoding="utf-8")
     data_files = [{"split": settings["split"], "path": f"data/{settings['split']}-*.parquet"}]
     configs = [{"config_name": "default", "data_files": data_files}] if settings["format"] == "parquet" else None
     card = DatasetCardData(task_categories=["image-segmentation"], tags=["sed-hf"], configs=configs)
-    names = [*settings["vocabulary"], "(no class)"]
-    shares = [pixels[key] / max(1, pixels.total()) for key in (*map(str, range(len(names) - 1)), "none")]
-    classes = "\n".join(f"| {name} | {share:.2%} |" for name, share in zip(names, shares, strict=True))
-    options = "\n".join(f"* {name}: {value}" for name, value in settings.items() if name != "vocabulary")
+    names = {str(index): name.replace("|", r"\|") for index, name in enumerate(settings["vocabulary"])}
+    shares = {name: pixels[key] / max(1, pixels.total()) for key, name in {**names, "none": "(no class)"}.items()}
+    classes = "\n".join(f"| {name} | {share:.2%} |" for name, share in shares.items())
+    lists = ("vocabulary", "competing_names")
+    options = "\n".join(f"* {name}: {value}" for name, value in settings.items() if name not in lists)
     text = f"""---
 {card.to_yaml()}
 ---

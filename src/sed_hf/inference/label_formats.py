@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -61,12 +61,11 @@ class LabelFormat:
         """Write the files of an image, if it has some of its own, and return what its shard needs to know of it."""
         raise NotImplementedError
 
-    def write_shard(self, index: int, records: list[Any]) -> list[Any]:
-        """Write the file of a shard, and return what `finish` needs to know of it, as JSON can hold it."""
-        return []
+    def write_shard(self, index: int, records: list[Any]) -> None:
+        """Write the file of a shard, if the format has one, from what `write_image` has returned."""
 
-    def finish(self, shards: Sequence[Path]) -> None:
-        """Write what is about all shards; their JSON files hold the `records` that `write_shard` has returned."""
+    def finish(self, num_shards: int) -> None:
+        """Write what is about all shards; another time it changes nothing."""
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.output / name
@@ -93,7 +92,7 @@ class ParquetFormat(LabelFormat):
             "scores": [score(entry) for entry in classes],
         }
 
-    def write_shard(self, index: int, records: list[Any]) -> list[Any]:
+    def write_shard(self, index: int, records: list[Any]) -> None:
         """Write a file, which gets its last name when the number of files is known."""
         names = datasets.ClassLabel(names=list(self.class_names))
         features = {**FEATURES, "classes": datasets.List(names), "scores": datasets.List(datasets.Value("float32"))}
@@ -112,14 +111,13 @@ class ParquetFormat(LabelFormat):
         with atomic_path(file) as path, pq.ParquetWriter(path, schema) as writer:
             if records:
                 writer.write_table(pa.Table.from_pylist(records, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
-        return []
 
-    def finish(self, shards: Sequence[Path]) -> None:
+    def finish(self, num_shards: int) -> None:
         """Name the files as one set."""
-        for index in range(len(shards)):
+        for index in range(num_shards):
             file = self.output / f"data/{self.split}-{index:05d}.parquet"
             if file.exists():
-                file.rename(file.with_stem(f"{file.stem}-of-{len(shards):05d}"))
+                file.rename(file.with_stem(f"{file.stem}-of-{num_shards:05d}"))
 
 
 class PNGFormat(LabelFormat):
@@ -139,7 +137,7 @@ class PNGFormat(LabelFormat):
         self._write(f"images/{image.name}", image.content)
         self._write(f"masks/{Path(image.name).stem}.png", png(mask))
 
-    def finish(self, shards: Sequence[Path]) -> None:
+    def finish(self, num_shards: int) -> None:
         """Write the class names."""
         self._write("classes.json", json.dumps(list(self.class_names), indent=1, ensure_ascii=False).encode())
 
@@ -161,7 +159,7 @@ class YOLOFormat(LabelFormat):
         self._write(f"images/{image.name}", image.content)
         self._write(f"labels/{Path(image.name).stem}.txt", "".join(lines).encode())
 
-    def finish(self, shards: Sequence[Path]) -> None:
+    def finish(self, num_shards: int) -> None:
         """Write the class names; training and validation name the same images."""
         content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
         self._write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
@@ -194,32 +192,35 @@ class COCOFormat(LabelFormat):
         facts = {"id": image_id, "file_name": image.name, "height": height, "width": width, "source": image.source}
         return {"image": facts, "annotations": annotations}
 
-    def write_shard(self, index: int, records: list[Any]) -> list[Any]:
-        """Nothing yet: `finish` writes the only file."""
-        return records
+    def write_shard(self, index: int, records: list[Any]) -> None:
+        """Write what `finish` joins."""
+        self._write(f"annotations/{index:05d}.json", json.dumps(records, ensure_ascii=False).encode())
 
-    def finish(self, shards: Sequence[Path]) -> None:
+    def finish(self, num_shards: int) -> None:
         """Join the annotations, one shard in memory at a time."""
         categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
 
         def records() -> Iterator[dict[str, Any]]:
-            for shard in shards:
-                yield from json.loads(shard.read_bytes())["records"]
+            for index in range(num_shards):
+                yield from json.loads((self.output / f"annotations/{index:05d}.json").read_bytes())
 
         with atomic_path(self.output / "annotations.json") as path, path.open("w", encoding="utf-8") as file:
+            images = (record["image"] for record in records())
+            annotations = (annotation for record in records() for annotation in record["annotations"])
             file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)},\n"images": [')
-            for number, record in enumerate(records()):
-                file.write(",\n"[2 * (not number) :] + json.dumps(record["image"], ensure_ascii=False))
+            file.writelines(joined(images))
             file.write('],\n"annotations": [')
-            number = 0
-            for record in records():
-                for annotation in record["annotations"]:
-                    number += 1
-                    file.write(",\n"[2 * (number == 1) :] + json.dumps({"id": number, **annotation}))
+            file.writelines(joined({"id": number, **each} for number, each in enumerate(annotations, start=1)))
             file.write("]}\n")
 
 
 FORMATS = {"parquet": ParquetFormat, "coco": COCOFormat, "yolo": YOLOFormat, "png": PNGFormat}
+
+
+def joined(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The entries of a list in JSON, one after the other."""
+    for number, entry in enumerate(entries):
+        yield (",\n" if number else "") + json.dumps(entry, ensure_ascii=False)
 
 
 def score(entry: ClassStatistics) -> float:
