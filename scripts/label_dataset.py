@@ -2,7 +2,7 @@
 
     accelerate launch scripts/label_dataset.py --data photos --vocabulary my-classes.txt --output labelled
 
-After an interruption, the same command goes on. Exit status: 0 all labelled, 1 some images skipped, 2 refused or failed.
+After an interruption, the same command goes on. Exit status: 0 all labelled, 1 some images skipped, 2 failed.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
+from sed_hf.inference.label import label_dataset
 from sed_hf.training.checkpoints import find_checkpoints, save_checkpoint
 
 REASON = os.strerror(errno.EFBIG)
@@ -80,6 +81,18 @@ def test_prepare_keeps_the_complete_shards(tmp_path: Path) -> None:
     with disk_takes(50_000), pytest.raises(OSError, match=f"{REASON}.*{second}"):
         prepare_benchmark("ade20k_150", tmp_path / "raw", tmp_path / "out", images_per_shard=1)
     assert names_in(second.parent) == ["val-00000-of-00002.parquet"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "coco", "yolo", "png"])
+def test_labelling_keeps_the_complete_shards(format: str, tiny_hub_folder: Path, tmp_path: Path) -> None:
+    Path("in").mkdir()
+    Image.new("RGB", (12, 8)).save("in/a.png")
+    Image.effect_noise((400, 400), 99).save("in/b.png")
+    options = {"model": str(tiny_hub_folder), "format": format, "shard_size": 1, "num_workers": 0}
+    with disk_takes(50_000), pytest.raises(OSError, match=f"{REASON}.*0001"):
+        label_dataset("in", NAMES, "out", **options)
+    assert names_in(Path("out/shards")) == ["00000.json"]
+    assert label_dataset("in", NAMES, "out", **options) == (2, 0)
 
 
 def test_training_keeps_the_checkpoint_before(tmp_path: Path) -> None:

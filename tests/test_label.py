@@ -165,6 +165,20 @@ class TestInput:
             label(tmp_path / "once" / "data", tmp_path / "twice", model, image_column="file_name")
         assert not (tmp_path / "twice").exists()
 
+    def test_rows_of_the_hub_cannot_ask_for_files_of_this_machine(
+        self, photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = next(photos.rglob("*.png"))
+        rows = {"photo": [{"bytes": path.read_bytes(), "path": "a.png"}, {"bytes": None, "path": str(path)}]}
+        features = datasets.Features(photo=datasets.Image(decode=False))
+        file = tmp_path / "validation.parquet"
+        datasets.Dataset.from_dict(rows, features).to_parquet(file)
+        builder = datasets.load_dataset_builder("parquet", data_files={"validation": str(file)})
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: {"someone/photos": builder}[name])
+        assert label("someone/photos", tmp_path / "out", model, split="validation") == Counts(1, 1)
+        assert "the row holds none" in (tmp_path / "out" / "skipped.jsonl").read_text()
+        assert len(load_benchmark("custom", tmp_path / "out", "validation")) == 1
+
     @pytest.mark.parametrize("format", ["parquet", "coco", "yolo", "png"])
     def test_files_that_are_not_images_are_listed_and_the_rest_is_labelled(
         self, format: str, photos: Path, model: str, tmp_path: Path

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import cv2
 import datasets
@@ -26,6 +26,9 @@ from ..utils import atomic_path
 from ..visualization import ClassStatistics, class_colors
 from .segmenter import unused_label
 from .writers import label_map
+
+LabelMap: TypeAlias = NDArray[np.integer]
+Classes: TypeAlias = Sequence[ClassStatistics]  # that occur in an image, the largest first
 
 
 @dataclass
@@ -55,9 +58,7 @@ class LabelFormat:
     split: str
     files: ClassVar[tuple[str, ...]]  # of the data set, as patterns
 
-    def write_image(
-        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
-    ) -> Any:
+    def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """Write the files of an image, if it has some of its own, and return what its shard needs to know of it."""
         raise NotImplementedError
 
@@ -79,9 +80,7 @@ class ParquetFormat(LabelFormat):
 
     files = ("data/*.parquet",)
 
-    def write_image(
-        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
-    ) -> Any:
+    def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """The row of an image."""
         label = png(label_map(segmentation, len(self.class_names)))
         return {
@@ -125,9 +124,7 @@ class PNGFormat(LabelFormat):
 
     files = ("images/*", "masks/*", "classes.json")
 
-    def write_image(
-        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
-    ) -> Any:
+    def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """Write image and mask; a mask of more than 255 classes is grey, of 16 bits."""
         mask = label_map(segmentation, len(self.class_names))
         if mask.mode == "L":
@@ -147,9 +144,7 @@ class YOLOFormat(LabelFormat):
 
     files = ("images/*", "labels/*", "data.yaml")
 
-    def write_image(
-        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
-    ) -> Any:
+    def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """Write image and labels: a line for each region of a class, with coordinates as shares of the size."""
         lines = []
         for entry in sorted(classes, key=lambda entry: entry.index):
@@ -170,9 +165,7 @@ class COCOFormat(LabelFormat):
 
     files = ("images/*", "annotations.json")
 
-    def write_image(
-        self, image: PreparedImage, segmentation: NDArray[np.integer], classes: Sequence[ClassStatistics]
-    ) -> Any:
+    def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """Write the image, and return its entry and its annotations, one for each class, as run lengths."""
         self._write(f"images/{image.name}", image.content)
         image_id, (height, width) = image.position + 1, image.size
