@@ -161,7 +161,7 @@ class TestInput:
 
     def test_a_column_that_is_not_an_image_is_refused(self, photos: Path, model: str, tmp_path: Path) -> None:
         label(photos, tmp_path / "once", model)
-        with pytest.raises(ValueError, match=r"column 'file_name' is not of images; the columns are image .*"):
+        with pytest.raises(ValueError, match=r"--image-column\), got file_name; there are image "):
             label(tmp_path / "once" / "data", tmp_path / "twice", model, image_column="file_name")
         assert not (tmp_path / "twice").exists()
 

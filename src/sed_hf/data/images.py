@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 
@@ -81,9 +82,7 @@ def open_images(data: str | Path, split: str = "train", column: str | None = Non
     root = root.parent if root.is_file() else root
     found = [kind for kind, files in kinds.items() if files]
     if len(found) != 1:
-        message = (
-            f"{data}: expected images, Parquet or tar files, and only one kind; got {' and '.join(found) or 'none'}"
-        )
+        message = f"{data}: expected images, Parquet or tar files, of one kind; got {' and '.join(found) or 'none'}"
         raise ValueError(message) if found else FileNotFoundError(message)
     if others:
         names = some(f"{count} {suffix}" for suffix, count in others.items())
@@ -91,7 +90,7 @@ def open_images(data: str | Path, split: str = "train", column: str | None = Non
     files = kinds[found[0]]
     if found == ["image"]:
         return ImageSource(files, len(files), _hash(files), root)
-    paths = [str(root / file) for file in files]
+    paths = [escape(str(root / file)) for file in files]
     builder = datasets.load_dataset_builder(BUILDERS[found[0]], data_files={"train": paths})
     return _open_stream(builder, "train", column, files, root)
 
@@ -116,10 +115,7 @@ def _open_stream(
         column = "image" if "image" in images else images[0] if len(images) == 1 else None
     if column not in takes:
         columns = ", ".join(f"{name} ({getattr(feature, 'dtype', feature)})" for name, feature in features.items())
-        found = "no column of images" if column is None and not images else f"the column {column!r} is not of images"
-        if column is None and images:
-            found = f"images in {', '.join(images)}: name one (--image-column)"
-        raise ValueError(f"{builder.config.name}: {found}; the columns are {columns:.300}")
+        raise ValueError(f"expected one column of images (--image-column), got {column}; there are {columns:.300}")
     stream = stream.select_columns([column])
     if column in images:
         stream = stream.cast_column(column, datasets.Image(decode=False))
