@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import cv2
 import datasets
 import numpy as np
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -270,8 +272,8 @@ def start(num_processes: int, *arguments: object) -> subprocess.Popen:
     if num_processes > 1:
         port = random.SystemRandom().randrange(20000, 30000)
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", f"--master_port={port}"]
-    command = [*launcher, SCRIPT, "--shard-size", 3, "--num-workers", 1, *arguments]
-    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stderr=subprocess.PIPE, start_new_session=True)
+    command = [*launcher, SCRIPT, "--shard-size", 1, "--num-workers", 1, *arguments]
+    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -297,7 +299,10 @@ class TestProcesses:
             while len(list(shards.glob("0*.json"))) == before and process.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
-            os.killpg(process.pid, 9)
+            with suppress(psutil.NoSuchProcess):  # it may have done all
+                started = psutil.Process(process.pid)
+                for each in [*started.children(recursive=True), started]:
+                    each.kill()
             process.communicate()
             written = files(tmp_path / "killed", "0*.json")
             assert written.items() <= files(tmp_path / "1", "0*.json").items()
