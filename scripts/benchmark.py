@@ -133,7 +133,6 @@ def sweep(arguments: argparse.Namespace) -> None:
             path.write_text(json.dumps(results, indent=1) + "\n")
         with atomic_path(arguments.output / "results.md") as path:
             path.write_text(to_markdown(results))
-    draw_plots(results, arguments.output)
     print(to_markdown(results))
 
 
@@ -644,29 +643,6 @@ def format_seconds(times: dict[str, float] | None) -> str:
     unit, scale = ("s", 1) if times["median"] >= 1 else ("ms", 1e3)
     median, least, most = (f"{times[key] * scale:.3g}" for key in ("median", "min", "max"))
     return f"{median} {unit} ({least}–{most})"
-
-
-def draw_plots(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Time and memory against the number of classes, a line for each kind of point."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("benchmark.py: no plots without matplotlib: pip install matplotlib", file=sys.stderr)
-        return
-    lines: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
-    for name, result in results.items():
-        if "error" not in result and result["task"] == "segment":
-            values = (result["classes"], result["seconds"]["whole"]["median"], result["peak_memory_gib"])
-            lines[name.replace(f" T={result['classes']}", "").removeprefix("segment ")].append(values)
-    for column, file, label in ((1, "time.png", "seconds, whole"), (2, "memory.png", "peak memory, GiB")):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel="classes T", ylabel=label, xscale="log", yscale="log")
-        for name, line in sorted(lines.items()):
-            points = sorted(line)
-            axes.plot([point[0] for point in points], [point[column] for point in points], marker="o", label=name)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        figure.savefig(folder / file, dpi=120)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="sed-b", metavar="M", help="sed-b, sed-l, a folder, or OWNER/NAME on the Hub")
     add("--topk", type=whole_number, metavar="K", help="early rejection; 0 keeps every class")
     add("--threshold", type=number(float, 0, 1), metavar="P", help="no class where the best probability is lower")
-    add(
-        "--everything-else",
-        nargs="?",
-        const="coco_stuff_171",
-        metavar="V",
-        help="one class more, for all else",
-    )
+    add("--everything-else", nargs="?", const="coco_stuff_171", metavar="V", help="one class more, for all else")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="float32")
     add("--format", choices=FORMATS, default="parquet")
     add("--split", default="train", metavar="NAME", help="what to read of a data set on the Hub, and to write")

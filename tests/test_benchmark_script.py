@@ -41,12 +41,10 @@ def test_every_point_has_times_memory_and_machine(output: Path) -> None:
     assert len(rejecting["kept_classes"]) == 3
 
 
-def test_the_report_has_a_table_and_plots(output: Path) -> None:
+def test_the_report_is_a_table(output: Path) -> None:
     table = (output / "results.md").read_text()
     assert "encoder times a class" in table
     assert "torch" in table
-    assert (output / "time.png").stat().st_size > 1000
-    assert (output / "memory.png").stat().st_size > 1000
 
 
 def test_what_is_measured_is_not_measured_again_and_the_plain_decoder_joins(output: Path) -> None:
