@@ -45,7 +45,8 @@ def label(arguments: argparse.Namespace) -> int:
     require_launched_processes()
     counts = label_dataset(**vars(arguments))
     if accelerator.is_main_process:
-        print(f"{counts.labelled} images labelled, {counts.skipped} skipped: {arguments.output}")
+        reasons = " (skipped.jsonl says why)" if counts.skipped and not arguments.preview else ""
+    print(f"{counts.labelled} images labelled, {counts.skipped} skipped{reasons}: {arguments.output}")
     accelerator.end_training()
     return 1 if counts.skipped else 0
 

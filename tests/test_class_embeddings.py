@@ -56,9 +56,9 @@ class TestEncoding:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         first = encode_classes(tiny_model, tiny_processor, NAMES, cache)
-        assert "Encoding 3 classes" in capsys.readouterr().err
+        assert "Encoding 3 of 3 classes" in capsys.readouterr().err
         again = encode_classes(tiny_model, tiny_processor, ["sky", *reversed(NAMES)], cache)
-        assert "Encoding 1 classes" in capsys.readouterr().err
+        assert "Encoding 1 of 4 classes" in capsys.readouterr().err
         encode_classes(tiny_model, tiny_processor, ["Dog,  Puppy"], cache)  # one class for the processor
         assert capsys.readouterr().err == ""
         assert torch.equal(again[1:], first.flip(0))

@@ -124,7 +124,7 @@ class TestClasses:
     def test_are_encoded_once_until_the_cache_is_cleared(self, cache_home: Path, capsys: Output) -> None:
         for is_new in (True, False):
             segment("photo.jpg")
-            assert ("Encoding 3 classes" in capsys.readouterr().err) == is_new
+            assert ("Encoding 3 of 3 classes" in capsys.readouterr().err) == is_new
         for options, answer in [([], "3 classes, 0 MiB in"), (["--clear"], "3 classes, 0 MiB removed from")]:
             assert main(["cache", *options]) == 0
             assert f"{answer} {cache_home}" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -261,10 +262,15 @@ class TestAgain:
         with pytest.raises(ValueError, match="choose another output folder"):
             label(photos, photos / "out", model)
 
-    def test_a_preview_only_writes_a_sheet(self, photos: Path, model: str, tmp_path: Path) -> None:
-        label(photos, tmp_path, model, preview=4)
-        assert list(files(tmp_path)) == ["preview.jpg"]
-        assert Image.open(tmp_path / "preview.jpg").size == (960, 960)
+    def test_a_preview_only_writes_a_sheet_and_counts_what_is_on_it(
+        self, photos: Path, model: str, tmp_path: Path
+    ) -> None:
+        data, output = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "output"
+        assert label(data, output, model, preview=4) == (4, 0)
+        assert list(files(output)) == ["preview.jpg"]
+        assert Image.open(output / "preview.jpg").size == (960, 960)
+        (data / "empty.png").write_bytes(b"")
+        assert label(data, output, model, preview=100) == (7, 1)
 
 
 def start(num_processes: int, *arguments: object) -> subprocess.Popen:

@@ -39,7 +39,7 @@ MODEL = argument(
     type=check_model_source,
     metavar="M",
     help=f"{', '.join(OFFICIAL)} (the authors' weights, downloaded once), a model folder, or OWNER/NAME on the Hub;"
-    " by default the bundled toy model, which knows only generated scenes",
+    " by default toy, the bundled model, which knows only generated scenes",
 )
 DEVICE = (
     argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: a GPU if there is one"),

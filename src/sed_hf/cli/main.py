@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.addHandler(MessageHandler())
 
     def run() -> int:
-        arguments = build_parser().parse_args(argv)
+        arguments, unknown = build_parser().parse_known_args(argv)
+        if unknown:  # which argparse would report with the usage of `sed-hf` itself
+            arguments.command.error(f"unknown arguments: {' '.join(unknown)}; --help lists those that there are")
         return arguments.run(arguments)
 
     return run_command("sed-hf", run)
@@ -57,5 +59,5 @@ def build_parser() -> argparse.ArgumentParser:
         )
         for names, options in module.ARGUMENTS:
             command.add_argument(*names, **options)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=command)
     return parser

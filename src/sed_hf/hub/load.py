@@ -36,7 +36,7 @@ def check_model_source(source: str | Path | None) -> str:
         )
     if not path.exists() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise FileNotFoundError(
-            f"{source}: no such folder; expected a model folder, {', '.join(OFFICIAL)} or OWNER/NAME on the Hub"
+            f"{source}: no such folder; expected a model folder, {', '.join(OFFICIAL)}, toy or OWNER/NAME on the Hub"
         )
     return str(path)
 

@@ -54,7 +54,7 @@ def encode_classes(
         else:
             embeddings[index] = known
     chunks = [missing[start : start + CLASSES_PER_CHUNK] for start in range(0, len(missing), CLASSES_PER_CHUNK)]
-    description, is_silent = f"Encoding {len(missing)} classes", not (show_progress and missing)
+    description, is_silent = f"Encoding {len(missing)} of {len(class_names)} classes", not (show_progress and missing)
     for chunk in progress_bar(chunks, desc=description, bar_format=ENCODING_BAR, disable=is_silent):
         inputs = processor(text=[class_names[index] for index in chunk], return_tensors="pt").to(model.device)
         with torch.no_grad():

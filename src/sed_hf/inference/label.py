@@ -5,7 +5,6 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -23,7 +22,7 @@ from ..data.vocabularies import load_vocabulary
 from ..hub.load import check_model_source, load
 from ..image_processing_sed import NonFiniteLogitsError, SEDImageProcessor
 from ..processing_sed import validate_class_names
-from ..terminal import progress_bar
+from ..terminal import progress_bar, say
 from ..utils import atomic_path, short_error, some
 from ..visualization import ClassTotals, draw_overlay
 from .class_embeddings import ClassEmbeddingCache, encode_classes
@@ -119,9 +118,8 @@ def label_dataset(
     segmenter = Segmenter(network, processor, class_names, embeddings, topk, threshold, None, competing)
     output.mkdir(parents=True, exist_ok=True)
     if preview is not None:
-        if state.is_main_process:
-            write_preview(output / "preview.jpg", images, segmenter, preview)
-        return Counts(preview, 0)
+        path = output / "preview.jpg"
+        return write_preview(path, images, segmenter, preview) if state.is_main_process else Counts(0, 0)
 
     settings = {
         **model_settings(network, processor, model, topk),
@@ -318,8 +316,8 @@ def write_card(output: Path, settings: dict[str, Any], summary: Summary) -> None
     names = {str(index): name.replace("|", r"\|") for index, name in enumerate(settings["vocabulary"])}
     shares = {name: pixels[key] / max(1, pixels.total()) for key, name in {**names, "none": "(no class)"}.items()}
     classes = "\n".join(f"| {name} | {share:.2%} |" for name, share in shares.items())
-    lists = ("vocabulary", "competing_names")
-    options = "\n".join(f"* {name}: {value}" for name, value in settings.items() if name not in lists)
+    stated = {name: value for name, value in settings.items() if not isinstance(value, list | None)}
+    options = "\n".join(f"* {name}: {value}" for name, value in stated.items())
     text = f"""---
 {card.to_yaml()}
 ---
@@ -337,17 +335,20 @@ Labelled by sed-hf, not by people; {num_skipped} images could not be read.
         path.write_text(text, encoding="utf-8")
 
 
-def write_preview(path: Path, images: ImageSource, segmenter: Segmenter, count: int) -> None:
+def write_preview(path: Path, images: ImageSource, segmenter: Segmenter, count: int) -> Counts:
     """Write a sheet of labelled images with their legends: of a folder evenly spaced, of a stream the first."""
     step = max(1, len(images.images) // count) if isinstance(images.images, list) else 1
-    overlays = []
+    overlays, num_skipped = [], 0
     for source, content in islice(images, 0, step * count, step):
-        with suppress(OSError, ValueError):  # labelling says which cannot be read
+        try:
             image, _ = prepare.stored_image(file_content(content), source)
-            segmentation = segmenter([image])[0]["segmentation"]
-            names = segmenter.class_names
-            overlays.append(draw_overlay(image, segmentation, names, ignore_index=segmenter.ignore_index))
-            overlays[-1].thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
+        except (OSError, ValueError) as error:
+            say(f"skipped {error}")
+            num_skipped += 1
+            continue
+        segmentation = segmenter([image])[0]["segmentation"]
+        overlays.append(draw_overlay(image, segmentation, segmenter.class_names, ignore_index=segmenter.ignore_index))
+        overlays[-1].thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
     if not overlays:
         raise ValueError(f"expected an image that can be read among the first {count}; found none")
     columns = math.ceil(math.sqrt(len(overlays)))
@@ -356,3 +357,4 @@ def write_preview(path: Path, images: ImageSource, segmenter: Segmenter, count: 
         sheet.paste(overlay, (number % columns * PREVIEW_SIZE, number // columns * PREVIEW_SIZE))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="JPEG", quality=90)
+    return Counts(len(overlays), num_skipped)

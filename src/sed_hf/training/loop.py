@@ -3,7 +3,7 @@
 import json
 import time
 from collections import deque
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from .data import TrainingClasses, load_training_data, sample_vocabulary
 from .optimizer import build_optimizer, enable_gradient_checkpointing, set_trainable, skip_steps_where
 from .recipe import Recipe
+
+OF_THIS_MACHINE = {"output_dir", "data_dir", "evaluate_data_dir", "resume"}  # no model card states these
 
 
 def train(recipe: Recipe) -> Path:
@@ -225,9 +227,10 @@ class TrainingRun:
 
     def describe(self) -> str:
         """The part of the model card that says how the model was trained, and what came of it."""
+        settings = {name: value for name, value in asdict(self.recipe).items() if name not in OF_THIS_MACHINE}
         recipe, environment = (
             f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}```"
-            for values in (asdict(replace(self.recipe, resume=False)), describe_environment(self.accelerator.device))
+            for values in (settings, describe_environment(self.accelerator.device))
         )
         last_line = "".join(self.log_file.read_text().splitlines()[-1:])
         return f"## Training\n\n{recipe}\n\n{environment}\n\nLast line of the log: `{last_line}`"
