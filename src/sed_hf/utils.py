@@ -1,4 +1,4 @@
-"""Atomic writes, names of image files, and texts for errors in one line."""
+"""Atomic writes, names of files and repositories, and texts for errors in one line."""
 
 import re
 import shutil
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # OWNER/NAME
 IMAGE_SUFFIX = re.compile(r"\.(avif|bmp|gif|jfif|jp2|jpe|jpeg|jpg|mpo|pgm|png|ppm|tif|tiff|webp)", re.IGNORECASE)
 
 

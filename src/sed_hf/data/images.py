@@ -12,7 +12,7 @@ from pathlib import Path
 
 import datasets
 
-from ..utils import IMAGE_SUFFIX, some
+from ..utils import HUB_NAME, IMAGE_SUFFIX, some
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def open_images(data: str | Path, split: str = "train", column: str | None = Non
     root = Path(data)
     if not root.exists():
         name = str(data).removeprefix("hf://datasets/")
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        if not HUB_NAME.fullmatch(name):
             raise FileNotFoundError(f"{data}: no such folder; expected one, a file, or OWNER/NAME on the Hub")
         builder = datasets.load_dataset_builder(name)
         return _open_stream(builder, split, column, list(map(str, (builder.config.data_files or {}).get(split, []))))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils import short_error, some
+from ..utils import HUB_NAME, short_error, some
 from .official import OFFICIAL, official_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a misspelt name is refused at once
@@ -34,7 +33,7 @@ def check_model_source(source: str | Path | None) -> str:
         raise FileNotFoundError(
             f"{source}: expected a model folder, but it has no config.json; sed-hf convert makes one of a checkpoint"
         )
-    if not path.exists() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+    if not path.exists() and not HUB_NAME.fullmatch(str(source)):
         raise FileNotFoundError(
             f"{source}: no such folder; expected a model folder, {', '.join(OFFICIAL)}, toy or OWNER/NAME on the Hub"
         )

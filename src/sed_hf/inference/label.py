@@ -25,7 +25,7 @@ from ..processing_sed import validate_class_names
 from ..terminal import progress_bar, say
 from ..utils import atomic_path, short_error, some
 from ..visualization import ClassTotals, draw_overlay
-from .class_embeddings import ClassEmbeddingCache, encode_classes
+from .class_embeddings import ClassEmbeddingCache, encode_classes, text_encoder_sha256
 from .label_formats import FORMATS, LabelFormat, PreparedImage
 from .segmenter import Segmenter, competing_names, read_batches, unused_label
 from .writers import model_settings, require_same_settings
@@ -113,8 +113,9 @@ def label_dataset(
         raise ValueError(f"{output} is in the folder of the images {data}: choose another output folder")
     with state.main_process_first():
         network, processor = load(model, state.device, dtype)
-        embeddings = encode_classes(network, processor, class_names, ClassEmbeddingCache())
-        competing = encode_classes(network, processor, others, ClassEmbeddingCache()) if others else None
+        encoder = text_encoder_sha256(network, processor)
+        encode = partial(encode_classes, network, processor, cache=ClassEmbeddingCache(), encoder=encoder)
+        embeddings, competing = encode(class_names), encode(others) if others else None
     segmenter = Segmenter(network, processor, class_names, embeddings, topk, threshold, None, competing)
     output.mkdir(parents=True, exist_ok=True)
     if preview is not None:
