@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from ..utils import short_error, some
+from ..utils import IMAGE_SUFFIX, short_error, some
 from .features import IGNORE_8_BIT, IGNORE_16_BIT, LABEL_RULES, SegmentationImage, SegmentationMap
 from .parquet import read_parquet
 from .vocabularies import load_numbered_classes, load_vocabulary
@@ -21,18 +22,17 @@ logger = logging.getLogger(__name__)
 
 OWN_DATA = "custom"
 DEFAULT_SPLIT = "val"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-LABEL_SUFFIXES = {".png", ".tif", ".tiff", ".mat"}
+LABEL_SUFFIX = re.compile(r"\.(png|tif|tiff|mat)", re.IGNORECASE)
 
 Files = dict[str, Any]  # by stem: a path, or the `path` and the `bytes` of a part of a file
 Listing = tuple[Files, Files, Iterable[str]]  # images, labels, and the stems of those in the split
 
 
-def _files(folder: Path, suffixes: set[str]) -> Files:
+def _files(folder: Path, suffix: re.Pattern[str]) -> Files:
     """The data files of a folder, neither hidden ones nor those that mmseg adds to COCO-Stuff."""
     paths: Files = {}
     for path in folder.iterdir():
-        is_data = path.suffix.lower() in suffixes and not path.stem.endswith("_labelTrainIds")
+        is_data = suffix.fullmatch(path.suffix) and not path.stem.endswith("_labelTrainIds")
         if not is_data or path.name.startswith("."):
             continue
         if path.stem in paths:
@@ -43,7 +43,7 @@ def _files(folder: Path, suffixes: set[str]) -> Files:
 
 def list_pairs(images: Path, labels: Path, split: str) -> Listing:
     """All files of two folders; of PASCAL's folder with the images of all tasks those that have a label."""
-    image_files, label_files = _files(images, IMAGE_SUFFIXES), _files(labels, LABEL_SUFFIXES)
+    image_files, label_files = _files(images, IMAGE_SUFFIX), _files(labels, LABEL_SUFFIX)
     return image_files, label_files, label_files if images.name == "JPEGImages" else image_files | label_files
 
 
@@ -70,17 +70,17 @@ def list_pascal_context_59(images: Path, labels: Path, split: str) -> Listing:
                 label_files[stem] = {"path": f"{labels}#{stem}", "bytes": json.dumps(label).encode()}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{labels} is damaged, or not PASCAL-Context's JSON file: {short_error(error)}") from error
-    return _files(images, IMAGE_SUFFIXES), label_files, label_files
+    return _files(images, IMAGE_SUFFIX), label_files, label_files
 
 
 def list_pascal_context_459(images: Path, labels: Path, split: str) -> Listing:
     """A MATLAB file for each image; this package brings the list of the split's images."""
     listed = (files(__package__) / "label_maps" / f"pascal_context_{split}_ids.txt").read_text().split()
-    label_files = _files(labels, {".mat"})
+    label_files = _files(labels, LABEL_SUFFIX)
     stems = [stem for stem in listed if stem in label_files]
     if len(stems) < len(listed):  # the official preparation leaves these out too
         logger.warning("%s has labels of %d of the split's %d images", labels, len(stems), len(listed))
-    return _files(images, IMAGE_SUFFIXES), label_files, stems
+    return _files(images, IMAGE_SUFFIX), label_files, stems
 
 
 def list_pascal_voc(images: Path, labels: Path, split: str) -> Listing:

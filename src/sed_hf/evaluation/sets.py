@@ -45,22 +45,18 @@ def load_evaluation_set(
 def vocabulary_and_metric(dataset: EvaluationSet, vocabulary_size: int | None = None) -> tuple[list[str], MeanIoU]:
     """The names that a model is asked for, up to `vocabulary_size` with others that no image shows, and the metric."""
     label = dataset.features.get("label") if isinstance(dataset, datasets.Dataset) else None
-    class_names, ignore_index = None, 255  # names of other classes than the vocabulary's, as of VOC-20b
     if isinstance(dataset, SceneDataset):
-        vocabulary = dataset.class_names
-    elif isinstance(label, SegmentationMap):
-        vocabulary, ignore_index = label.names, label.ignore_index
-        class_names = None if label.background_index is None else label.class_names
-    else:
+        label = SegmentationMap(names=dataset.class_names)
+    if not isinstance(label, SegmentationMap):
         raise TypeError(f"expected a data set of load_benchmark, not streamed, or a SceneDataset; got {dataset!r:.100}")
+    vocabulary, has_background = label.names, label.background_index is not None
     if vocabulary_size is not None:
         least = len(vocabulary)
         vocabulary = vocabulary + distractors(vocabulary, DISTRACTOR_VOCABULARIES)
         if not least <= vocabulary_size <= len(vocabulary):
             raise ValueError(f"vocabulary size {vocabulary_size}: expected {least} to {len(vocabulary)}")
         vocabulary = vocabulary[:vocabulary_size]
-    has_background = class_names is not None
-    return vocabulary, MeanIoU(class_names or vocabulary, ignore_index, has_background)
+    return vocabulary, MeanIoU(label.class_names if has_background else vocabulary, label.ignore_index, has_background)
 
 
 def group_figures(figures: dict[str, float | None]) -> dict[str, float | None]:

@@ -17,30 +17,7 @@ SIZE = 192
 def build_scene_model() -> tuple[SEDForSemanticSegmentation, SEDProcessor]:
     """The model, of 2.6 million parameters with the same random weights each time, and its processor."""
     tokenizer = build_tokenizer()
-    size = {"height": SIZE, "width": SIZE}
-    image_processor = SEDImageProcessor(do_resize=False, input_size=size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = SEDForSemanticSegmentation(build_config(tokenizer))
-    return model, SEDProcessor(image_processor, tokenizer, prompt_templates=PROMPT_TEMPLATES)
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer: CLIP's byte alphabet, and merges learned from the names of the scenes' classes."""
-    names = [synonym for name in scene_vocabulary() for synonym in name.split(", ")]
-    prompts = [template.replace("{}", name) for template in PROMPT_TEMPLATES for name in names]
-    learner = CLIPTokenizer().backend_tokenizer
-    learner.train_from_iterator(prompts, trainers.BpeTrainer(end_of_word_suffix="</w>", show_progress=False))
-    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
-    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_PROMPT_LENGTH)
-
-
-def build_config(tokenizer: CLIPTokenizer) -> SEDConfig:
-    """A SED of a few million parameters for images of 192 pixels."""
-    return SEDConfig(
+    config = SEDConfig(
         projection_dim=128,
         prompt_templates=PROMPT_TEMPLATES,
         vision_config={
@@ -63,3 +40,21 @@ def build_config(tokenizer: CLIPTokenizer) -> SEDConfig:
         cost_guidance_sizes=[16, 8, 8],
         decoder_kernel_size=7,
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SEDForSemanticSegmentation(config)
+    image_processor = SEDImageProcessor(do_resize=False, input_size={"height": SIZE, "width": SIZE})
+    return model, SEDProcessor(image_processor, tokenizer, prompt_templates=PROMPT_TEMPLATES)
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer: CLIP's byte alphabet, and merges learned from the names of the scenes' classes."""
+    names = [synonym for name in scene_vocabulary() for synonym in name.split(", ")]
+    prompts = [template.replace("{}", name) for template in PROMPT_TEMPLATES for name in names]
+    learner = CLIPTokenizer().backend_tokenizer
+    learner.train_from_iterator(prompts, trainers.BpeTrainer(end_of_word_suffix="</w>", show_progress=False))
+    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(merge) for merge in merges)]
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_PROMPT_LENGTH)
