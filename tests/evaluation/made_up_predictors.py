@@ -1,45 +1,34 @@
-"""Stand-ins for the network, whose predictions are plain to see, and small data to try them on."""
+"""Small models that make their predictions up, plain to see, and small data to try them on."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import torch
 from raw_copies import write_own_data
-from torch import Tensor, nn
+from small_models import seed_weights, small_model
+from torch import Tensor
 
+from sed_hf import SEDForSemanticSegmentation
 from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.modeling_sed import SEDSemanticSegmentationOutput
 
 CLASS_NAMES = ["cat", "dog", "sky"]
 
 
-class MadeUpPredictor(nn.Module):
-    """What [`SEDForSemanticSegmentation`] offers to an evaluation; subclasses say what they see."""
+class MadeUpPredictor(SEDForSemanticSegmentation):
+    """A model that knows no class; subclasses say what they see."""
 
-    dtype = torch.float32
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(early_rejection_topk=None, prompt_templates=["{}"], projection_dim=1)
-        self.text_encoder = nn.Module()
-        self.text_encoder.config = SimpleNamespace(
-            num_attention_heads=1, hidden_act="gelu", layer_norm_eps=1e-5, eos_token_id=0
-        )
-        self.weight = nn.Parameter(torch.zeros(1))
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(small_model().config)
+        seed_weights(self, seed)
         self.num_images = 0
 
     def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor, num_synonyms: Tensor) -> Tensor:
-        return torch.zeros(int(class_ids.max()) + 1, 1, 1)
+        return torch.zeros(int(class_ids.max()) + 1, len(self.config.prompt_templates), self.config.projection_dim)
 
     def forward(
-        self,
-        pixel_values: Tensor,
-        class_embeddings: Tensor,
-        early_rejection_topk: int | None = None,
-        return_dict: bool | None = None,
+        self, pixel_values: Tensor, class_embeddings: Tensor, early_rejection_topk: int | None = None
     ) -> SEDSemanticSegmentationOutput:
         self.num_images += len(pixel_values)
         self.topk_seen = early_rejection_topk
@@ -70,8 +59,8 @@ class BrightnessPredictor(MadeUpPredictor):
         num_seen: It raises `KeyboardInterrupt` once it has seen so many images.
     """
 
-    def __init__(self, num_seen: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, num_seen: int | None = None, seed: int = 0) -> None:
+        super().__init__(seed)
         self.num_seen = num_seen
 
     def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:

@@ -48,9 +48,3 @@ def test_input_size_is_the_multiple_of_32_nearest_to_the_scale(scale: float, edg
     sizes = scaled_sizes(image_processor, scale)
     assert sizes["input_size"] == {"height": edge, "width": edge}
     assert sizes["size"] == {"shortest_edge": round(640 * scale), "longest_edge": round(2560 * scale)}
-
-
-@pytest.mark.parametrize("scales", [(), (1.0, -1.0), (float("nan"),)])
-def test_scales_must_be_positive_numbers(scales: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="scales: expected positive numbers"):
-        MultiScaleFlip(scales)

@@ -1,21 +1,18 @@
 """Evaluation on one data set: figures, predictions, processes, interruptions, errors."""
 
 import json
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import PartialState
 from made_up_predictors import CLASS_NAMES, BrightnessPredictor, HalvesPredictor, write_own_images
 from PIL import Image
 from raw_copies import STEMS, WRITERS
 from small_models import small_model, small_processor
+from two_processes import run_on_two_processes
 
 from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary
@@ -111,16 +108,6 @@ def test_early_rejection_is_left_to_the_model(topk: int | None, augmentation: Mu
     assert predictor.topk_seen == topk
 
 
-@pytest.mark.parametrize(("vocabulary_size", "dtype"), [(255, np.uint8), (256, np.uint16)])
-def test_predictions_have_the_bits_that_the_vocabulary_needs(vocabulary_size: int, dtype: type, tmp_path: Path) -> None:
-    dataset, last = write_own_images(tmp_path / "data", [(2, 4)]), vocabulary_size - 1
-    predictor = HalvesPredictor(0, last)
-    evaluate(predictor, dataset, vocabulary_size=vocabulary_size, predictions_dir=tmp_path)
-    prediction = np.asarray(Image.open(tmp_path / "0.png"))
-    assert prediction.dtype == dtype
-    np.testing.assert_array_equal(prediction, [[0, 0, last, last]] * 2)
-
-
 # --- use in training
 
 
@@ -159,22 +146,12 @@ def test_progress_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
         progress_at(tmp_path, topk=4)
 
 
-def test_file_that_is_not_progress_is_refused_and_left(tmp_path: Path) -> None:
-    path = tmp_path / "progress.safetensors"
-    path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"progress\.safetensors is not the progress of an evaluation"):
-        progress_at(tmp_path)
-    assert path.read_bytes() == b"mine"
-
-
 # --- several processes
 
 
-def run_process(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    PartialState(cpu=True)
-    predictor = BrightnessPredictor()
+def run_process(folder: Path) -> None:
+    """What each of two processes does."""
+    rank, predictor = PartialState(cpu=True).process_index, BrightnessPredictor()
     results = {
         "incomplete last batch": evaluate(predictor, scenes(), batch_size=2, predictions_dir=folder / "predictions"),
         "continued": evaluate(predictor, scenes(), progress_file=progress_at(folder)),
@@ -182,19 +159,14 @@ def run_process(rank: int, port: int, folder: Path) -> None:
         "images seen": predictor.num_images,
     }
     (folder / f"{rank}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_report_and_write_what_one_does(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluate(BrightnessPredictor(3), scenes(), progress_file=progress_at(tmp_path))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Importing the libraries takes seconds, so one server does it for all processes.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["sed_hf.evaluation"])
-    mp.start_processes(run_process, (port, tmp_path), nprocs=2, start_method="forkserver")
+    program = "import pathlib, sys, test_evaluate; test_evaluate.run_process(pathlib.Path(sys.argv[1]))"
+    run_on_two_processes(program, str(tmp_path))
     expected = evaluate(BrightnessPredictor(), scenes())
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -207,25 +179,18 @@ def test_two_processes_report_and_write_what_one_does(tmp_path: Path) -> None:
 # --- errors
 
 
-class OverflowingPredictor(BrightnessPredictor):
-    """Gives values that are not finite for the second image of a batch."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def logits(self, pixel_values: torch.Tensor, num_classes: int) -> torch.Tensor:
-        logits = super().logits(pixel_values, num_classes)
-        logits[1, 2] = self.value
-        return logits
-
-
 @pytest.mark.parametrize("augmentation", [None, MultiScaleFlip(flip=True)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_scored_but_named_by_their_image(
     value: float, augmentation: MultiScaleFlip | None, tmp_path: Path
 ) -> None:
-    dataset, predictor = write_own_images(tmp_path, [(4, 4)] * 2), OverflowingPredictor(value)
+    dataset, predictor, logits = (
+        write_own_images(tmp_path, [(4, 4)] * 2),
+        BrightnessPredictor(),
+        torch.zeros(2, 3, 8, 8),
+    )
+    logits[1, 2] = value
+    predictor.logits = lambda *_: logits
     with pytest.raises(ValueError, match=r"1\.jpg: the logits are not finite; use float32 or bfloat16"):
         evaluate(predictor, dataset, batch_size=2, augmentation=augmentation)
 

@@ -64,11 +64,10 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-def assert_weights_equal(actual: Recipe, expected: Recipe, tolerance: float = 0) -> None:
-    actual_weights, expected_weights = (
-        load_file(Path(recipe.output_dir) / "model" / "model.safetensors") for recipe in (actual, expected)
-    )
-    torch.testing.assert_close(actual_weights, expected_weights, rtol=0, atol=tolerance)
+def assert_weights_equal(actual: Path, expected: Path, tolerance: float = 0) -> None:
+    """Compare two folders of a model, or two checkpoints."""
+    weights, expected_weights = (load_file(folder / "model.safetensors") for folder in (actual, expected))
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=tolerance)
 
 
 def log_of(recipe: Recipe) -> list[dict[str, float]]:

@@ -1,11 +1,10 @@
 """Sharding the parameters as configs/accelerate/fsdp.yaml says: accelerate only does so on GPUs, torch anywhere."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from two_processes import run_on_two_processes
 
 from sed_hf.hub.load import TOY_MODEL
 
@@ -57,11 +56,6 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_shards_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+def test_two_shards_have_the_gradients_of_the_whole_batch() -> None:
     sharded_classes = yaml.safe_load(CONFIG.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"]
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29573"]
-    command = [*launcher, str(script), str(TOY_MODEL), sharded_classes]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert process.returncode == 0, process.stderr
+    run_on_two_processes(PROCESS, str(TOY_MODEL), sharded_classes)

@@ -2,22 +2,17 @@
 
 import json
 import math
-import runpy
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import REFERENCE, official_gradient_norms
 from planted import PLANTS
-from raw_copies import write_own_data
 from safetensors import safe_open
-from safetensors.torch import load_file
 from small_runs import assert_weights_equal, log_of, reset_accelerate, small_recipe, write_start_model
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.training.checkpoints import find_checkpoints, save_checkpoint
@@ -27,13 +22,16 @@ from sed_hf.training.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 
-TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
-
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With dropout and drop path, whose random numbers must survive a restart."""
     return write_start_model(tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture(scope="module")
+def exact_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_start_model(tmp_path_factory.mktemp("exact_start") / "model", drops=False)
 
 
 @pytest.fixture
@@ -47,24 +45,6 @@ def run(recipe: Recipe) -> Path:
         return train(recipe)
     finally:
         reset_accelerate()
-
-
-@contextmanager
-def interrupted_at(forward: int) -> Iterator[None]:
-    """`KeyboardInterrupt` when a model is called for the n-th time."""
-    calls = []
-
-    def count(module: torch.nn.Module, arguments: object) -> None:
-        if isinstance(module, SEDForSemanticSegmentation):
-            calls.append(1)
-            if len(calls) == forward:
-                raise KeyboardInterrupt
-
-    handle = register_module_forward_pre_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # --- what is trained
@@ -109,14 +89,11 @@ def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: MakeRecipe
 
 
 def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe) -> None:
-    plain = make_recipe("plain", steps=3)
-    evaluated = make_recipe("evaluated", steps=3, evaluate_on="scenes", evaluate_every=2, evaluate_images=2)
-    run(plain)
-    run(evaluated)
-    lines = [line for line in log_of(evaluated) if "mIoU" in line]
+    recipe = make_recipe("evaluated", steps=3, evaluate_on="scenes", evaluate_every=2, evaluate_images=2)
+    assert_weights_equal(run(recipe), run(make_recipe("plain", steps=3)))
+    lines = [line for line in log_of(recipe) if "mIoU" in line]
     assert [line["step"] for line in lines] == [2, 3]
     assert not any(name.startswith("IoU-") for name in lines[0])
-    assert_weights_equal(evaluated, plain)
 
 
 @pytest.mark.parametrize(
@@ -127,56 +104,61 @@ def test_other_objectives_and_modes_run(make_recipe: MakeRecipe, values: dict[st
 
 
 @pytest.mark.parametrize("finetuning", ["last_stage", "text"])
-def test_gradient_checkpointing_trains_alike(make_recipe: MakeRecipe, tmp_path: Path, finetuning: str) -> None:
-    values = {"model": write_start_model(tmp_path / "start", drops=False), "finetuning": finetuning, "steps": 2}
-    plain, checkpointed = make_recipe("plain", **values), make_recipe("again", gradient_checkpointing=True, **values)
-    run(plain)
-    run(checkpointed)
-    assert_weights_equal(checkpointed, plain, tolerance=1e-9)
+def test_gradient_checkpointing_trains_alike(make_recipe: MakeRecipe, exact_start: Path, finetuning: str) -> None:
+    values = {"model": exact_start, "finetuning": finetuning, "steps": 2}
+    expected = run(make_recipe("plain", **values))
+    assert_weights_equal(run(make_recipe(gradient_checkpointing=True, **values)), expected, tolerance=1e-9)
 
 
 def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, exact_start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {"model": write_start_model(tmp_path / "start", drops=False), "classes_per_step": None, "steps": 2}
-    whole, parts = make_recipe("whole", **values), make_recipe("parts", gradient_accumulation_steps=2, **values)
-    run(whole)
+    values = {"model": exact_start, "classes_per_step": None, "steps": 2}
+    expected = run(make_recipe("whole", **values))
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    run(parts)
-    assert_weights_equal(parts, whole, tolerance=1e-9)
+    assert_weights_equal(run(make_recipe(gradient_accumulation_steps=2, **values)), expected, tolerance=1e-9)
 
 
 # --- interruptions
 
 
-def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(make_recipe: MakeRecipe) -> None:
+def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def log_and_card(recipe: Recipe) -> tuple[list[dict[str, float]], list[str]]:
         log = [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
         card = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
         return log, [line for line in card if not line.startswith("Last line")]
 
-    expected = make_recipe("expected", log_every=3)
-    run(expected)
-    recipe = make_recipe("disturbed", log_every=3)
-    with interrupted_at(forward=5), pytest.raises(KeyboardInterrupt):
-        run(recipe)
+    def interrupted(training: TrainingRun, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return train_step(training, step)
+
+    train_step = TrainingRun.train_step
+    expected, recipe = make_recipe("expected", log_every=3), make_recipe("disturbed", log_every=3)
+    expected_folder = run(expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
     log = Path(recipe.output_dir) / "log.jsonl"
-    log.write_text(log.read_text() + '{"step": 5, "lo')  # as a full disk leaves a line
+    log.write_text(log.read_text() + '{"step": 4, "lo')  # as a full disk leaves a line
     recipe.resume = True
-    run(recipe)
+    assert_weights_equal(run(recipe), expected_folder)
     assert log_and_card(recipe) == log_and_card(expected)
-    assert_weights_equal(recipe, expected)
 
 
-def test_a_finished_run_writes_its_model_again_without_its_log(make_recipe: MakeRecipe) -> None:
+def test_a_finished_run_is_not_overwritten_and_when_resumed_writes_its_model_again(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(steps=1)
     folder = run(recipe)
     weights = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
+        run(recipe)
     shutil.rmtree(folder)
     (Path(recipe.output_dir) / "log.jsonl").unlink()
     recipe.resume = True
-    run(recipe)
-    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (run(recipe) / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
@@ -195,8 +177,7 @@ def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
     undisturbed.train_step(0)
     expected = save_checkpoint(undisturbed.accelerator, undisturbed.output_dir, 1, keep=1)
     reset_accelerate()
-    weights, expected_weights = (load_file(folder / "model.safetensors") for folder in (saved, expected))
-    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+    assert_weights_equal(saved, expected)
     state, expected_state = (torch.load(folder / "optimizer.bin") for folder in (saved, expected))
     torch.testing.assert_close(state, expected_state, rtol=0, atol=0)  # learning rates included
 
@@ -226,27 +207,8 @@ def test_processes_that_accelerate_does_not_know_are_refused(
         run(make_recipe())
 
 
-def test_a_folder_with_a_run_is_not_overwritten(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(steps=1)
-    run(recipe)
-    with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
-        run(recipe)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("log.jsonl", "link to a file"),
-        ("log.jsonl", "FIFO"),
-        ("checkpoints", "link to a folder"),
-        ("checkpoints/step-00000001", "folder"),
-        ("checkpoints/step-00000001", "link to a folder"),
-        ("model", "link to a file"),
-        ("model", "link to a folder"),
-        ("model", "folder"),
-        ("train", "link to a folder"),
-    ],
-)
+@pytest.mark.parametrize("name", ["log.jsonl", "checkpoints", "checkpoints/step-00000001", "model", "train"])
+@pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "FIFO", "folder"])
 def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
     name: str, kind: str, make_recipe: MakeRecipe, tmp_path: Path, precious: Path
 ) -> None:
@@ -257,34 +219,3 @@ def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
         run(make_recipe(steps=2, checkpoint_every=1, keep_checkpoints=1, images_per_step=1))
     assert (precious / "thesis.txt").read_text() == "mine"
     assert kind != "folder" or (planted / "thesis.txt").read_text() == "mine"
-
-
-# --- the script
-
-
-def run_script(recipe: Recipe) -> int:
-    config = Path(recipe.output_dir).with_suffix(".yaml")
-    config.write_text(json.dumps(vars(recipe)))
-    try:
-        return runpy.run_path(str(TRAIN_SCRIPT))["main"](["--config", str(config)])
-    finally:
-        reset_accelerate()
-
-
-def test_ctrl_c_ends_the_script_in_one_line_and_status_130(
-    make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with interrupted_at(forward=2):
-        assert run_script(make_recipe()) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "train.py: interrupted"
-
-
-def test_a_damaged_mask_ends_the_script_in_one_line_from_a_worker_too(
-    make_recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    write_own_data(tmp_path / "own", {"0": np.zeros((80, 90)), "1": np.zeros((80, 90))}, ["sky", "grass"])
-    (tmp_path / "own" / "masks" / "1.png").write_bytes(b"damaged")
-    assert run_script(make_recipe(dataset="custom", data_dir=str(tmp_path / "own"), num_workers=1)) == 2
-    last_line = capfd.readouterr().err.splitlines()[-1]
-    assert last_line.startswith("train.py: error: ")
-    assert "masks/1.png" in last_line

@@ -26,9 +26,8 @@ def settings_by_name(model: SEDForSemanticSegmentation, **values: object) -> dic
 
 
 def test_parameter_groups_follow_the_official_rules(make_tiny_model: Callable) -> None:
-    model = make_tiny_model()
+    model, expected = make_tiny_model(), {}
     settings = settings_by_name(model)
-    expected = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(module_name, recurse=False):
             if name.startswith("sed.text_encoder") or name == "sed.logit_scale":
@@ -37,9 +36,6 @@ def test_parameter_groups_follow_the_official_rules(make_tiny_model: Callable) -
             is_exempt = isinstance(module, nn.LayerNorm | nn.GroupNorm) and ".spatial_block.norm." not in name
             expected[name] = (pytest.approx(learning_rate), 0.0 if is_exempt else 1e-4)
     assert settings == expected
-    assert settings["decoder.stages.0.spatial_block.norm.bias"][1] == 1e-4
-    assert settings["decoder.stages.0.class_attention.mlp_norm.weight"][1] == 0
-    assert settings["decoder.cost_embedding.bias"][1] == 1e-4
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,19 @@
 """Training on two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_runs import assert_weights_equal, losses_of, reset_accelerate, small_recipe, write_start_model
+from two_processes import run_on_two_processes
 
 from sed_hf.training.loop import train
 from sed_hf.training.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
-TRAIN_SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-
-# Runs a recipe, interrupted at a forward pass or not at all, and writes what the drop paths of a process have dropped.
+# Runs a recipe, killed at a forward pass or not at all, and writes what the drop paths of a process have dropped.
 PROCESS = """
 import json, os, sys
 from pathlib import Path
@@ -27,7 +22,7 @@ from sed_hf import SEDForSemanticSegmentation
 from sed_hf.training.loop import train
 from sed_hf.training.recipe import Recipe
 
-settings, interrupted_at = json.loads(sys.argv[1]), int(sys.argv[2])
+settings, killed_at = json.loads(sys.argv[1]), int(sys.argv[2])
 dropped, forward_passes = [], []
 
 def note(module, arguments, output):
@@ -35,7 +30,7 @@ def note(module, arguments, output):
         dropped.append((output.flatten(1) == 0).all(1).tolist())
     if isinstance(module, SEDForSemanticSegmentation):
         forward_passes.append(1)
-        if len(forward_passes) == interrupted_at:
+        if len(forward_passes) == killed_at:
             os._exit(9)
 
 register_module_forward_hook(note)
@@ -44,15 +39,9 @@ Path(settings["output_dir"], f"dropped-{os.environ['RANK']}.json").write_text(js
 """
 
 
-def run_on_two_processes(recipe: Recipe, interrupted_at: int = 0) -> str:
+def train_on_two(recipe: Recipe, killed_at: int = 0) -> str:
     """Run a recipe, and return what the processes print."""
-    script = Path(recipe.output_dir).with_suffix(".py")
-    script.write_text(PROCESS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29571"]
-    command = [*launcher, str(script), json.dumps(vars(recipe)), str(interrupted_at)]
-    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
-    assert (process.returncode != 0) == bool(interrupted_at), process.stderr
-    return process.stdout + process.stderr
+    return run_on_two_processes(PROCESS, json.dumps(vars(recipe)), str(killed_at), is_killed=killed_at > 0)
 
 
 @pytest.mark.parametrize(
@@ -70,22 +59,22 @@ def test_two_processes_equal_one_with_twice_the_batch(values: dict[str, Any], tm
     one, two = (small_recipe(tmp_path / name, start, images_per_step=4, **values) for name in ("one", "two"))
     train(one)
     reset_accelerate()
-    run_on_two_processes(two)
+    train_on_two(two)
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
-    assert_weights_equal(two, one, tolerance=1e-9)
+    assert_weights_equal(tmp_path / "two" / "model", tmp_path / "one" / "model", tolerance=1e-9)
 
 
 def test_two_processes_drop_different_blocks_and_continue_bit_for_bit(tmp_path: Path) -> None:
     start = write_start_model(tmp_path / "start")
     expected, interrupted = (small_recipe(tmp_path / name, start) for name in ("expected", "interrupted"))
-    printed = run_on_two_processes(expected)
+    printed = train_on_two(expected)
     assert "Grad strides do not match" not in printed
     dropped = [json.loads((tmp_path / "expected" / f"dropped-{rank}.json").read_text()) for rank in range(2)]
     assert len(dropped[0]) == len(dropped[1]) == 5 * 3  # in each step, in the blocks after the first
     assert dropped[0] != dropped[1]
 
-    run_on_two_processes(interrupted, interrupted_at=4)
+    train_on_two(interrupted, killed_at=4)
     interrupted.resume = True
-    assert "continuing after step 2" in run_on_two_processes(interrupted)
+    assert "continuing after step 2" in train_on_two(interrupted)
     assert losses_of(interrupted) == losses_of(expected)
-    assert_weights_equal(interrupted, expected)
+    assert_weights_equal(tmp_path / "interrupted" / "model", tmp_path / "expected" / "model")

@@ -24,10 +24,6 @@ def test_a_file_states_settings_and_the_command_line_overrides_them(recipe_file:
     assert (recipe.color_jitter, recipe.horizontal_flip) == (False, True)
 
 
-def test_a_file_is_not_needed() -> None:
-    assert load_recipe(["--output_dir", "out", "--model", "start", "--dataset", "scenes"]).steps == 80_000
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -45,16 +41,9 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object], messag
         Recipe(**{"output_dir": "out", "model": "start", "dataset": "scenes", **values})
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("steps: !!python/object/apply:os.mkdir [executed]", "is not YAML"),
-        ("[1, 2]", "holds list, expected settings by name"),
-    ],
-)
-def test_a_file_that_does_not_hold_settings_is_refused(recipe_file: Path, text: str, message: str) -> None:
-    recipe_file.write_text(text)
-    with pytest.raises(ValueError, match=message):
+def test_a_file_that_would_run_code_is_refused(recipe_file: Path) -> None:
+    recipe_file.write_text("steps: !!python/object/apply:os.mkdir [executed]")
+    with pytest.raises(ValueError, match="is not YAML"):
         load_recipe(["--config", str(recipe_file)])
     assert not Path("executed").exists()
 
