@@ -1,12 +1,10 @@
 """Benchmarks as Parquet files: what is written, how an interrupted run goes on, and that `load_benchmark` reads it."""
 
-import json
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import fsspec
@@ -17,6 +15,7 @@ import pytest
 from planted import PLANTS, listing
 from raw_copies import write_ade20k_150, write_ade20k_847, write_coco_stuff, write_own_data, write_pascal_voc
 
+from sed_hf import SEDImageProcessor
 from sed_hf.data import load_benchmark
 from sed_hf.data.prepare import prepare_benchmark
 
@@ -56,9 +55,7 @@ def assert_same_examples(dataset: Any, expected: Any) -> None:
 
 class TestRoundTrip:
     @each_way
-    def test_gives_the_examples_class_names_and_ignored_label_of_the_raw_data(
-        self, streaming: bool, raw: Path, output: Path
-    ) -> None:
+    def test_gives_the_examples_and_classes_of_the_raw_data(self, streaming: bool, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
         prepared, expected = (
             load_benchmark("ade20k_150", output, streaming=streaming),
@@ -99,21 +96,27 @@ class TestRoundTrip:
         dataset = load_benchmark("ade20k_150", output).cast_column("image", datasets.Image(decode=False))
         assert dataset[0]["image"]["bytes"] == next(raw.rglob("ADE_val_00000001.jpg")).read_bytes()
 
-    @pytest.mark.parametrize("kind", ["16-bit grey", "RGBA", "turned by EXIF"])
-    def test_of_own_data_stores_classes_and_what_the_model_is_given(
-        self, kind: str, tmp_path: Path, output: Path
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "orientation"),
+        [
+            pytest.param((6, 4), np.uint16, 1, id="16-bit grey"),
+            pytest.param((6, 4, 4), np.uint8, 1, id="RGBA"),
+            pytest.param((4, 6, 3), np.uint8, 6, id="turned by EXIF"),
+        ],
+    )
+    def test_of_own_data_gives_classes_and_images_as_the_processor_reads_their_files(
+        self, shape: tuple[int, ...], dtype: type[np.integer], orientation: int, tmp_path: Path, output: Path
     ) -> None:
         write_own_data(tmp_path / "raw", {"a": np.zeros((6, 4))}, ["cat", "dog"])
-        rng, path = np.random.default_rng(0), tmp_path / "raw" / "images" / "a.jpg"
-        if kind == "16-bit grey":
-            PIL.Image.fromarray(rng.integers(0, 65536, (6, 4), dtype=np.uint16)).save(path, format="PNG")
-        elif kind == "RGBA":
-            PIL.Image.fromarray(rng.integers(0, 256, (6, 4, 4), dtype=np.uint8)).save(path, format="PNG")
-        else:
-            exif = PIL.Image.Exif()
-            exif[0x0112] = 6
-            PIL.Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).save(path, exif=exif)
+        path, exif = tmp_path / "raw" / "images" / "a.jpg", PIL.Image.Exif()
+        exif[0x0112] = orientation
+        pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype)
+        PIL.Image.fromarray(pixels).save(path, format="PNG", exif=exif)
+        processor = SEDImageProcessor(do_resize=False, do_input_resize=False, do_normalize=False, do_rescale=False)
+        expected = processor(images=str(path), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+
         given = load_benchmark("custom", tmp_path / "raw")
+        np.testing.assert_array_equal(np.asarray(given[0]["image"]), expected)
         prepare_benchmark("custom", tmp_path / "raw", output)
         prepared = load_benchmark("custom", output)
         assert_same_examples(prepared, given)
@@ -121,9 +124,7 @@ class TestRoundTrip:
         assert_same_examples(datasets.load_dataset(str(output), split="val"), given)  # without this package
 
     @pytest.mark.parametrize("folder", ["ade20k_150", "run [1]*"])
-    def test_is_found_in_a_folder_of_the_benchmarks_name_or_one_that_looks_like_a_pattern(
-        self, folder: str, raw: Path, tmp_path: Path
-    ) -> None:
+    def test_is_found_in_a_folder_of_any_name_and_beside_others(self, folder: str, raw: Path, tmp_path: Path) -> None:
         prepare_benchmark("ade20k_150", raw, tmp_path / folder)
         data_dir = tmp_path if folder == "ade20k_150" else tmp_path / folder
         assert len(load_benchmark("ade20k_150", data_dir)) == 5
@@ -157,19 +158,13 @@ class TestErrors:
         with pytest.raises(ValueError, match="2 of the 3 files of the split val: run scripts"):
             load_benchmark("ade20k_150", output)
 
-    @pytest.mark.parametrize("change", ["another benchmark", "other files", "other sizes of files"])
-    def test_files_of_other_runs_are_not_mixed(self, change: str, raw: Path, output: Path) -> None:
+    @pytest.mark.parametrize("images_per_shard", [2, 3])
+    def test_files_of_other_images_or_sizes_are_not_mixed(self, images_per_shard: int, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
-        name, images_per_shard = "ade20k_150", 2
-        if change == "another benchmark":
-            name = "ade20k_847"
-            write_ade20k_847(raw, {"ADE_val_00000001": np.full((2, 2), 2978)})
-        elif change == "other files":
+        if images_per_shard == 2:
             write_ade20k_150(raw, {"ADE_val_00000006": np.full((2, 2), 1)})
-        else:
-            images_per_shard = 3
         with pytest.raises(ValueError, match="belongs to another benchmark, or was written from other files"):
-            prepare_benchmark(name, raw, output, images_per_shard=images_per_shard)
+            prepare_benchmark("ade20k_150", raw, output, images_per_shard=images_per_shard)
 
     def test_reading_a_folder_as_another_benchmark_is_refused(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
@@ -181,16 +176,14 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"ADE_val_00000002\.jpg has 3×2 pixels, but its label map 9×9"):
             prepare_benchmark("ade20k_150", raw, output)
 
-    @pytest.mark.parametrize("change", ["of another version", "damaged"])
-    def test_a_file_that_cannot_be_read_is_named(self, change: str, raw: Path, output: Path) -> None:
+    @pytest.mark.parametrize("metadata", [None, "{}"], ids=["damaged", "of another version"])
+    def test_a_file_that_cannot_be_read_is_named(self, metadata: str | None, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
         (shard,) = output.glob("data/*.parquet")
-        if change == "damaged":
+        if metadata is None:
             shard.write_bytes(shard.read_bytes()[:1000])
         else:
-            table = pq.read_table(shard)
-            metadata = json.loads(table.schema.metadata[b"sed_hf"]) | {"format": 1}
-            pq.write_table(table.replace_schema_metadata({"sed_hf": json.dumps(metadata)}), shard)
+            pq.write_table(pq.read_table(shard).replace_schema_metadata({"sed_hf": metadata}), shard)
         message = f"{shard} was (not written by scripts|written by another version)"
         with pytest.raises(ValueError, match=message):
             load_benchmark("ade20k_150", output)
@@ -198,67 +191,37 @@ class TestErrors:
             prepare_benchmark("ade20k_150", raw, output)
 
 
-class TestForeignFiles:
-    """Nothing outside the folder and nothing foreign in it is touched."""
-
-    @pytest.mark.parametrize("kind", PLANTS)
-    @pytest.mark.parametrize("name", ["README.md", "data", "data/val-00000-of-00001.parquet"])
-    def test_at_a_name_of_the_run_are_refused_and_kept(
-        self, name: str, kind: str, raw: Path, output: Path, precious: Path, tmp_path: Path
-    ) -> None:
-        if (name, kind) == ("data", "folder"):
-            pytest.skip("a folder of that name is filled")
-        planted = output / name
-        planted.parent.mkdir(parents=True)
-        PLANTS[kind](planted, precious)
-        before = listing(tmp_path)
-        with pytest.raises((ValueError, OSError), match=str(planted)):
-            prepare_benchmark("ade20k_150", raw, output)
-        assert listing(tmp_path) == before
-
-    def test_beside_the_files_of_the_run_stay(self, raw: Path, output: Path, precious: Path) -> None:
-        (output / "data").mkdir(parents=True)
-        PLANTS["folder"](output / "data" / ".x.part", precious)
-        PLANTS["link to a folder"](output / "data" / ".val-00000-of-00001.parquet.part", precious)
+@pytest.mark.parametrize("kind", PLANTS)
+@pytest.mark.parametrize("name", ["README.md", "data", "data/val-00000-of-00001.parquet"])
+def test_foreign_files_at_a_name_of_the_run_are_refused_and_kept(
+    name: str, kind: str, raw: Path, output: Path, precious: Path, tmp_path: Path
+) -> None:
+    if (name, kind) == ("data", "folder"):
+        pytest.skip("a folder of that name is filled")
+    planted = output / name
+    planted.parent.mkdir(parents=True)
+    PLANTS[kind](planted, precious)
+    before = listing(tmp_path)
+    with pytest.raises((ValueError, OSError), match=str(planted)):
         prepare_benchmark("ade20k_150", raw, output)
-        assert listing(output / "data" / ".x.part") == listing(precious) == {"thesis.txt": b"mine"}
-        assert len(load_benchmark("ade20k_150", output)) == 5
+    assert listing(tmp_path) == before
 
 
-class TestScript:
-    @pytest.fixture
-    def run(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-        def run(*arguments: object) -> int:
-            monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-            return runpy.run_path(str(SCRIPT))["main"]()
+def test_several_processes_write_the_same_as_one(tmp_path: Path) -> None:
+    labels = {f"ADE_val_{index:08d}": np.full((2, 3), index % 150) for index in range(300)}
+    write_ade20k_150(tmp_path / "raw", labels)
+    for num_proc in (1, 2):
+        prepare_benchmark("ade20k_150", tmp_path / "raw", tmp_path / f"{num_proc}", num_proc=num_proc)
+    for path in (tmp_path / "1").rglob("*.*"):
+        assert (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
 
-        return run
 
-    def test_writes_the_same_in_several_processes(self, run: Callable[..., int], tmp_path: Path) -> None:
-        labels = {f"ADE_val_{index:08d}": np.full((2, 3), index % 150) for index in range(300)}
-        write_ade20k_150(tmp_path / "raw", labels)
-        for folder, num_proc in (("one", 1), ("two", 2)):
-            arguments = ["--data-dir", tmp_path / "raw", "--output", tmp_path / folder, "--num-proc", num_proc]
-            assert run("ade20k_150", *arguments) == 0
-        for path in (tmp_path / "one").rglob("*.*"):
-            assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
-
-    def test_uploads_the_card_and_the_files_to_a_private_repository(
-        self, run: Callable[..., int], raw: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        calls: dict[str, dict[str, Any]] = {}
-
-        class RecordingHub:
-            def create_repo(self, repo_id: str, **options: Any) -> None:
-                calls["create_repo"] = {"repo_id": repo_id, **options}
-
-            def upload_folder(self, **options: Any) -> SimpleNamespace:
-                calls["upload_folder"] = options
-                return SimpleNamespace(commit_url="https://hub/commit")
-
-        monkeypatch.setattr("sed_hf.data.prepare.HfApi", RecordingHub)
-        run("ade20k_150", "--data-dir", raw, "--output", output, "--push-to-hub", "user/ade20k")
-        options = {"repo_id": "user/ade20k", "repo_type": "dataset"}
-        assert calls["create_repo"] == {**options, "private": True, "exist_ok": True}
-        uploaded = {"folder_path": output, "allow_patterns": ["README.md", "data/*.parquet"]}
-        assert calls["upload_folder"] == options | uploaded
+def test_the_script_uploads_to_a_private_repository(raw: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Mock()
+    monkeypatch.setattr("sed_hf.data.prepare.HfApi", lambda: hub)
+    arguments = ["ade20k_150", "--data-dir", str(raw), "--output", str(output), "--push-to-hub", "user/ade20k"]
+    monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *arguments])
+    assert runpy.run_path(str(SCRIPT))["main"]() == 0
+    hub.create_repo.assert_called_once_with("user/ade20k", repo_type="dataset", private=True, exist_ok=True)
+    files = {"folder_path": output, "allow_patterns": ["README.md", "data/*.parquet"]}
+    hub.upload_folder.assert_called_once_with(repo_id="user/ade20k", repo_type="dataset", **files)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from sed_hf.data.scenes import SceneDataset, render_scene, scene_vocabulary, seen_classes, unseen_classes
 from sed_hf.data.scenes.vocabulary import BACKGROUNDS, COLORS, COMPOSITIONS, SHAPES, UNSEEN_COMPOSITIONS, Split
@@ -70,18 +69,13 @@ def test_labels_name_the_color_of_the_object() -> None:
                 assert color_name(np.median(pixels, axis=0)) == color
 
 
-class TestDataset:
-    def test_gives_images_labels_and_names(self) -> None:
-        item = SceneDataset("test", length=3, seed=1, size=96)[2]
-        assert (item["image"].mode, item["image"].size) == ("RGB", (96, 96))
-        assert (item["label"].dtype, item["label"].shape) == (np.int64, (96, 96))
-        assert item["file_name"] == "scene-test-seed1-000002"
+def test_a_data_set_gives_images_labels_and_names() -> None:
+    item = SceneDataset("test", length=3, seed=1, size=96)[2]
+    assert (item["image"].mode, item["image"].size) == ("RGB", (96, 96))
+    assert (item["label"].dtype, item["label"].shape) == (np.int64, (96, 96))
+    assert item["file_name"] == "scene-test-seed1-000002"
 
-    def test_is_the_same_in_the_workers_of_a_dataloader(self) -> None:
-        dataset = SceneDataset("train", length=4, size=64)
-        for index, drawn_there in enumerate(DataLoader(dataset, batch_size=None, num_workers=2)):
-            assert dataset[index]["image"] == drawn_there["image"]
 
-    def test_refuses_an_unknown_split(self) -> None:
-        with pytest.raises(ValueError, match="'val'"):
-            SceneDataset("val", length=1)[0]  # type: ignore[arg-type]
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="'val'"):
+        SceneDataset("val", length=1)[0]  # type: ignore[arg-type]

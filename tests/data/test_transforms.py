@@ -53,11 +53,10 @@ class TestGeometry:
         for _ in range(50):
             pixels, labels = augment(image, label, rng)
             assert (pixels[24:] == 128).all()
-            assert (labels[24:] == 255).all()
             assert (labels[:24] == 0).all()
-        narrow, labels = augment(image.transpose(Image.Transpose.ROTATE_90), label.T, rng)
-        assert (narrow[:, 24:] == 128).all()
-        assert (labels[:, 24:] == 255).all()
+            assert (labels[24:] == 255).all()
+        pixels, _ = augment(image.transpose(Image.Transpose.ROTATE_90), label.T, rng)
+        assert (pixels[:, 24:] == 128).all()
 
 
 def plain_step(pixels: np.ndarray, channel: int | None, formula: Callable[[np.float32], float]) -> np.ndarray:
@@ -85,20 +84,8 @@ def plain_jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return pixels
 
 
-class TestJitter:
-    def test_equals_the_formulas_of_the_steps_in_both_orders(self, rng: np.random.Generator) -> None:
-        pixels = rng.integers(0, 256, (25, 40, 3), dtype=np.uint8)
-        for seed in range(16):
-            actual, expected = (jitter(pixels, np.random.default_rng(seed)) for jitter in (jitter_colors, plain_jitter))
-            np.testing.assert_array_equal(actual, expected)
-
-    def test_mean_level_varies_by_28_8(self, rng: np.random.Generator) -> None:
-        """Of levels as wide apart as those of a photograph, with a mean of 126 and a standard deviation of 58."""
-        image = np.clip(rng.normal(125.5, 60, (64, 64, 3)), 0, 255).round().astype(np.uint8)
-        means = [jitter_colors(image, rng).mean() for _ in range(400)]
-        assert np.std(means) == pytest.approx(28.8, abs=2)
-
-    def test_each_step_is_taken_half_of_the_time(self, rng: np.random.Generator) -> None:
-        image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        unchanged = sum(np.array_equal(jitter_colors(image, rng), image) for _ in range(1600))
-        assert unchanged == pytest.approx(100, abs=30)  # 1 in 16
+def test_jitter_equals_the_formulas_of_its_steps_in_both_orders(rng: np.random.Generator) -> None:
+    pixels = rng.integers(0, 256, (25, 40, 3), dtype=np.uint8)
+    for seed in range(16):
+        actual, expected = (jitter(pixels, np.random.default_rng(seed)) for jitter in (jitter_colors, plain_jitter))
+        np.testing.assert_array_equal(actual, expected)

@@ -1,6 +1,5 @@
 """Lists of class names, and names that no image of a data set is labelled with."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def test_built_in_names_are_stripped_in_the_order_of_their_indices_with_their_sy
     assert load_vocabulary("ade20k_847")[1] == "building, edifice"
 
 
-CAT_AND_DOG = [{"id": 18, "name": "dog, puppy"}, {"id": 17, "name": "cat", "supercategory": "animal"}]
+CAT_AND_DOG = b'[{"id": 18, "name": "dog, puppy"}, {"id": 17, "name": "cat", "supercategory": "animal"}]'
 
 
 @pytest.mark.parametrize(
@@ -40,8 +39,8 @@ CAT_AND_DOG = [{"id": 18, "name": "dog, puppy"}, {"id": 17, "name": "cat", "supe
         ("list.JSON", b'[" cat", "dog, puppy"]'),
         ("id2label.json", b'{"1": "dog, puppy", "0": "cat"}'),
         ("config.json", b'{"model_type": "sed", "id2label": {"0": "cat", "1": "dog, puppy"}}'),
-        ("categories.json", json.dumps(CAT_AND_DOG).encode()),
-        ("coco.json", json.dumps({"images": [], "categories": CAT_AND_DOG}).encode()),
+        ("categories.json", CAT_AND_DOG),
+        ("coco.json", b'{"images": [], "categories": ' + CAT_AND_DOG + b"}"),
     ],
 )
 def test_files_of_many_forms_are_read_in_the_order_of_their_ids(tmp_path: Path, file_name: str, content: bytes) -> None:
@@ -57,16 +56,13 @@ def test_unknown_name_is_refused_with_the_built_in_names() -> None:
 @pytest.mark.parametrize(
     ("file_name", "content", "message"),
     [
-        ("broken.json", b'["cat",', "Expecting value"),
         ("label2id.json", b'{"cat": 0}', "got another form"),
         ("mixed.json", b'["cat", 7]', "got another form"),
-        ("empty.json", b"[]", "the file is empty"),
         ("empty_name.json", b'["cat", " "]', "a name is empty"),
         ("empty.txt", b"\n \n", "the file is empty"),
         ("latin1.txt", b"caf\xe9\n", "can't decode byte 0xe9 in position 3"),
         ("classes.csv", b"Idx,Name\n1,sky\n2,water\n", "a table or numbered lines: '2,water'"),
         ("labels.txt", b"0: empty\n1: accordion\n", "a table or numbered lines: '1: accordion'"),
-        ("pets.yaml", b"- cat\n- dog\n", "a table or numbered lines: '- dog'"),
     ],
 )
 def test_other_files_are_refused_with_what_is_expected(
