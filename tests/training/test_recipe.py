@@ -9,17 +9,16 @@ from sed_hf.training.recipe import Recipe, load_recipe
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.fixture
-def recipe_file(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "output_dir: out\nmodel: start\ndataset: scenes\nsteps: 10\nlearning_rate: 1.0e-3\nshortest_edge: null\n"
-    )
-    return path
+def recipe_of(folder: Path, text: str, *arguments: str) -> Recipe:
+    """The recipe of a file with this text, and of the command line."""
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(["--config", str(path), *arguments])
 
 
-def test_a_file_states_settings_and_the_command_line_overrides_them(recipe_file: Path) -> None:
-    recipe = load_recipe(["--config", str(recipe_file), "--steps", "20", "--no_color_jitter"])
+def test_a_file_states_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
+    text = "{output_dir: out, model: start, dataset: scenes, steps: 10, learning_rate: 1.0e-3, shortest_edge: null}"
+    recipe = recipe_of(tmp_path, text, "--steps", "20", "--no_color_jitter")
     assert (recipe.steps, recipe.learning_rate, recipe.shortest_edge) == (20, 1e-3, None)
     assert (recipe.color_jitter, recipe.horizontal_flip) == (False, True)
 
@@ -41,10 +40,9 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object], messag
         Recipe(**{"output_dir": "out", "model": "start", "dataset": "scenes", **values})
 
 
-def test_a_file_that_would_run_code_is_refused(recipe_file: Path) -> None:
-    recipe_file.write_text("steps: !!python/object/apply:os.mkdir [executed]")
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not YAML"):
-        load_recipe(["--config", str(recipe_file)])
+        recipe_of(tmp_path, "steps: !!python/object/apply:os.mkdir [executed]")
     assert not Path("executed").exists()
 
 
@@ -57,11 +55,10 @@ def test_a_file_that_would_run_code_is_refused(recipe_file: Path) -> None:
     ],
 )
 def test_unknown_settings_and_values_of_other_types_are_refused_by_name(
-    recipe_file: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe_file.write_text(f"output_dir: out\n{setting}\n")
     with pytest.raises(SystemExit):
-        load_recipe(["--config", str(recipe_file)])
+        recipe_of(tmp_path, f"output_dir: out\n{setting}\n")
     assert message in capsys.readouterr().err
 
 
