@@ -7,19 +7,11 @@ import pytest
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as OPEN_CLIP_TEMPLATES
 
 from sed_hf import SEDConfig
+from sed_hf.conversion import SED_BASE, config_from_open_clip
 
 
 def test_default_is_sed_b() -> None:
-    config = SEDConfig()
-    assert config.vision_config.architecture == "convnext_base"
-    assert config.vision_config.projection == "linear"
-    assert config.projection_dim == config.text_config.projection_dim == 640
-    assert (config.text_config.hidden_size, config.text_config.num_attention_heads) == (640, 10)
-    assert config.text_config.num_hidden_layers == 12
-    assert config.decoder_hidden_sizes == [128, 64, 32, 16]
-
-
-def test_prompt_templates_are_those_of_open_clip() -> None:
+    assert SEDConfig().to_dict() == config_from_open_clip(SED_BASE).to_dict()
     assert SEDConfig().prompt_templates == [template("{}") for template in OPEN_CLIP_TEMPLATES]
 
 

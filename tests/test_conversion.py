@@ -57,16 +57,15 @@ def save(content: Any, path: Path) -> Path:
     return path
 
 
+def convert(checkpoint: Any, **options: Any) -> SEDForSemanticSegmentation:
+    return convert_official_checkpoint(checkpoint, make_tiny_config(), **options)
+
+
 def refusal(checkpoint: Any) -> str:
     with pytest.raises(ValueError, match=r"checkpoint|refused") as error:
-        convert_official_checkpoint(checkpoint, make_tiny_config())
+        convert(checkpoint)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def assert_equal_weights(model: SEDForSemanticSegmentation, expected: SEDForSemanticSegmentation) -> None:
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
 
 
 class TestOfficialCheckpoints:
@@ -91,29 +90,26 @@ class TestOfficialCheckpoints:
         self, weights: Weights, tiny_model: SEDForSemanticSegmentation, tmp_path: Path, form: str, name: str | None
     ) -> None:
         content = as_form(form, weights)
-        model = convert_official_checkpoint(save(content, tmp_path / name) if name else content, make_tiny_config())
+        model = convert(save(content, tmp_path / name) if name else content)
         assert not model.training
-        assert_equal_weights(model, tiny_model)
+        torch.testing.assert_close(model.state_dict(), tiny_model.state_dict(), rtol=0, atol=0)
 
     def test_half_precision_weights_become_float32(self, weights: Weights) -> None:
         half = {name: tensor.half() for name, tensor in weights.items()}
-        model = convert_official_checkpoint(half, make_tiny_config())
+        model = convert(half)
         assert model.dtype == torch.float32
         assert torch.equal(model.decoder.head.bias, half[HEAD].float())
 
     def test_left_over_buffers_are_listed(self, weights: Weights, sed_hf_log: pytest.LogCaptureFixture) -> None:
-        convert_official_checkpoint(as_form("left-over buffers", weights), make_tiny_config())
+        convert(as_form("left-over buffers", weights))
         listed = "clip_model.attn_mask, clip_pixel_mean, pixel_mean, pixel_std"
         assert f"Dropped from the checkpoint, since the model has no place for them: {listed}" in sed_hf_log.text
 
-    def test_other_extra_tensors_are_refused_unless_they_are_to_be_ignored(
-        self, weights: Weights, tiny_model: SEDForSemanticSegmentation
-    ) -> None:
+    def test_other_extra_tensors_are_refused_unless_they_are_to_be_ignored(self, weights: Weights) -> None:
         weights |= {f"stranger.{index:03d}": torch.zeros(1, dtype=torch.long) for index in range(500)}
         assert "left over (500): stranger.000, " in (message := refusal(weights))
         assert message.endswith(" and 495 more; --ignore-extra drops what is left over")
-        model = convert_official_checkpoint(weights, make_tiny_config(), ignore_extra=True)
-        assert torch.equal(model.decoder.head.weight, tiny_model.decoder.head.weight)
+        assert torch.equal(convert(weights, ignore_extra=True).decoder.head.bias, weights[HEAD])
 
     def test_everything_that_does_not_fit_is_listed(self, weights: Weights) -> None:
         del weights[f"{PREFIX}clip_model.transformer.resblocks.1.attn.in_proj_weight"]
@@ -129,10 +125,9 @@ class TestOfficialCheckpoints:
             " not finite (1): transformer.conv1.bias"
         )
 
-    @pytest.mark.parametrize("name", ["fc.weight", "clip_model.visual.trunk.stem.0.weight"])
-    def test_another_variant_needs_a_configuration(self, name: str) -> None:
+    def test_another_variant_needs_a_configuration(self) -> None:
         with pytest.raises(ValueError, match="expected weights of SED-B or SED-L; another variant of SED needs its"):
-            convert_official_checkpoint({name: torch.zeros(16, 3, 4, 4)})
+            convert_official_checkpoint({"clip_model.visual.trunk.stem.0.weight": torch.zeros(16, 3, 4, 4)})
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -179,39 +174,26 @@ class TestFiles:
         assert refusal(path) == f"{path}: expected a checkpoint; this is another kind of file, or damaged"
 
 
-@pytest.mark.slow
-class TestTowersOfOpenClip:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def towers(cls) -> tuple[SEDForSemanticSegmentation, open_clip.CLIP]:
-        """SED-B on open_clip's random weights, and open_clip's own model with the same weights."""
-        torch.manual_seed(0)
-        model = from_open_clip("convnext_base_w_320")
-        torch.manual_seed(0)
-        return model.eval(), open_clip.create_model("convnext_base_w_320").eval()
-
+class TestOpenClip:
+    @pytest.mark.slow
     @torch.no_grad()
-    def test_text_embeddings_equal_open_clip(
-        self, towers: tuple[SEDForSemanticSegmentation, open_clip.CLIP], tiny_processor: SEDProcessor
-    ) -> None:
-        model, clip = towers
+    def test_both_towers_equal_open_clip_on_the_same_weights(self, tiny_processor: SEDProcessor) -> None:
+        torch.manual_seed(0)
+        model = from_open_clip("convnext_base_w_320").eval()
+        torch.manual_seed(0)
+        clip = open_clip.create_model("convnext_base_w_320").eval()
+
         tokens = tiny_processor(text=["cat", "a wooden table"], padding="max_length", return_tensors="pt")
-        embeddings = model.get_class_embeddings(**tokens)
         expected = clip.encode_text(tokens["input_ids"][:, ::16].flatten(0, 1), normalize=True).view(2, 5, 640)
-        torch.testing.assert_close(embeddings[:, ::16], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.get_class_embeddings(**tokens)[:, ::16], expected, rtol=0, atol=1e-5)
 
-    @torch.no_grad()
-    def test_dense_embeddings_equal_open_clip(self, towers: tuple[SEDForSemanticSegmentation, open_clip.CLIP]) -> None:
-        model, clip = towers
         pixel_values = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-        dense = model.get_image_features(pixel_values).dense_embeddings
         features = clip.visual.trunk.forward_features(pixel_values)  # (1, 1024, 2, 3)
         locations = features.permute(0, 2, 3, 1).reshape(6, 1024, 1, 1)  # each an image of its own
         expected = clip.visual.head(clip.visual.trunk.forward_head(locations).flatten(1))
+        dense = model.get_image_features(pixel_values).dense_embeddings
         torch.testing.assert_close(dense[0].flatten(1).T, expected, rtol=0, atol=1e-5)
 
-
-class TestWhatOpenClipDoesNotHave:
     def test_unknown_weights_are_refused_with_those_there_are(self) -> None:
         with pytest.raises(ValueError, match="pretrained='nope': expected a file or one of laion_aesthetic_s13b_b82k"):
             from_open_clip("convnext_base_w_320", pretrained="nope")

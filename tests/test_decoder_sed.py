@@ -1,5 +1,6 @@
 """The decoder: memory, rejection, and weights that change. properties/ compares it with the plain one in any chunks."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -28,13 +29,13 @@ class TestEarlyRejection:
     @torch.no_grad()
     def test_rejected_classes_enter_no_further_stage(self, make_tiny_model: Callable) -> None:
         decoder = make_tiny_model(class_chunk_size=2).decoder
-        entered = [0, 0, 0]
-        for index, stage in enumerate(decoder.stages):
-            count = lambda _, arguments, index=index: entered.__setitem__(index, entered[index] + len(arguments[0]))  # noqa: E731
-            stage.spatial_block.register_forward_pre_hook(count)
+        entered: Counter[nn.Module] = Counter()
+        blocks = [stage.spatial_block for stage in decoder.stages]
+        for block in blocks:
+            block.register_forward_pre_hook(lambda module, inputs: entered.update({module: len(inputs[0])}))
         output = decode(decoder, **random_inputs(20), early_rejection_topk=1)
-        assert entered == output.kept_classes[0].sum(1).tolist()
-        assert entered[-1] < 20
+        assert [entered[block] for block in blocks] == output.kept_classes[0].sum(1).tolist()
+        assert entered[blocks[-1]] < 20
 
     @torch.no_grad()
     def test_the_configuration_sets_the_default_with_logits_of_all_classes(self, make_tiny_model: Callable) -> None:

@@ -7,24 +7,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_tiny_config
+from decoder_inputs import seeded
 from small_models import TEMPLATES, make_small_model, small_model, small_processor
 from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, SEDModel, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation as Model
+from sed_hf import SEDModel, SEDProcessor
 
 CLASSES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
-
-
-def random(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
 def text_inputs(names: list[str] = CLASSES, **options: Any) -> dict[str, Tensor]:
     return dict(small_processor()(text=names, **options))
 
 
-def class_embeddings(count: int) -> Tensor:
-    return F.normalize(random(count, len(TEMPLATES), 16), dim=-1)
+def inputs(count: int = 3, batch_size: int = 1, size: tuple[int, int] = (64, 64)) -> dict[str, Tensor]:
+    """Random images and class embeddings."""
+    embeddings = F.normalize(seeded(count, len(TEMPLATES), 16), dim=-1)
+    return {"pixel_values": seeded(batch_size, 3, *size), "class_embeddings": embeddings}
 
 
 class TestClasses:
@@ -35,9 +35,9 @@ class TestClasses:
             lambda module, args, kwargs: encoded.append(kwargs["input_ids"]), with_kwargs=True
         )
         # "cat" stands in two classes, and the templates give the same prompt for both.
-        inputs = text_inputs(["cat, kitten", "lion, cat"], padding="max_length")
-        model.get_class_embeddings(**inputs)
-        prompts = [prompt[prompt > 0].tolist() for prompt in inputs["input_ids"].flatten(0, 1)]
+        tokens = text_inputs(["cat, kitten", "lion, cat"], padding="max_length")
+        model.get_class_embeddings(**tokens)
+        prompts = [prompt[prompt > 0].tolist() for prompt in tokens["input_ids"].flatten(0, 1)]
         beginnings = {tuple(prompt[: index + 1]) for prompt in prompts for index in range(len(prompt))}
         assert torch.cat(encoded).count_nonzero() == len(beginnings)
 
@@ -46,7 +46,7 @@ class TestClasses:
     def test_packed_prompts_equal_padded_ones(
         self, tiny_hub_folder: Path, tiny_processor: SEDProcessor, implementation: str
     ) -> None:
-        model = SEDForSemanticSegmentation.from_pretrained(tiny_hub_folder, attn_implementation=implementation)
+        model = Model.from_pretrained(tiny_hub_folder, attn_implementation=implementation)
         assert model.text_encoder.config._attn_implementation == implementation
         names = ["grass", "door", "door frame", "a very long name of a class in the grass"]
         input_ids = tiny_processor(text=names, padding="max_length", return_tensors="pt")["input_ids"]
@@ -65,13 +65,12 @@ class TestClasses:
 class TestHeldClasses:
     @torch.no_grad()
     def test_they_serve_when_a_call_brings_none(self) -> None:
-        model, pixel_values = make_small_model(), random(1, 3, 64, 64)
+        model, pixel_values, others = make_small_model(), *inputs(2).values()
         expected = model(pixel_values, **text_inputs()).logits
         with torch.inference_mode():
             model.set_classes(**text_inputs())
         assert torch.equal(model(pixel_values).logits, expected)
         assert torch.equal(model.sed(pixel_values).cost_map, model.sed(pixel_values, **text_inputs()).cost_map)
-        others = class_embeddings(2)
         assert model(pixel_values, class_embeddings=others).logits.shape[1] == 2
         model.set_classes(others)
         others.zero_()  # what is held is a copy
@@ -86,18 +85,16 @@ class TestHeldClasses:
         model = make_small_model()
         model.set_classes(save=save, **text_inputs())
         model.save_pretrained(tmp_path)
-        loaded, report = SEDForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+        loaded, report = Model.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        if save:
-            assert torch.equal(loaded.sed.class_embeddings, model.sed.class_embeddings)
-        else:
-            assert loaded.sed.class_embeddings is None
+        held = loaded.sed.class_embeddings
+        assert torch.equal(held, model.sed.class_embeddings) if save else held is None
 
 
 class TestFrozenTextEncoder:
     def test_its_parameters_require_no_gradient(self, tmp_path: Path) -> None:
         make_small_model().save_pretrained(tmp_path)
-        for model in (make_small_model(), SEDForSemanticSegmentation.from_pretrained(tmp_path)):
+        for model in (make_small_model(), Model.from_pretrained(tmp_path)):
             frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
             text_encoder = {f"sed.text_encoder.{name}" for name, _ in model.text_encoder.named_parameters()}
             assert frozen == {*text_encoder, "sed.logit_scale"}
@@ -107,7 +104,7 @@ class TestFrozenTextEncoder:
 
     def test_it_trains_if_the_configuration_says_so(self, tmp_path: Path) -> None:
         make_small_model().save_pretrained(tmp_path)
-        model = SEDForSemanticSegmentation.from_pretrained(tmp_path, freeze_text_encoder=False)
+        model = Model.from_pretrained(tmp_path, freeze_text_encoder=False)
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert model.get_class_embeddings(**text_inputs()).requires_grad
 
@@ -119,59 +116,53 @@ class TestFrozenTextEncoder:
         assert not model.get_input_embeddings().weight.requires_grad
 
 
-class TestInputs:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"class_embeddings": None}, "one of input_ids and class_embeddings"),
-            ({"class_embeddings": torch.zeros(0, 3, 16)}, r"class_embeddings: .*got \(0, 3, 16\)"),
-            ({"class_embeddings": torch.zeros(2, 4, 16)}, r"class_embeddings: .*got \(2, 4, 16\)"),
-            (
-                {"input_ids": torch.zeros(2, 77, dtype=torch.long), "class_embeddings": None},
-                r"input_ids: .*got \(2, 77\)",
-            ),
-            ({"pixel_values": torch.zeros(1, 3, 32, 48)}, r"pixel_values: .*got \(1, 3, 32, 48\)"),
-            ({"pixel_values": torch.zeros(1, 3, 0, 32)}, r"pixel_values: .*got \(1, 3, 0, 32\)"),
-            ({"labels": torch.full((1, 4, 4), 7)}, "labels: expected classes from 0 to 1 or ignore_index=255, got 7"),
-            ({"labels": torch.full((1, 4, 4), -1)}, "labels: expected classes from 0 to 1 .*, got -1"),
-            ({"labels": torch.zeros(4, 4, dtype=torch.long)}, r"labels: expected integers \(1, height, width\)"),
-            (
-                {"early_rejection_topk": 1, "labels": torch.zeros(1, 4, 4)},
-                "early_rejection_topk=1: expected a whole number, and 0",
-            ),
-        ],
-    )
-    def test_wrong_ones_are_refused_by_name(self, arguments: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            small_model()(
-                **{"pixel_values": random(1, 3, 32, 32), "class_embeddings": class_embeddings(2), **arguments}
-            )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_embeddings": None}, "one of input_ids and class_embeddings"),
+        ({"class_embeddings": torch.zeros(0, 3, 16)}, r"class_embeddings: .*got \(0, 3, 16\)"),
+        ({"class_embeddings": torch.zeros(2, 4, 16)}, r"class_embeddings: .*got \(2, 4, 16\)"),
+        ({"input_ids": torch.zeros(2, 7).long(), "class_embeddings": None}, r"input_ids: .*got \(2, 7\)"),
+        ({"pixel_values": torch.zeros(1, 3, 32, 48)}, r"pixel_values: .*got \(1, 3, 32, 48\)"),
+        ({"pixel_values": torch.zeros(1, 3, 0, 32)}, r"pixel_values: .*got \(1, 3, 0, 32\)"),
+        ({"labels": torch.full((1, 4, 4), 7)}, "labels: expected classes from 0 to 1 or ignore_index=255, got 7"),
+        ({"labels": torch.full((1, 4, 4), -1)}, "labels: expected classes from 0 to 1 .*, got -1"),
+        ({"labels": torch.zeros(4, 4).long()}, r"labels: expected integers \(1, height, width\)"),
+        ({"early_rejection_topk": 1, "labels": torch.zeros(1, 4, 4)}, "topk=1: expected a whole number, and 0"),
+    ],
+)
+def test_wrong_inputs_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model()(**{**inputs(2), **arguments})
 
 
 class TestOutputs:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @torch.no_grad()
-    def test_intermediate_results_come_on_request(self) -> None:
-        inputs = {"pixel_values": random(2, 3, 64, 96), "class_embeddings": class_embeddings(3)}
-        assert set(small_model()(**inputs)) == {"logits", "aux_logits"}
-        assert small_model()(**inputs).cost_map is None
-        outputs = small_model()(**inputs, output_hidden_states=True)
+    def test_intermediate_results_come_on_request_in_the_shapes_of_the_documentation(self, dtype: torch.dtype) -> None:
+        arguments = inputs(batch_size=2, size=(64, 96))
+        plain = small_model(dtype)(**arguments)
+        assert set(plain) == {"logits", "aux_logits"}
+        assert plain.cost_map is None
+        outputs = small_model(dtype)(**arguments, output_hidden_states=True)
+        assert outputs.logits.dtype == outputs.cost_map.dtype == dtype
+        assert outputs.logits.shape == (2, 3, 16, 24)
+        assert [logits.shape for logits in outputs.aux_logits] == [(2, 3, 2, 3), (2, 3, 4, 6), (2, 3, 8, 12)]
+        assert outputs.cost_map.shape == (2, 3, len(TEMPLATES), 2, 3)
+        assert outputs.dense_embeddings.shape == (2, 16, 2, 3)
         assert outputs.hidden_states is outputs.encoder_hidden_states
-        assert [tuple(features.shape[1:]) for features in outputs.decoder_hidden_states] == [
+        assert [features.shape[1:] for features in outputs.encoder_hidden_states] == [
+            (4, 16, 24), (6, 8, 12), (8, 4, 6), (10, 2, 3),
+        ]  # fmt: skip
+        assert [features.shape[1:] for features in outputs.decoder_hidden_states] == [
             (3, 16, 2, 3), (3, 16, 4, 6), (3, 8, 8, 12), (3, 8, 16, 24),
         ]  # fmt: skip
 
     @torch.no_grad()
-    def test_return_dict_false_gives_a_tuple(self) -> None:
-        inputs = {"pixel_values": random(1, 3, 32, 32), "class_embeddings": class_embeddings(3)}
-        logits, aux_logits = small_model()(**inputs, return_dict=False)
-        assert torch.equal(logits, small_model()(**inputs).logits)
-        assert len(aux_logits) == 3
-
-    @torch.no_grad()
     def test_image_features_have_the_form_that_transformers_gives_them(self) -> None:
-        pixel_values = random(1, 3, 64, 64)
+        pixel_values = inputs()["pixel_values"]
         features = small_model().get_image_features(pixel_values)
-        outputs = small_model()(pixel_values, class_embeddings=class_embeddings(2), output_hidden_states=True)
+        outputs = small_model()(**inputs(), output_hidden_states=True)
         assert torch.equal(features.pooler_output, outputs.dense_embeddings)
         assert torch.equal(features.last_hidden_state, outputs.hidden_states[-1])
         assert features.hidden_states is None
@@ -180,9 +171,9 @@ class TestOutputs:
 
 
 class TestTraining:
-    def losses_and_gradients(self, model: SEDForSemanticSegmentation) -> dict[str, Tensor]:
+    def losses_and_gradients(self, model: Model) -> dict[str, Tensor]:
         labels = torch.randint(0, 3, (2, 64, 64), generator=torch.Generator().manual_seed(0))
-        loss = model(random(2, 3, 64, 64), class_embeddings=class_embeddings(3), labels=labels).loss
+        loss = model(**inputs(batch_size=2), labels=labels).loss
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
         return {"loss": loss.detach(), **gradients}
@@ -211,31 +202,26 @@ class TestTraining:
             assert parameter.grad is None or parameter.grad.is_contiguous(), name
 
 
-class TestPrecision:
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    @torch.no_grad()
-    def test_half_precision_is_within_5_percent_of_the_range(
-        self,
-        tiny_hub_folder: Path,
-        tiny_model: SEDForSemanticSegmentation,
-        tiny_processor: SEDProcessor,
-        dtype: torch.dtype,
-    ) -> None:
-        model = SEDForSemanticSegmentation.from_pretrained(tiny_hub_folder, dtype=dtype).eval()
-        inputs = {"pixel_values": random(1, 3, 64, 64), **tiny_processor(text=CLASSES, return_tensors="pt")}
-        expected, logits = tiny_model(**inputs).logits, model(**inputs).logits
-        assert logits.dtype == dtype
-        assert (logits.float() - expected).abs().max() < 0.05 * (expected.max() - expected.min())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_within_5_percent_of_the_range(
+    tiny_hub_folder: Path, tiny_model: Model, tiny_processor: SEDProcessor, dtype: torch.dtype
+) -> None:
+    model = Model.from_pretrained(tiny_hub_folder, dtype=dtype).eval()
+    arguments = {"pixel_values": seeded(1, 3, 64, 64), **tiny_processor(text=CLASSES, return_tensors="pt")}
+    expected, logits = tiny_model(**arguments).logits, model(**arguments).logits
+    assert logits.dtype == dtype
+    assert (logits.float() - expected).abs().max() < 0.05 * (expected.max() - expected.min())
 
 
 class TestInitialization:
     @pytest.fixture(scope="class")
     @classmethod
-    def fresh(cls) -> SEDForSemanticSegmentation:
+    def fresh(cls) -> Model:
         torch.manual_seed(0)
-        return SEDForSemanticSegmentation(make_tiny_config())
+        return Model(make_tiny_config())
 
-    def test_the_trunk_starts_as_in_timm_and_the_decoder_as_in_torch(self, fresh: SEDForSemanticSegmentation) -> None:
+    def test_the_trunk_starts_as_in_timm_and_the_decoder_as_in_torch(self, fresh: Model) -> None:
         trunk, decoder = fresh.image_encoder.trunk, fresh.decoder
         assert (decoder.stages[0].spatial_block.layer_scale == 1).all()
         assert (trunk.stages[0].blocks[0].gamma == torch.tensor(1e-6)).all()
@@ -245,10 +231,10 @@ class TestInitialization:
         bound = (80 * 49) ** -0.5
         torch.testing.assert_close(decoder.cost_embedding.weight.abs().max().item(), bound, rtol=0.01, atol=0)
 
-    def test_what_a_checkpoint_lacks_is_initialised(self, fresh: SEDForSemanticSegmentation, tmp_path: Path) -> None:
+    def test_what_a_checkpoint_lacks_is_initialised(self, fresh: Model, tmp_path: Path) -> None:
         head = {name: tensor for name, tensor in fresh.state_dict().items() if name.startswith("decoder.head.")}
         fresh.save_pretrained(tmp_path, state_dict=head)
-        loaded = SEDForSemanticSegmentation.from_pretrained(tmp_path)
+        loaded = Model.from_pretrained(tmp_path)
         assert torch.equal(loaded.decoder.head.weight, fresh.decoder.head.weight)
         for (name, parameter), expected in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
             assert parameter.isfinite().all(), name
@@ -260,18 +246,16 @@ class TestSavingAndLoading:
     @torch.no_grad()
     def test_the_whole_and_the_base_model_load_from_the_folder_of_the_whole(self, tmp_path: Path) -> None:
         small_model().save_pretrained(tmp_path)
-        inputs = {"pixel_values": random(2, 3, 64, 96), "class_embeddings": class_embeddings(3)}
-        expected = small_model()(**inputs, output_hidden_states=True)
-        assert torch.equal(SEDForSemanticSegmentation.from_pretrained(tmp_path)(**inputs).logits, expected.logits)
-        for name, value in SEDModel.from_pretrained(tmp_path)(**inputs).items():
+        expected = small_model()(**inputs(), output_hidden_states=True)
+        assert torch.equal(Model.from_pretrained(tmp_path)(**inputs()).logits, expected.logits)
+        for name, value in SEDModel.from_pretrained(tmp_path)(**inputs()).items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
 
     @torch.no_grad()
     def test_the_whole_model_loads_what_the_base_has_saved(self, tmp_path: Path) -> None:
         small_model().sed.save_pretrained(tmp_path)
-        loaded, report = SEDForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+        loaded, report = Model.from_pretrained(tmp_path, output_loading_info=True)
         assert report["missing_keys"]
         assert all(name.startswith("decoder.") for name in report["missing_keys"])
-        pixel_values = random(1, 3, 64, 64)
-        expected = small_model().get_image_features(pixel_values).dense_embeddings
-        torch.testing.assert_close(loaded.get_image_features(pixel_values).dense_embeddings, expected)
+        ours, expected = (model.get_image_features(seeded(1, 3, 64, 64)) for model in (loaded, small_model()))
+        torch.testing.assert_close(ours.dense_embeddings, expected.dense_embeddings)

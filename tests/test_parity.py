@@ -8,6 +8,7 @@ at ties; losses within 1e-5 relative; gradient norms within 1e-3 relative.
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,24 @@ class Reference:
         return self.tensors[name]
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}")
+
+
+def assert_steps_equal(
+    outputs: SEDSemanticSegmentationOutput, reference: Reference, pooling_size: int = 1, locations: Any = ...
+) -> None:
+    """All that dense inference computes, at the locations of which the reference has numbers."""
+    for index, features in enumerate(outputs.encoder_hidden_states):
+        assert_close(features[locations], reference[f"res{index + 2}"], FEATURES, f"res{index + 2}")
+    cost_embedding = outputs.decoder_hidden_states[0].transpose(1, 2)
+    assert_close(outputs.dense_embeddings[locations], reference["dense_embeddings"], FEATURES, "dense embeddings")
+    assert_close(outputs.cost_map.transpose(1, 2)[locations], reference["cost_map"], FEATURES, "cost map")
+    assert_close(cost_embedding[locations], reference["cost_embedding"], FEATURES, "cost embedding")
+    for index, logits in enumerate(outputs.aux_logits):
+        name = f"pool{pooling_size}.aux_logits_{index}"
+        assert_close(logits[locations], reference[name], LOGITS, name)
+    assert_close(outputs.logits[locations], reference[f"pool{pooling_size}.logits"], LOGITS, "logits")
 
 
 def assert_equal_except_at_ties(segmentation: Tensor, expected: Tensor, probabilities: Tensor) -> None:
@@ -54,12 +71,6 @@ def assert_pixel_values_agree(actual: Tensor, expected: Tensor) -> None:
 @pytest.fixture(scope="module")
 def tiny() -> Reference:
     return Reference("tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny_dense(tiny_model: SEDForSemanticSegmentation, tiny: Reference) -> SEDSemanticSegmentationOutput:
-    with torch.no_grad():
-        return tiny_model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"], output_hidden_states=True)
 
 
 def test_tokens_equal_the_reference(tiny_processor: SEDProcessor, tiny: Reference) -> None:
@@ -82,39 +93,20 @@ def test_class_embeddings_equal_the_reference(
     assert_close(embeddings, tiny["class_embeddings"], FEATURES)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_encoder_stages_equal_the_reference(
-    tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference, stage: int
-) -> None:
-    assert_close(tiny_dense.encoder_hidden_states[stage], tiny[f"res{stage + 2}"], FEATURES)
-
-
-def test_cost_map_and_cost_embedding_equal_the_reference(
-    tiny_dense: SEDSemanticSegmentationOutput, tiny: Reference
-) -> None:
-    assert_close(tiny_dense.dense_embeddings, tiny["dense_embeddings"], FEATURES)
-    assert_close(tiny_dense.cost_map.transpose(1, 2), tiny["cost_map"], FEATURES)
-    assert_close(tiny_dense.decoder_hidden_states[0].transpose(1, 2), tiny["cost_embedding"], FEATURES)
-
-
 @pytest.mark.parametrize("pooling_size", [1, 2])
-def test_dense_inference_equals_the_reference(
+def test_every_step_of_dense_inference_equals_the_reference(
     make_tiny_model: Callable, tiny_processor: SEDProcessor, tiny: Reference, pooling_size: int
 ) -> None:
     model = make_tiny_model(inference_pooling_size=pooling_size)
     with torch.no_grad():
-        outputs = model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"])
-    reference = f"pool{pooling_size}"
-    assert_close(outputs.logits, tiny[f"{reference}.logits"], LOGITS)
-    for index, logits in enumerate(outputs.aux_logits):
-        assert_close(logits, tiny[f"{reference}.aux_logits_{index}"], LOGITS)
+        outputs = model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"], output_hidden_states=True)
+    assert_steps_equal(outputs, tiny, pooling_size)
     (result,) = tiny_processor.post_process_semantic_segmentation(
         outputs, target_sizes=[tiny["image"].shape[:2]], return_probabilities=True
     )
-    assert_close(result["probability"], tiny[f"{reference}.probabilities"].amax(0), PROBABILITIES)
-    assert_equal_except_at_ties(
-        result["segmentation"], tiny[f"{reference}.segmentation"], tiny[f"{reference}.probabilities"]
-    )
+    probabilities = tiny[f"pool{pooling_size}.probabilities"]
+    assert_close(result["probability"], probabilities.amax(0), PROBABILITIES)
+    assert_equal_except_at_ties(result["segmentation"], tiny[f"pool{pooling_size}.segmentation"], probabilities)
 
 
 @pytest.mark.parametrize("topk", [1, 2])
@@ -180,14 +172,7 @@ def test_sed_b_equals_the_reference_at_full_size() -> None:
     assert torch.equal(inputs["input_ids"][:, 0], base["input_ids_first_template"])
     assert_pixel_values_agree(inputs["pixel_values"][every], base["pixel_values"])
     assert_close(outputs.class_embeddings[..., ::4], base["class_embeddings"], FEATURES)
-    for index, features in enumerate(outputs.encoder_hidden_states):
-        assert_close(features[every], base[f"res{index + 2}"], FEATURES)
-    assert_close(outputs.dense_embeddings[every], base["dense_embeddings"], FEATURES)
-    assert_close(outputs.cost_map.transpose(1, 2)[every], base["cost_map"], FEATURES)
-    assert_close(outputs.decoder_hidden_states[0].transpose(1, 2)[every], base["cost_embedding"], FEATURES)
-    assert_close(outputs.logits[every], base["pool1.logits"], LOGITS)
-    for index, logits in enumerate(outputs.aux_logits):
-        assert_close(logits[every], base[f"pool1.aux_logits_{index}"], LOGITS)
+    assert_steps_equal(outputs, base, locations=every)
 
     rejected = base_model(inputs["pixel_values"], class_embeddings=outputs.class_embeddings, early_rejection_topk=1)
     assert torch.equal(rejected.kept_classes[0, -1], base["top1.kept"])

@@ -1,14 +1,14 @@
 """Nothing waits for what a GPU computes, but where it is asked for."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decoder_inputs import random_inputs, seeded
+from decoder_inputs import decode, random_inputs, seeded
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,12 +59,6 @@ def synchronisations() -> Iterator[Counter[str]]:
         yield counts
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    yield
-    reset_accelerate()
-
-
 @torch.no_grad()
 def test_dense_inference_waits_for_nothing_and_post_processing_once(
     tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
@@ -80,20 +74,19 @@ def test_dense_inference_waits_for_nothing_and_post_processing_once(
 
 @pytest.mark.parametrize("part_bytes", [2**16, 2**25])
 @torch.no_grad()
-def test_early_rejection_waits_once_a_stage(tiny_model: SEDForSemanticSegmentation, part_bytes: int) -> None:
-    inputs = {"pixel_values": seeded(1, 3, 64, 64), "class_embeddings": random_inputs(20)["class_embeddings"]}
-    chunks = tiny_model.decoder.chunks
-    tiny_model.decoder.chunks = Chunks(num_classes=3, part_bytes=part_bytes)
-    try:
-        with synchronisations() as counts:
-            outputs = tiny_model(**inputs, early_rejection_topk=1)
-    finally:
-        tiny_model.decoder.chunks = chunks
+def test_early_rejection_waits_once_a_stage(make_tiny_model: Callable, part_bytes: int) -> None:
+    decoder = make_tiny_model().decoder
+    decoder.chunks = Chunks(num_classes=3, part_bytes=part_bytes)
+    with synchronisations() as counts:
+        outputs = decode(decoder, **random_inputs(20), early_rejection_topk=1)
     assert outputs.logits.shape[1] < 20
-    assert counts == {"tolist": len(tiny_model.decoder.stages)}
+    assert counts == {"tolist": len(decoder.stages)}
 
 
-def test_a_training_step_waits_for_nothing_between_lines_of_the_log(tmp_path: Path) -> None:
+def test_a_training_step_waits_for_nothing_between_lines_of_the_log(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(reset_accelerate)
     start = write_start_model(tmp_path / "start")
     run = TrainingRun(small_recipe(tmp_path / "run", start, classes_per_step=None, num_workers=1, log_every=3))
     run.train_step(0)

@@ -14,9 +14,9 @@ import trainer_run
 from accelerate import Accelerator, DataLoaderConfiguration
 from small_models import make_small_model, small_processor
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from trainer_run import NAMES, collate, make_samples, make_trainer, train
-from transformers import EvalPrediction
+from transformers import EvalPrediction, Trainer
 
 from sed_hf.metrics.mean_iou import MeanIoU
 
@@ -56,69 +56,52 @@ class TestTraining:
         assert train(tmp_path, resume=tmp_path / "checkpoint-1", **options) == expected
 
 
-class TestEvaluation:
-    def test_metrics_are_those_of_every_image_and_only_logits_are_gathered(self, tmp_path: Path) -> None:
-        metric, shapes = MeanIoU(NAMES), []
+class Images(Dataset):
+    """Random images and labels, each made when it is asked for."""
 
-        def most_probable(logits: Tensor, labels: Tensor) -> Tensor:
-            shapes.append(logits.shape)
-            return logits.argmax(1).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        labels = torch.randint(0, 3, (64, 64), generator=generator)
+        return {"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": labels}
+
+
+def most_probable(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.argmax(1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+
+class TestEvaluation:
+    def evaluate(self, folder: Path, images: Images) -> tuple[dict[str, float], Trainer, list[float]]:
+        """Metrics by the mean IoU metric, the trainer, and the megabytes of memory after the last batch."""
+        metric, memory = MeanIoU(NAMES), []
 
         def count(prediction: EvalPrediction, compute_result: bool) -> dict[str, float | None]:
             metric.add_batch(predictions=prediction.predictions, references=prediction.label_ids)
+            memory.append(psutil.Process().memory_info().rss / 2**20)  # while what is kept of all images is there
             return metric.compute() if compute_result else {}
 
-        trainer = make_trainer(
-            tmp_path,
-            batch_eval_metrics=True,
-            compute_metrics=count,
-            preprocess_logits_for_metrics=most_probable,
-            per_device_eval_batch_size=3,
-        )
-        actual = trainer.evaluate()["eval_mIoU"]
-        assert shapes == [(3, 3, 8, 8), (3, 3, 8, 8), (2, 3, 8, 8)]
-        batch = collate(make_samples())
+        options = {"batch_eval_metrics": True, "compute_metrics": count, "per_device_eval_batch_size": 3}
+        trainer = make_trainer(folder, preprocess_logits_for_metrics=most_probable, **options)
+        return trainer.evaluate(images), trainer, memory
+
+    def test_metrics_are_those_of_every_image(self, tmp_path: Path) -> None:
+        images, metric = Images(8), MeanIoU(NAMES)
+        metrics, trainer, _ = self.evaluate(tmp_path, images)
+        batch = collate([images[index] for index in range(8)])
         with torch.no_grad():
             logits = trainer.model(batch["pixel_values"]).logits
         metric.add_batch(predictions=most_probable(logits, logits), references=batch["labels"])
-        assert actual == pytest.approx(metric.compute()["mIoU"])
+        assert metrics["eval_mIoU"] == pytest.approx(metric.compute()["mIoU"])
 
     @pytest.mark.slow
     def test_two_thousand_images_take_the_memory_of_two_hundred(self, tmp_path: Path) -> None:
-        metric, memory = MeanIoU(NAMES), []
-
-        class Images(torch.utils.data.Dataset):
-            def __init__(self, number: int) -> None:
-                self.number = number
-
-            def __len__(self) -> int:
-                return self.number
-
-            def __getitem__(self, index: int) -> dict[str, Tensor]:
-                generator = torch.Generator().manual_seed(index)
-                labels = torch.randint(0, 3, (64, 64), generator=generator)
-                return {"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": labels}
-
-        def most_probable(logits: Tensor, labels: Tensor) -> Tensor:
-            return logits.argmax(1).repeat_interleave(4, 1).repeat_interleave(4, 2)
-
-        def count(prediction: EvalPrediction, compute_result: bool) -> dict[str, float | None]:
-            metric.add_batch(predictions=prediction.predictions, references=prediction.label_ids)
-            if not compute_result:
-                return {}
-            memory.append(psutil.Process().memory_info().rss / 2**20)  # while what is kept of all images is there
-            return metric.compute()
-
-        trainer = make_trainer(
-            tmp_path,
-            double=False,
-            batch_eval_metrics=True,
-            compute_metrics=count,
-            preprocess_logits_for_metrics=most_probable,
-        )
-        for number in (200, 2000):  # labels and predictions of 2,000 are 131 MB
-            trainer.evaluate(Images(number))
-        assert memory[1] - memory[0] < 40
+        few, many = (self.evaluate(tmp_path, Images(number))[2][-1] for number in (200, 2000))
+        assert many - few < 40  # labels and predictions of 2,000 are 131 MB
 
     def test_the_best_model_is_loaded_at_the_end(self, tmp_path: Path) -> None:
         strategy = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
@@ -154,10 +137,8 @@ class TestCutClasses:
         return {"class_embeddings": make_small_model().get_class_embeddings(**text_inputs)}
 
     def test_trainer_with_an_iterable_dataset(self, kind: str, tmp_path: Path) -> None:
-        trainer, class_inputs = (
-            make_trainer(tmp_path, stream=True, per_device_train_batch_size=2),
-            self.class_inputs(kind),
-        )
+        class_inputs = self.class_inputs(kind)
+        trainer = make_trainer(tmp_path, stream=True, per_device_train_batch_size=2)
         trainer.data_collator = lambda samples: {**collate(samples), **class_inputs}
         with pytest.raises(ValueError, match=r"model\.set_classes"):
             trainer.train()

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -55,13 +56,9 @@ class TestAtomicPath:
     def test_an_interruption_leaves_what_was_there(self, tmp_path: Path, make: Make) -> None:
         make(tmp_path / "name", "old")
 
-        def interrupted() -> None:
-            with atomic_path(tmp_path / "name") as temporary:
-                make(temporary, "half")
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            interrupted()
+        with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "name") as temporary:  # noqa: PT012
+            make(temporary, "half")
+            raise KeyboardInterrupt
         assert content(tmp_path) == ["name"]
         assert content(tmp_path / "name") == ["old"]
 
@@ -70,10 +67,7 @@ class TestAtomicPath:
     ) -> None:
         write_folder(tmp_path / "folder", "old")
 
-        def interrupt(self: Path, target: Path) -> Path:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Path, "replace", interrupt)
+        monkeypatch.setattr(Path, "replace", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write_folder(tmp_path / "folder", "new")
         assert content(tmp_path / "folder") == ["old"]
@@ -98,11 +92,7 @@ class TestAtomicPath:
 class TestRunCommand:
     def ended_by(self, error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
         """Status and message of a command that ends with an error."""
-
-        def command() -> int:
-            raise error
-
-        return run_command("sed-hf", command), capsys.readouterr().err
+        return run_command("sed-hf", Mock(side_effect=error)), capsys.readouterr().err
 
     def test_an_error_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.ended_by(ValueError("bad\nname \x1b[2J"), capsys) == (2, "sed-hf: error: bad name \\x1b[2J\n")
@@ -123,11 +113,7 @@ class TestRunCommand:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_ends_it_with_status_130(self, number: int, capsys: pytest.CaptureFixture[str]) -> None:
-        def command() -> int:
-            os.kill(os.getpid(), number)
-            return 0
-
-        assert run_command("sed-hf", command) == 130
+        assert run_command("sed-hf", lambda: os.kill(os.getpid(), number)) == 130
         assert capsys.readouterr().err == "sed-hf: interrupted\n"
 
 

@@ -1,7 +1,5 @@
 """Class colours, statistics, overlays and legends of images."""
 
-import subprocess
-import sys
 from contextlib import suppress
 
 import numpy as np
@@ -31,16 +29,10 @@ def colors_in(image: np.ndarray, names: list[str]) -> list[bool]:
 
 
 class TestColors:
-    @pytest.mark.parametrize(
-        ("name", "color"),
-        [
-            ("red triangle", (255, 0, 0)),
-            ("white-haired dog", (255, 255, 255)),
-            ("dark green bush, red bush", (0, 100, 0)),
-        ],
-    )
-    def test_follow_a_colour_word(self, name: str, color: tuple[int, int, int]) -> None:
-        assert np.abs(class_colors(["sky", name])[1].astype(int) - color).max() <= 17
+    def test_follow_a_colour_word_or_are_about_those_of_ade20k(self) -> None:
+        names = ["dog", "sky", "grass", "red sky", "white-haired dog", "dark green bush, red bush"]
+        expected = [(6, 230, 230), (4, 250, 7), (255, 0, 0), (255, 255, 255), (0, 100, 0)]
+        assert np.abs(class_colors(names)[1:].astype(int) - expected).max() <= 17
 
     def test_of_one_word_are_shades_of_it(self) -> None:
         colors = class_colors([f"yellow {shape}" for shape in ("circle", "cross", "ring", "heart")])
@@ -50,41 +42,26 @@ class TestColors:
 
     @pytest.mark.parametrize(
         ("vocabulary", "name", "color"),
-        [
-            ("ade20k_150", "sky", (6, 230, 230)),
-            ("coco_stuff_171", "wood", (64, 64, 0)),
-            ("pascal_voc_20", "person", (192, 128, 128)),
-        ],
+        [("ade20k_150", "sky", [6, 230, 230]), ("pascal_voc_20", "person", [192, 128, 128])],
     )
     def test_of_a_built_in_vocabulary_are_those_of_its_data_set(
-        self, vocabulary: str, name: str, color: tuple[int, int, int]
+        self, vocabulary: str, name: str, color: list[int]
     ) -> None:
         names = load_vocabulary(vocabulary)
         for given in (names, [*names, "everything else"]):
-            assert tuple(class_colors(given)[names.index(name)].tolist()) == color
+            assert class_colors(given)[names.index(name)].tolist() == color
 
-    def test_of_other_lists_are_about_those_of_ade20k(self) -> None:
-        colors = class_colors(["dog", "sky", "grass", "red sky"]).astype(int)
-        assert np.abs(colors[1:] - [(6, 230, 230), (4, 250, 7), (255, 0, 0)]).max() <= 9
-
-    @pytest.mark.parametrize(
-        ("names", "min_distance"),
-        [(MANY_NAMES[:12], 60), (MANY_NAMES[:150], 20), (MANY_NAMES, 10), (load_vocabulary("ade20k_150"), 1)],
-    )
-    def test_are_distinct(self, names: list[str], min_distance: float) -> None:
-        colors = class_colors(names).astype(float)
+    @pytest.mark.parametrize(("count", "min_distance"), [(12, 60), (150, 20), (847, 10)])
+    def test_are_distinct(self, count: int, min_distance: float) -> None:
+        colors = class_colors(MANY_NAMES[:count]).astype(float)
         distances = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
-        assert distances[~np.eye(len(names), dtype=bool)].min() >= min_distance
+        assert distances[~np.eye(count, dtype=bool)].min() >= min_distance
 
-    def test_stay_at_another_position_and_when_names_are_added(self) -> None:
-        colors = class_colors(["sky", "dog, puppy", "tree", "house"])
-        assert np.array_equal(class_colors(["sky", "dog", "tree"]), colors[:3])
-        assert np.array_equal(class_colors(["dog", "sky"]), colors[[1, 0]])
-
-    def test_are_the_same_in_another_process(self) -> None:
-        program = f"from sed_hf.visualization import class_colors; print(class_colors({NAMES!r}).tolist())"
-        printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        assert printed.strip() == str(class_colors(NAMES).tolist())
+    def test_stay_in_every_process_at_another_position_and_when_names_are_added(self) -> None:
+        colors = class_colors(["zebra fish", "dog, puppy", "tree", "house"])
+        assert colors[0].tolist() == [204, 34, 238]
+        assert np.array_equal(class_colors(["zebra fish", "dog", "tree"]), colors[:3])
+        assert np.array_equal(class_colors(["dog", "zebra fish"]), colors[[1, 0]])
 
 
 def test_statistics_list_the_classes_that_occur_the_largest_first() -> None:
@@ -110,8 +87,6 @@ class TestRegions:
         assert np.array_equal(both[:, 320:] != first[:, 320:], both[:, 320:] != plain[:, 320:])
         assert (both[:, 320:] != plain[:, 320:]).any()
         assert (first[:, :320] != plain[:, :320]).any()
-        hidden = np.asarray(draw_regions(image, np.where(labels, 1, 255), NAMES, [0, 1], ignore_index=255))
-        assert np.array_equal(both[:, 330:], hidden[:, 330:])
         tiny = np.where(np.indices(labels.shape).max(0) < 6, 1, 0)  # whose number does not fit
         assert np.array_equal(draw_regions(image, tiny, NAMES, [0, 1]), draw_regions(image, tiny, NAMES, [0]))
 

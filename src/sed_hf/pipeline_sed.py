@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
-from .image_processing_sed import NonFiniteLogitsError, check_threshold, to_rgb
+from .image_processing_sed import NonFiniteLogitsError, check_threshold, flattened, to_rgb
 from .processing_sed import validate_class_names
 from .sliding_window_sed import SlidingWindow, segment_with_sliding_window
 
@@ -161,11 +161,11 @@ class SEDPipeline(Pipeline):
         class_embeddings = self._encode(candidate_labels)
         if everything_else is not None:
             class_embeddings = torch.cat([class_embeddings, self._encode(everything_else)])
-        images = [torch.from_numpy(image) for image in flattened(model_inputs["image"])]
+        images = [torch.from_numpy(image) for image in flattened(model_inputs["image"], 3)]
         try:
             results = segment_images(self.model, self.processor, images, class_embeddings, ignore_index=-1, **options)
         except NonFiniteLogitsError as error:
-            raise NonFiniteLogitsError(error.index, flattened(model_inputs["name"])[error.index]) from error
+            raise NonFiniteLogitsError(error.index, flattened(model_inputs["name"], 0)[error.index]) from error
         return {name: [result[name] for result in results] for name in ("segmentation", "probability")}
 
     def postprocess(
@@ -194,11 +194,6 @@ class SEDPipeline(Pipeline):
         """Save the model, its code and its processor to a folder that `pipeline` loads."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-def flattened(batch: Sequence[Any]) -> list[Any]:
-    """The items of a batch: each comes as a list of one, which a batch of them is a list of."""
-    return [item for part in batch for item in part] if isinstance(batch[0], list) else list(batch)
 
 
 __all__ = ["SEDPipeline", "Segments"]

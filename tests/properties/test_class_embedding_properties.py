@@ -19,7 +19,7 @@ from sed_hf.inference.class_embeddings import (
 )
 from sed_hf.processing_sed import synonyms_of
 
-dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
 
 
 def encode(names: list[str], cache: ClassEmbeddingCache | None = None) -> Tensor:
@@ -52,9 +52,11 @@ def test_any_names_found_and_encoded_equal_all_encoded(names: list[str], num_kno
         assert cache.size()[0] == len({synonyms_of(name) for name in names})
 
 
-@given(vocabularies(), st.integers(1, 6), st.integers(1, 9), seeds, dtypes)
-def test_any_vocabulary_comes_back(names: list[str], rows: int, columns: int, seed: int, dtype: torch.dtype) -> None:
-    class_embeddings = normal(len(names), rows, columns, seed=seed, dtype=dtype)
+@given(vocabularies(), st.integers(0, 4000), seeds, dtypes)
+def test_any_vocabulary_comes_back_whole_or_is_refused(
+    names: list[str], length: int, seed: int, dtype: torch.dtype
+) -> None:
+    class_embeddings = normal(len(names), 2, 3, seed=seed, dtype=dtype)
     with TemporaryDirectory() as folder:
         path = Path(folder, "names.safetensors")
         save_class_embeddings(path, names, class_embeddings, "encoder")
@@ -62,13 +64,6 @@ def test_any_vocabulary_comes_back(names: list[str], rows: int, columns: int, se
         assert loaded_names == [name.strip() for name in names]
         assert loaded.dtype == class_embeddings.dtype
         assert torch.equal(loaded, class_embeddings)
-
-
-@given(vocabularies(), st.integers(0, 4000))
-def test_one_cut_short_anywhere_is_refused_by_its_path(names: list[str], length: int) -> None:
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "names.safetensors")
-        save_class_embeddings(path, names, torch.ones(len(names), 2, 3), "encoder")
         content = path.read_bytes()
         path.write_bytes(content[: min(length, len(content) - 1)])
         with pytest.raises(ValueError, match=r"names\.safetensors: expected an encoded vocabulary"):

@@ -1,7 +1,7 @@
 """Mean IoU equals counting pixel by pixel, however the images are split and ordered."""
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,17 +13,14 @@ from strategies import orders
 
 from sed_hf.metrics import MeanIoU
 
-Image = tuple[NDArray[np.int64], NDArray[np.int64]]  # prediction and label, (height, width)
 
-
-@dataclass
-class Case:
-    """Arguments of the metric, and predictions and labels of images."""
+class Case(NamedTuple):
+    """Arguments of the metric, and the predictions and labels (height, width) of images."""
 
     num_classes: int
     ignore_index: int
     has_background: bool
-    images: list[Image]
+    images: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
     def metric(self) -> MeanIoU:
         names = [f"class {index}" for index in range(self.num_classes)]
@@ -43,10 +40,10 @@ def cases(draw: st.DrawFn) -> Case:
     num_classes, has_background = draw(st.integers(1, 6)), draw(st.booleans())
     ignore_index = draw(st.sampled_from([255, 65535, -1, num_classes]))
     predictions = st.sampled_from([*range(num_classes + (4 if has_background else 0)), ignore_index])
+    labels = st.sampled_from([*range(num_classes), ignore_index])
     images = []
     for _ in range(draw(st.integers(0, 4))):
         shape = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-        labels = st.sampled_from([*range(num_classes), ignore_index])
         images.append(tuple(draw(hnp.arrays(np.int64, shape, elements=values)) for values in (predictions, labels)))
     return Case(num_classes, ignore_index, has_background, images)
 
@@ -78,15 +75,11 @@ def counted(case: Case) -> dict[str, float | None]:
     }
 
 
-@given(cases())
-def test_figures_equal_counting_pixel_by_pixel(case: Case) -> None:
+@given(cases(), st.data())
+def test_any_order_and_split_into_batches_equals_counting_pixel_by_pixel(case: Case, data: st.DataObject) -> None:
     assert case.figures() == {
         name: None if value is None else pytest.approx(value, rel=1e-12) for name, value in counted(case).items()
     }
-
-
-@given(cases(), st.data())
-def test_any_order_and_split_into_batches_gives_the_same(case: Case, data: st.DataObject) -> None:
     images = [case.images[index] for index in data.draw(orders(len(case.images)))]
     cuts = sorted(data.draw(st.sets(st.integers(0, len(images)))) | {0, len(images)})
     metric = case.metric()

@@ -1,4 +1,4 @@
-"""Class names of any characters: each is tokenised and encoded as if it were the only one, or refused by its place."""
+"""Class names of any characters: each is tokenised as open_clip does, and encoded as if it were the only one."""
 
 import unicodedata
 
@@ -10,12 +10,8 @@ from small_models import TEMPLATES, small_model, small_processor
 from strategies import examples, orders, synonyms, vocabularies
 from torch import Tensor
 
-START, END, MAX_LENGTH = 49406, 49407, 77
+END = 49407
 EMBEDDINGS = 1e-5
-
-
-def without_padding(prompt: list[int]) -> list[int]:
-    return prompt[: prompt.index(END) + 1]
 
 
 @torch.no_grad()
@@ -30,30 +26,16 @@ def encode_one_by_one(names: list[str]) -> Tensor:
     embeddings = []
     for name in names:
         input_ids = small_processor()(text=[name])["input_ids"]
-        prompts = [torch.tensor([without_padding(prompt)]) for prompt in input_ids.flatten(0, 1).tolist()]
+        prompts = [prompt[None, : prompt.tolist().index(END) + 1] for prompt in input_ids.flatten(0, 1)]
         ends = torch.cat([small_model().text_encoder(input_ids=prompt).text_embeds for prompt in prompts])
         directions = torch.nn.functional.normalize(ends.unflatten(0, input_ids.shape[:2]), dim=-1)
         embeddings.append(torch.nn.functional.normalize(directions.mean(0), dim=-1))
     return torch.stack(embeddings)
 
 
-@given(vocabularies())
-@example(["very " * 100 + "long"])
-@example(["<|endoftext|>", "<|startoftext|> cat"])
-def test_every_prompt_starts_ends_once_and_fits(names: list[str]) -> None:
-    tokens = small_processor()(text=names)
-    class_ids = [index for index, name in enumerate(names) for _ in name.split(", ")]
-    assert tokens["class_ids"].tolist() == class_ids
-    assert tokens["input_ids"].shape[:2] == (len(class_ids), len(TEMPLATES))
-    assert tokens["input_ids"].shape[2] <= MAX_LENGTH
-    for prompt in tokens["input_ids"].flatten(0, 1).tolist():
-        content = without_padding(prompt)
-        assert content[0] == START
-        assert START not in content[1:]
-        assert set(prompt[len(content) :]) <= {0}
-
-
 @given(synonyms)
+@example("very " * 100 + "long")
+@example("<|startoftext|> cat <|endoftext|>")
 def test_the_tokens_of_any_name_equal_open_clip(name: str) -> None:
     # Which characters are letters follows the Unicode version of each tokenizer's library.
     assume(not any(unicodedata.category(character) == "Cn" or character == "\u0345" for character in name))
