@@ -29,16 +29,6 @@ def random_inputs(
     }
 
 
-def one_image(inputs: dict[str, Any], index: int) -> dict[str, Any]:
-    """The inputs of one image of a batch."""
-    one = slice(index, index + 1)
-    return {
-        "dense_embeddings": inputs["dense_embeddings"][one],
-        "class_embeddings": inputs["class_embeddings"],
-        "encoder_hidden_states": tuple(features[one] for features in inputs["encoder_hidden_states"]),
-    }
-
-
 def decode(
     decoder: SEDDecoder,
     dense_embeddings: Tensor,

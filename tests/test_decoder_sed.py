@@ -57,12 +57,6 @@ class LowRank(nn.Module):
         return weight + 0.01 * (seeded(len(rows), 1) @ seeded(1, rows.shape[1], seed=1)).view_as(weight)
 
 
-def step(decoder: SEDDecoder) -> None:
-    with torch.enable_grad():
-        decode(decoder, **random_inputs()).logits.square().mean().backward()
-    torch.optim.SGD(decoder.parameters(), lr=1e-3).step()
-
-
 def assign(decoder: SEDDecoder) -> None:
     decoder.stages[0].skip_fusion.upsample.weight.mul_(1.5)
     decoder.stages[1].skip_fusion.fuse[0].weight.data += 0.01
@@ -78,7 +72,7 @@ def remove(decoder: SEDDecoder) -> None:
         prune.custom_from_mask(layer, "weight", mask=seeded(*layer.weight.shape) > 0)
 
 
-@pytest.mark.parametrize("change", [step, assign, parametrise, remove])
+@pytest.mark.parametrize("change", [assign, parametrise, remove])
 @torch.no_grad()
 def test_kernels_that_are_computed_follow_the_weights(make_tiny_model: Callable, change: Callable) -> None:
     decoder, inputs = make_tiny_model().decoder, random_inputs()

@@ -7,23 +7,12 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from small_models import small_model, small_processor
-from strategies import class_names, examples, normal, orders, seeds, vocabularies
-from torch import Tensor
+from strategies import class_names, normal, seeds, vocabularies
 
-from sed_hf.inference.class_embeddings import (
-    ClassEmbeddingCache,
-    encode_classes,
-    load_class_embeddings,
-    save_class_embeddings,
-)
+from sed_hf.inference.class_embeddings import ClassEmbeddingCache, load_class_embeddings, save_class_embeddings
 from sed_hf.processing_sed import synonyms_of
 
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
-
-
-def encode(names: list[str], cache: ClassEmbeddingCache | None = None) -> Tensor:
-    return encode_classes(small_model(), small_processor(), names, cache, show_progress=False)
 
 
 @given(class_names, class_names)
@@ -35,21 +24,6 @@ def test_names_share_an_entry_if_and_only_if_their_prompts_are_the_same(one: str
         cache.save("encoder", one, torch.ones(1, 1))
         assert (cache.load("encoder", other) is not None) == (synonyms_of(one) == synonyms_of(other))
         assert cache.load("another", one) is None
-
-
-@given(vocabularies(4), st.integers(0, 4), st.data())
-@examples(10)
-def test_any_names_found_and_encoded_equal_all_encoded(names: list[str], num_known: int, data: st.DataObject) -> None:
-    expected = encode(names)
-    with TemporaryDirectory() as folder:
-        cache = ClassEmbeddingCache(folder)
-        if names[:num_known]:
-            encode(names[:num_known], cache)
-        first = encode(names, cache)
-        torch.testing.assert_close(first, expected, rtol=0, atol=1e-5)
-        order = data.draw(orders(len(names)))
-        assert torch.equal(encode([names[index] for index in order], cache), first[order])
-        assert cache.size()[0] == len({synonyms_of(name) for name in names})
 
 
 @given(vocabularies(), st.integers(0, 4000), seeds, dtypes)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from decoder_inputs import decode, one_image
+from decoder_inputs import decode
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_decoder import plain_decode
@@ -80,7 +80,11 @@ def test_early_rejection_in_any_chunks_equals_the_plain_decoder(case: Case, topk
     decoder.chunks = chunks
     output = decode(decoder, **inputs, early_rejection_topk=topk)
     for index, (logits, kept_classes) in enumerate(zip(output.logits, output.kept_classes, strict=True)):
-        expected = plain_decode(decoder, **one_image(inputs, index), topk=topk)
+        one = slice(index, index + 1)
+        hidden_states = tuple(features[one] for features in inputs["encoder_hidden_states"])
+        expected = plain_decode(
+            decoder, inputs["dense_embeddings"][one], inputs["class_embeddings"], hidden_states, topk
+        )
         kept = [stage.nonzero().squeeze(1) for stage in kept_classes]
         assert_close(kept, expected.kept, 0)
         survivors = torch.searchsorted(output.logit_classes, kept[-1])
