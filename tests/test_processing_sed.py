@@ -30,6 +30,11 @@ def test_tokens_equal_open_clip(names: list[str]) -> None:
     assert torch.equal(tokens["input_ids"].flatten(0, 1), open_clip.tokenize(prompts))
 
 
+def test_special_tokens_in_a_name_are_text() -> None:
+    input_ids = small_processor()(text=["<|startoftext|> cat <|endoftext|>"])["input_ids"]
+    assert [(input_ids == token).sum(-1).unique().tolist() for token in (49406, 49407)] == [[1], [1]]
+
+
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_long_names_are_truncated_with_one_warning_that_names_them(
     sed_hf_log: pytest.LogCaptureFixture, max_length: int | None
