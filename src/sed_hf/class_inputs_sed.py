@@ -20,8 +20,11 @@ class ClassInputs:
     @property
     def device(self) -> torch.device:
         """Where inputs belong, also where weights are offloaded."""
-        hook = getattr(self, "_hf_hook", None)
-        return super().device if hook is None else torch.device(hook.execution_device)  # type: ignore[misc]
+        modules: Any = self.modules()  # type: ignore[attr-defined]
+        hooks = (getattr(module, "_hf_hook", None) for module in modules)
+        devices = (getattr(hook, "execution_device", None) for hook in hooks)
+        offloaded_to = next((device for device in devices if device is not None), None)
+        return super().device if offloaded_to is None else torch.device(offloaded_to)  # type: ignore[misc]
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the text encoder."""
