@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import disk_offload
 from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import make_small_model, small_model, small_processor
 from torch import Tensor, nn
@@ -110,10 +111,14 @@ class TestOffload:
         small_processor().save_pretrained(tmp_path / "model")
         return tmp_path / "model"
 
-    @pytest.mark.parametrize("device_map", [OFFLOADED, {"sed": "disk", "decoder": "cpu"}], ids=str)
+    @pytest.mark.parametrize("device_map", [None, OFFLOADED, {"sed": "disk", "decoder": "cpu"}], ids=str)
     @torch.no_grad()
-    def test_weights_on_disk_give_the_same(self, device_map: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    def test_weights_on_disk_give_the_same(
+        self, device_map: dict[str, str] | None, folder: Path, tmp_path: Path
+    ) -> None:
         model = SEDForSemanticSegmentation.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
+        if device_map is None:
+            disk_offload(model, tmp_path)
         assert text_encoder_sha256(model, small_processor()) == text_encoder_sha256(small_model(), small_processor())
         pixel_values, classes = inputs(torch.float32)["pixel_values"], small_processor()(text=NAMES)
         model.set_classes(**classes)

@@ -104,9 +104,20 @@ def test_other_objectives_and_modes_run(make_recipe: MakeRecipe, values: dict[st
 
 
 @pytest.mark.parametrize("finetuning", ["last_stage", "text"])
-def test_gradient_checkpointing_trains_alike(make_recipe: MakeRecipe, exact_start: Path, finetuning: str) -> None:
+@pytest.mark.parametrize("options", [None, {"use_reentrant": True}, {"use_reentrant": False}], ids=str)
+def test_gradient_checkpointing_of_either_kind_trains_alike(
+    make_recipe: MakeRecipe,
+    exact_start: Path,
+    finetuning: str,
+    options: dict[str, bool] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = {"model": exact_start, "finetuning": finetuning, "steps": 2}
     expected = run(make_recipe("plain", **values))
+    enable = SEDForSemanticSegmentation.activation_checkpointing_enable
+    monkeypatch.setattr(
+        SEDForSemanticSegmentation, "activation_checkpointing_enable", lambda model: enable(model, options)
+    )
     assert_weights_equal(run(make_recipe(gradient_checkpointing=True, **values)), expected, tolerance=1e-9)
 
 
