@@ -19,14 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sed_hf import SEDImageProcessor
-from sed_hf.image_processing_sed import (
-    MAX_PIXELS_VARIABLE,
-    NonFiniteLogitsError,
-    TooManyPixelsError,
-    read_rgb,
-    to_labels,
-    to_rgb,
-)
+from sed_hf.image_processing_sed import MAX_PIXELS_VARIABLE, NonFiniteLogitsError, read_rgb, to_labels, to_rgb
 
 COLOR = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 RAMP = np.linspace(0, 1, 12).reshape(3, 4)
@@ -217,7 +210,7 @@ class TestFiles:
 class TestLimitOfPixels:
     def test_is_pillows(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 479)  # twice that is an error
-        with pytest.raises(TooManyPixelsError, match=r"image\.png: .*960 pixels.*SED_HF_MAX_IMAGE_PIXELS"):
+        with pytest.raises(ValueError, match=r"image\.png: .*960 pixels.*SED_HF_MAX_IMAGE_PIXELS"):
             read_rgb(path)
 
     def test_is_moved_by_the_environment_for_images_and_label_maps(
@@ -225,13 +218,13 @@ class TestLimitOfPixels:
     ) -> None:
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, "959")
         for read in (read_rgb, to_rgb, to_labels, SEDImageProcessor()):
-            with pytest.raises(TooManyPixelsError, match=MAX_PIXELS_VARIABLE):
+            with pytest.raises(ValueError, match=MAX_PIXELS_VARIABLE):
                 read(str(path))
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, "960")
         assert read_rgb(path).size == (40, 24)
 
     def test_may_be_lower_for_one_file(self, path: Path) -> None:
-        with pytest.raises(TooManyPixelsError, match=r"image\.png: 40 × 24 pixels are more than the 900"):
+        with pytest.raises(ValueError, match=r"image\.png: .*40 × 24 pixels are more than the 900"):
             read_rgb(path, max_pixels=900)
 
     @pytest.mark.parametrize("stated", ["", "0", "1e9"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 import trainer_run
 from accelerate import Accelerator, DataLoaderConfiguration
-from small_models import make_small_model, small_processor
+from small_models import small_model, small_processor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from trainer_run import NAMES, collate, make_samples, make_trainer, train
@@ -126,43 +126,40 @@ class TestEvaluation:
         assert len(counts) > 1
 
 
-@pytest.mark.parametrize("kind", ["names", "embeddings"])
 class TestCutClasses:
     """What hands out a batch by its first axis cuts class inputs too, which is never taken for fewer classes."""
 
-    def class_inputs(self, kind: str) -> dict[str, Tensor]:
-        text_inputs = dict(small_processor()(text=NAMES))
-        if kind == "names":
-            return text_inputs
-        return {"class_embeddings": make_small_model().get_class_embeddings(**text_inputs)}
+    @pytest.fixture(params=["names", "embeddings"])
+    def class_inputs(self, request: pytest.FixtureRequest) -> dict[str, Tensor]:
+        names = dict(small_processor()(text=NAMES))
+        return names if request.param == "names" else {"class_embeddings": small_model().get_class_embeddings(**names)}
 
-    def test_trainer_with_an_iterable_dataset(self, kind: str, tmp_path: Path) -> None:
-        class_inputs = self.class_inputs(kind)
+    def test_trainer_with_an_iterable_dataset(self, class_inputs: dict[str, Tensor], tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, stream=True, per_device_train_batch_size=2)
         trainer.data_collator = lambda samples: {**collate(samples), **class_inputs}
         with pytest.raises(ValueError, match=r"model\.set_classes"):
             trainer.train()
 
-    def test_dispatched_batches(self, kind: str) -> None:
-        batch = {**collate(make_samples()[:2]), **self.class_inputs(kind)}
+    def test_dispatched_batches(self, class_inputs: dict[str, Tensor]) -> None:
+        batch = {**collate(make_samples()[:2]), **class_inputs}
         accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True))
         (batch,) = accelerator.prepare(DataLoader([batch], batch_size=None))
         with pytest.raises(ValueError, match=r"model\.set_classes"):
-            make_small_model()(**batch)
+            small_model()(**batch)
 
-    def test_a_dict_that_is_cut_by_hand(self, kind: str) -> None:
-        batch = {**collate(make_samples()), **self.class_inputs(kind)}
+    def test_a_dict_that_is_cut_by_hand(self, class_inputs: dict[str, Tensor]) -> None:
+        batch = {**collate(make_samples()), **class_inputs}
         with pytest.raises(ValueError, match=r"model\.set_classes"):
-            make_small_model()(**{name: value[:2] for name, value in batch.items()})
+            small_model()(**{name: value[:2] for name, value in batch.items()})
 
-    def test_data_parallel(self, kind: str) -> None:
-        replica = make_small_model()._replicate_for_data_parallel()  # which needs no GPU
+    def test_data_parallel(self, class_inputs: dict[str, Tensor]) -> None:
+        replica = small_model()._replicate_for_data_parallel()  # which needs no GPU
         with pytest.raises(ValueError, match=r"model\.set_classes"):
-            replica(torch.zeros(1, 3, 32, 32), **self.class_inputs(kind))
+            replica(torch.zeros(1, 3, 32, 32), **class_inputs)
 
-    def test_chosen_classes_are_taken(self, kind: str) -> None:
-        embeddings = make_small_model().get_class_embeddings(**self.class_inputs("names"))
+    def test_chosen_classes_are_taken(self) -> None:
+        embeddings = small_model().get_class_embeddings(**small_processor()(text=NAMES))
         batch = collate(make_samples()[:2])
         batch["labels"][:] = 0
         for count, chosen in ((1, embeddings[:1]), (2, embeddings[[0, 1]]), (3, embeddings)):
-            assert make_small_model()(**batch, class_embeddings=chosen).logits.shape[1] == count
+            assert small_model()(**batch, class_embeddings=chosen).logits.shape[1] == count

@@ -275,24 +275,18 @@ def read_rgb(
 
     Raises:
         OSError: The file cannot be opened, or has no known format.
-        ValueError: It is damaged, or [`TooManyPixelsError`].
+        ValueError: It is damaged, or has too many pixels.
     """
     name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
     try:
         with open_image(file, formats, max_pixels) as image:
             return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
-    except TooManyPixelsError as error:
-        raise TooManyPixelsError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise UnidentifiedImageError(f"{name}: not an image file of a format that is read here") from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise  # names the file
         raise ValueError(f"{name}: cannot be read as an image: {' '.join(str(error).split())}") from error
-
-
-class TooManyPixelsError(ValueError):
-    """An image has more pixels than are read; the message says how to read more."""
 
 
 def check_pixels(width: int, height: int, max_pixels: int | None = None) -> None:
@@ -304,7 +298,7 @@ def check_pixels(width: int, height: int, max_pixels: int | None = None) -> None
     limit = int(stated) if stated else max_pixels or pillow_limit
     if limit is not None and width * height > limit:
         message = f"{width} × {height} pixels are more than the {limit:,} that are read"
-        raise TooManyPixelsError(f"{message}; set {MAX_PIXELS_VARIABLE} to read more")
+        raise ValueError(f"{message}; set {MAX_PIXELS_VARIABLE} to read more")
 
 
 def open_image(
@@ -319,7 +313,7 @@ def open_image(
     try:
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(f"{error} Set {MAX_PIXELS_VARIABLE} to read more.") from error
+        raise ValueError(f"{error} Set {MAX_PIXELS_VARIABLE} to read more.") from error
     check_pixels(*image.size, max_pixels)
     return image
 

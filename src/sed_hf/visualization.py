@@ -152,11 +152,7 @@ def _color_word(name: str) -> str | None:
 
 
 def draw_overlay(
-    image: Image.Image,
-    segmentation: Array,
-    class_names: Sequence[str],
-    *,
-    ignore_index: int | None = None,
+    image: Image.Image, segmentation: Array, class_names: Sequence[str], *, ignore_index: int | None = None
 ) -> Image.Image:
     """An image as [`draw_regions`] draws it, and a legend of its classes, the largest first: larger than the input."""
     statistics = class_statistics(segmentation, class_names, ignore_index=ignore_index)

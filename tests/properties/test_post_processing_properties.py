@@ -1,6 +1,6 @@
 """From logits to labels: any number of classes, any sizes and any chunks give what the plain formula gives."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +16,17 @@ PROBABILITY = 1e-6
 edges = st.integers(1, 12)
 
 
-class Case(NamedTuple):
-    """The logits (B, T, h, w) of some images, and the size that each is to get."""
-
-    logits: Tensor
-    sizes: list[tuple[int, int]]
+Case = tuple[Tensor, list[tuple[int, int]]]
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any number of images and classes, any resolution and dtype."""
+    """The logits (B, T, h, w) of any images, classes, resolution and dtype, and the size that each image is to get."""
     batch_size = draw(st.integers(1, 3))
     shape = (batch_size, draw(st.integers(1, 20)), draw(edges), draw(edges))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     sizes = st.tuples(st.integers(1, 50), st.integers(1, 50))
-    return Case(3 * normal(*shape, seed=draw(seeds), dtype=dtype), [draw(sizes) for _ in range(batch_size)])
+    return 3 * normal(*shape, seed=draw(seeds), dtype=dtype), [draw(sizes) for _ in range(batch_size)]
 
 
 def process(outputs: SEDSemanticSegmentationOutput, sizes: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
@@ -53,10 +49,11 @@ def assert_most_probable(result: dict[str, Tensor], logits: Tensor, size: tuple[
 def test_any_logits_equal_the_plain_formula_and_any_threshold_ignores_exactly_what_is_below(
     case: Case, threshold: float, ignore_index: int
 ) -> None:
-    outputs = SEDSemanticSegmentationOutput(logits=case.logits)
-    every = process(outputs, case.sizes)
-    some = process(outputs, case.sizes, threshold=threshold, ignore_index=ignore_index)
-    for logits, size, before, after in zip(case.logits, case.sizes, every, some, strict=True):
+    all_logits, sizes = case
+    outputs = SEDSemanticSegmentationOutput(logits=all_logits)
+    every = process(outputs, sizes)
+    some = process(outputs, sizes, threshold=threshold, ignore_index=ignore_index)
+    for logits, size, before, after in zip(all_logits, sizes, every, some, strict=True):
         assert_most_probable(before, logits, size)
         expected = before["segmentation"].masked_fill(before["probability"] < threshold, ignore_index)
         assert torch.equal(after["segmentation"], expected)
@@ -65,13 +62,14 @@ def test_any_logits_equal_the_plain_formula_and_any_threshold_ignores_exactly_wh
 
 @given(cases(), st.data())
 def test_rejected_classes_win_nowhere_and_the_others_keep_their_numbers(case: Case, data: st.DataObject) -> None:
-    batch_size, num_classes = case.logits.shape[:2]
+    all_logits, sizes = case
+    batch_size, num_classes = all_logits.shape[:2]
     kept = sorted(data.draw(st.sets(st.integers(0, num_classes - 1), min_size=1)))
     rejecting = SEDSemanticSegmentationOutput(
-        logits=case.logits[:, kept],
+        logits=all_logits[:, kept],
         logit_classes=torch.tensor(kept),
         kept_classes=torch.zeros(batch_size, 3, num_classes, dtype=torch.bool),
     )
-    for logits, size, result in zip(rejecting.all_logits(), case.sizes, process(rejecting, case.sizes), strict=True):
+    for logits, size, result in zip(rejecting.all_logits(), sizes, process(rejecting, sizes), strict=True):
         assert set(result["segmentation"].unique().tolist()) <= set(kept)
         assert_most_probable(result, logits, size)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .. import visualization as vis
-from ..image_processing_sed import TooManyPixelsError, check_pixels
+from ..image_processing_sed import check_pixels
 from ..terminal import progress_bar, say
 from ..utils import atomic_path
 from .segmenter import Segmenter
@@ -125,7 +125,7 @@ class VideoSource:
         self.decoded_size = (max(1, round(video.width * (video.sample_aspect_ratio or 1))), max(1, video.height))
         try:
             check_pixels(*self.decoded_size)
-        except TooManyPixelsError as error:
+        except ValueError as error:
             raise UnreadableVideoError(f"its frames are too large: {error}") from error
 
     def __iter__(self) -> Iterator[av.VideoFrame | av.Packet]:
