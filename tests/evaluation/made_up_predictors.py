@@ -16,13 +16,18 @@ from sed_hf.modeling_sed import SEDSemanticSegmentationOutput
 CLASS_NAMES = ["cat", "dog", "sky"]
 
 
-class MadeUpPredictor(SEDForSemanticSegmentation):
-    """A model that knows no class; subclasses say what they see."""
+class BrightnessPredictor(SEDForSemanticSegmentation):
+    """Sees the classes in the order of brightness, so that every image counts.
 
-    def __init__(self, seed: int = 0) -> None:
+    Args:
+        num_seen: It raises `KeyboardInterrupt` once it has seen so many images.
+        seed: Of its weights, which do nothing.
+    """
+
+    def __init__(self, num_seen: int | None = None, seed: int = 0) -> None:
         super().__init__(small_model().config)
         seed_weights(self, seed)
-        self.num_images = 0
+        self.num_seen, self.num_images = num_seen, 0
 
     def get_class_embeddings(self, input_ids: Tensor, class_ids: Tensor, num_synonyms: Tensor) -> Tensor:
         return torch.zeros(int(class_ids.max()) + 1, len(self.config.prompt_templates), self.config.projection_dim)
@@ -32,13 +37,16 @@ class MadeUpPredictor(SEDForSemanticSegmentation):
     ) -> SEDSemanticSegmentationOutput:
         self.num_images += len(pixel_values)
         self.topk_seen = early_rejection_topk
+        if self.num_seen is not None and self.num_images > self.num_seen:
+            raise KeyboardInterrupt
         return SEDSemanticSegmentationOutput(logits=self.logits(pixel_values, len(class_embeddings)))
 
     def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:
-        raise NotImplementedError
+        brightness = pixel_values.mean(dim=1, keepdim=True)
+        return -((brightness - torch.linspace(-2, 2, num_classes).view(1, -1, 1, 1)) ** 2)
 
 
-class HalvesPredictor(MadeUpPredictor):
+class HalvesPredictor(BrightnessPredictor):
     """Sees one class in the left half of every image, and another in the right half."""
 
     def __init__(self, left: int, right: int) -> None:
@@ -50,25 +58,6 @@ class HalvesPredictor(MadeUpPredictor):
         logits[:, self.left, :, :4] = 9.0
         logits[:, self.right, :, 4:] = 9.0
         return logits
-
-
-class BrightnessPredictor(MadeUpPredictor):
-    """Sees the classes in the order of brightness, so that every image counts.
-
-    Args:
-        num_seen: It raises `KeyboardInterrupt` once it has seen so many images.
-    """
-
-    def __init__(self, num_seen: int | None = None, seed: int = 0) -> None:
-        super().__init__(seed)
-        self.num_seen = num_seen
-
-    def logits(self, pixel_values: Tensor, num_classes: int) -> Tensor:
-        if self.num_seen is not None and self.num_images > self.num_seen:
-            raise KeyboardInterrupt
-        brightness = pixel_values.mean(dim=1, keepdim=True)
-        expected = torch.linspace(-2, 2, num_classes).view(1, -1, 1, 1)
-        return -((brightness - expected) ** 2)
 
 
 def write_own_images(root: Path, sizes: list[tuple[int, int]]) -> datasets.Dataset:

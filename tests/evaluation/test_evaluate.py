@@ -31,9 +31,6 @@ def scenes(count: int = NUM_SCENES) -> SceneDataset:
     return SceneDataset("test", count, size=64)
 
 
-# --- figures
-
-
 @pytest.mark.parametrize(
     ("name", "ids", "second_prediction"),
     [
@@ -85,9 +82,6 @@ def test_padded_vocabulary_asks_for_other_names_that_are_never_right() -> None:
     assert figures["pACC"] == 0.0
 
 
-# --- predictions
-
-
 def test_predictions_equal_those_of_model_and_processor(tmp_path: Path) -> None:
     model, processor = small_model(), small_processor(32)
     dataset = write_own_images(tmp_path / "data", [(20, 30), (31, 17)])
@@ -108,9 +102,6 @@ def test_early_rejection_is_left_to_the_model(topk: int | None, augmentation: Mu
     assert predictor.topk_seen == topk
 
 
-# --- use in training
-
-
 def test_model_and_random_states_stay_as_they_were() -> None:
     predictor = BrightnessPredictor().train()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]
@@ -118,9 +109,6 @@ def test_model_and_random_states_stay_as_they_were() -> None:
     assert predictor.training
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
-
-
-# --- interruptions
 
 
 def progress_at(folder: Path, **settings: Any) -> ProgressFile:
@@ -144,9 +132,6 @@ def test_progress_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     progress_at(tmp_path, topk=8).save(1, MeanIoU(CLASS_NAMES))
     with pytest.raises(ValueError, match=r"progress\.safetensors .* other settings: topk was 8 and is 4\."):
         progress_at(tmp_path, topk=4)
-
-
-# --- several processes
 
 
 def run_process(folder: Path) -> None:
@@ -174,9 +159,6 @@ def test_two_processes_report_and_write_what_one_does(tmp_path: Path) -> None:
         assert results["one image"] == evaluate(BrightnessPredictor(), scenes(1))
         assert results["images seen"] == 4 + 2 + 1  # equally many on both
     assert len(list((tmp_path / "predictions").glob("*.png"))) == NUM_SCENES
-
-
-# --- errors
 
 
 @pytest.mark.parametrize("augmentation", [None, MultiScaleFlip(flip=True)])

@@ -32,9 +32,6 @@ def run_on_scenes(output: Path, num_scenes: int = 2, seed: int = 0, **options: A
     return run(BrightnessPredictor(seed=seed), sets, output, **options)
 
 
-# --- results
-
-
 def test_folder_has_predictions_and_model_options_figures_versions_and_hardware(tmp_path: Path) -> None:
     augmentation = MultiScaleFlip((0.5, 1.0), flip=True)
     run_on_scenes(tmp_path, early_rejection_topk=8, augmentation=augmentation, save_predictions=True)
@@ -51,9 +48,6 @@ def test_folder_has_predictions_and_model_options_figures_versions_and_hardware(
     table = (tmp_path / "results.md").read_text()
     for line in (r"\| scenes +\| +2 \| +\d+\.\d\d", r"\| scenes: unseen +\|", r"\* early_rejection_topk: 8"):
         assert re.search(line, table)
-
-
-# --- continuing
 
 
 def test_finished_sets_are_kept_and_not_evaluated_again(tmp_path: Path) -> None:
@@ -121,9 +115,6 @@ def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
         run_on_scenes(tmp_path / "out", save_predictions=True)
     assert (precious / "thesis.txt").read_text() == "mine"
     assert kind != "folder" or (planted / "thesis.txt").read_text() == "mine"
-
-
-# --- scripts/evaluate.py
 
 
 @pytest.fixture

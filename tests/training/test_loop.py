@@ -47,9 +47,6 @@ def run(recipe: Recipe) -> Path:
         reset_accelerate()
 
 
-# --- what is trained
-
-
 def test_losses_and_gradients_equal_the_reference_through_the_training_step(
     make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: MakeRecipe
 ) -> None:
@@ -130,9 +127,6 @@ def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
     assert_weights_equal(run(make_recipe(gradient_accumulation_steps=2, **values)), expected, tolerance=1e-9)
 
 
-# --- interruptions
-
-
 def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,9 +185,6 @@ def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
     assert_weights_equal(saved, expected)
     state, expected_state = (torch.load(folder / "optimizer.bin") for folder in (saved, expected))
     torch.testing.assert_close(state, expected_state, rtol=0, atol=0)  # learning rates included
-
-
-# --- refusals
 
 
 @pytest.mark.parametrize(
