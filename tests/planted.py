@@ -1,7 +1,9 @@
-"""What may lie at a name that a command writes, planted by somebody else: links, pipes, files and folders."""
+"""What a command may meet where it writes: links, pipes, files and folders of others, and a disk that is full."""
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,14 @@ def listing(folder: Path) -> dict[str, str | bytes]:
         else:
             content[name] = path.read_bytes() if path.is_file() else "FIFO" if path.is_fifo() else "folder"
     return content
+
+
+@contextmanager
+def disk_takes(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,13 +1,13 @@
 """Class embeddings on disk: the cache that processes share, and encoded vocabularies as files."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_models import small_model, small_processor
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.inference.class_embeddings import (
@@ -28,11 +28,6 @@ def cache(tmp_path: Path) -> ClassEmbeddingCache:
     return ClassEmbeddingCache(tmp_path / "cache")
 
 
-@pytest.fixture
-def encoder(tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor) -> str:
-    return text_encoder_sha256(tiny_model, tiny_processor)
-
-
 def entry_of(cache: ClassEmbeddingCache) -> Path:
     """The file of a class that is saved."""
     cache.save("encoder", "cat", EMBEDDING)
@@ -48,25 +43,21 @@ class TestEncoding:
         actual = encode_classes(tiny_model, tiny_processor, names, show_progress=False)
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
-    def test_no_class_is_encoded_twice(
-        self,
-        tiny_model: SEDForSemanticSegmentation,
-        tiny_processor: SEDProcessor,
-        cache: ClassEmbeddingCache,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        first = encode_classes(tiny_model, tiny_processor, NAMES, cache)
-        assert "Encoding 3 of 3 classes" in capsys.readouterr().err
-        again = encode_classes(tiny_model, tiny_processor, ["sky", *reversed(NAMES)], cache)
-        assert "Encoding 1 of 4 classes" in capsys.readouterr().err
-        encode_classes(tiny_model, tiny_processor, ["Dog,  Puppy"], cache)  # one class for the processor
-        assert capsys.readouterr().err == ""
-        assert torch.equal(again[1:], first.flip(0))
+    def test_no_class_is_encoded_twice(self, cache: ClassEmbeddingCache, capsys: pytest.CaptureFixture[str]) -> None:
+        model, processor = small_model(), small_processor()
+        for names, message in [
+            (NAMES, "Encoding 3 of 3 classes"),
+            (["sky", *reversed(NAMES)], "Encoding 1 of 4 classes"),
+            (["Dog,  Puppy"], ""),  # one class for the processor
+        ]:
+            encode_classes(model, processor, names, cache)
+            assert capsys.readouterr().err.strip().partition(":")[0] == message
 
     def test_what_an_embedding_depends_on_besides_the_name(
-        self, make_tiny_model: Any, tiny_processor: SEDProcessor, encoder: str, tmp_path: Path
+        self, make_tiny_model: Any, tiny_processor: SEDProcessor, tmp_path: Path
     ) -> None:
         model, tokenizer = make_tiny_model(), tiny_processor.tokenizer
+        encoder = text_encoder_sha256(model, tiny_processor)
         with torch.no_grad():
             model.decoder.head.bias += 1  # which the text encoder does not have
             assert text_encoder_sha256(model, tiny_processor) == encoder
@@ -86,10 +77,9 @@ class TestEncoding:
 
 
 class TestCache:
-    @pytest.mark.parametrize("length", [0, -7])
-    def test_a_damaged_entry_is_missing_and_written_again(self, cache: ClassEmbeddingCache, length: int) -> None:
+    def test_a_damaged_entry_is_missing_and_written_again(self, cache: ClassEmbeddingCache) -> None:
         path = entry_of(cache)
-        path.write_bytes(path.read_bytes()[:length])
+        path.write_bytes(path.read_bytes()[:-7])
         assert cache.load("encoder", "cat") is None
         assert entry_of(cache) == path
         assert cache.load("encoder", "cat") is not None
@@ -98,52 +88,24 @@ class TestCache:
     def test_what_is_planted_at_the_name_of_an_entry_is_not_opened(
         self, cache: ClassEmbeddingCache, tmp_path: Path, planted: str
     ) -> None:
-        path = entry_of(cache)
-        if planted == "pipe":
-            path.unlink()
-            os.mkfifo(path)  # whoever opened it would wait
-        else:
-            path.rename(tmp_path / "foreign")
-            path.symlink_to(tmp_path / "foreign")
+        path, foreign = entry_of(cache), tmp_path / "foreign"
+        path.rename(foreign)
+        os.mkfifo(path) if planted == "pipe" else path.symlink_to(foreign)
+        before = foreign.stat()
         assert cache.load("encoder", "cat") is None
-        cache.clear()
-        assert os.path.lexists(path)
         cache.save("encoder", "cat", EMBEDDING)
         assert cache.load("encoder", "cat") is not None
-        assert planted == "pipe" or (tmp_path / "foreign").stat().st_size == path.stat().st_size
-
-    def test_nothing_but_entries_is_removed(self, cache: ClassEmbeddingCache, tmp_path: Path) -> None:
-        entry = entry_of(cache)
-        foreign = tmp_path / "foreign"
-        foreign.mkdir()
-        others = [entry.parent / "model.safetensors", foreign / "model.safetensors", foreign / entry.name]
-        for path in others:
-            path.write_text("mine")
-        (cache.directory / "link").symlink_to(foreign)
-        cache.clear()
-        assert [path.exists() for path in (entry, *others)] == [False, True, True, True]
-        assert cache.size() == (0, 0)
-
-    def test_it_keeps_what_was_used_last(self, cache: ClassEmbeddingCache) -> None:
-        for age, name in enumerate(["cat", "dog", "bird"]):
-            cache.save("encoder", name, EMBEDDING)
-            for path in cache.directory.glob("*/*"):
-                if path.stat().st_mtime > time.time() - 900:
-                    os.utime(path, (time.time() - 2000 + age,) * 2)
-        cache.load("encoder", "cat")
-        cache.max_bytes = 2 * cache.size()[1] // 3
-        cache.trim()
-        assert [cache.load("encoder", name) is not None for name in ("cat", "dog", "bird")] == [True, False, True]
+        assert foreign.stat() == before
 
 
 class TestVocabularyFiles:
-    def test_one_of_another_text_encoder_is_refused(self, tmp_path: Path, encoder: str) -> None:
+    def test_one_of_another_text_encoder_is_refused(self, tmp_path: Path) -> None:
         save_class_embeddings(tmp_path / "file.safetensors", NAMES, torch.randn(3, 80, 64), "another")
         assert load_class_embeddings(tmp_path / "file.safetensors")[0] == NAMES
         with pytest.raises(ValueError, match="of another model, tokenizer or list of prompt templates"):
-            load_class_embeddings(tmp_path / "file.safetensors", encoder)
+            load_class_embeddings(tmp_path / "file.safetensors", "encoder")
 
-    @pytest.mark.parametrize("names", [None, "5", '["sky", ["grass"], "dog"]', '["sky", "sky", "dog"]', '["sky"]'])
+    @pytest.mark.parametrize("names", [None, "5", '["sky", "sky", "dog"]', '["sky"]'])
     def test_names_that_do_not_fit_are_refused(self, tmp_path: Path, names: str | None) -> None:
         metadata = {"text_encoder_sha256": "encoder"} | ({} if names is None else {"class_names": names})
         save_file({"class_embeddings": torch.zeros(3, 2, 4)}, tmp_path / "file.safetensors", metadata)

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,22 +54,27 @@ class UploadFolder:
         return False
 
     def sweep(self) -> None:
-        """Remove what is older than an hour, and then the oldest files until there is room for uploads."""
-        files = []
-        for folder, _, names in os.walk(self.path):
-            for path in {os.path.join(folder, name) for name in names} - self.kept:
-                with suppress(FileNotFoundError):
-                    status = os.lstat(path)
-                    files.append((status.st_mtime, status.st_size + DISK_BYTES, Path(path)))
-        excess = sum(size for _, size, _ in files) - MAX_FOLDER_BYTES
-        for modified, size, file in sorted(files):
-            if excess <= 0 and modified > time.time() - MAX_FILE_SECONDS:
-                break
-            excess -= size
-            with suppress(OSError):  # another sweep was faster, or the folder holds more
-                file.unlink()
-                if file.parent != self.path:
-                    file.parent.rmdir()
+        """Make room for uploads."""
+        sweep(self.path, MAX_FOLDER_BYTES, self.kept)
+
+
+def sweep(folder: Path, max_bytes: int, kept: Set[str] = frozenset()) -> None:
+    """Remove the files of a folder that are older than an hour, and then the oldest while it is larger than allowed."""
+    files = []
+    for parent, _, names in os.walk(folder):
+        for path in {os.path.join(parent, name) for name in names} - kept:
+            with suppress(FileNotFoundError):
+                status = os.lstat(path)
+                files.append((status.st_mtime, status.st_size + DISK_BYTES, Path(path)))
+    excess = sum(size for _, size, _ in files) - max_bytes
+    for modified, size, file in sorted(files):
+        if excess <= 0 and modified > time.time() - MAX_FILE_SECONDS:
+            break
+        excess -= size
+        with suppress(OSError):  # another sweep was faster, or the folder holds more
+            file.unlink()
+            if file.parent != folder:
+                file.parent.rmdir()
 
 
 class Guard:

@@ -28,7 +28,7 @@ from ..inference.writers import write_results
 from ..processing_sed import SYNONYM_SEPARATOR, validate_class_names
 from ..terminal import OUT_OF_MEMORY
 from ..visualization import class_colors, class_statistics, display_size, first_synonym
-from .guard import UploadFolder
+from .guard import UploadFolder, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ MAX_CLASS_NAMES = 1000  # that are typed, synonyms included
 MAX_NAME_CHARACTERS = 200
 MAX_AT_ONCE = 2  # visitors whose images are segmented; the others wait
 MAX_SHOWN = 40  # classes, the largest
-MAX_TYPED_CACHE_BYTES = 2**28
+MAX_TYPED_CACHE_BYTES = 2**28  # of embeddings, before the next names are encoded
 # Those that browsers and cameras make. Pillow reads more, some of them by starting other programs.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 OWN_CLASSES = "the classes typed below"
@@ -78,7 +78,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         # What visitors type does not go to the cache of the user who runs the server.
-        self._typed = ClassEmbeddingCache(self.files.path.parent / "class_embeddings", MAX_TYPED_CACHE_BYTES)
+        self._typed = ClassEmbeddingCache(self.files.path.parent / "class_embeddings")
         self._encode = lru_cache(maxsize=MAX_AT_ONCE)(self._encode_classes)
         self._encoder = text_encoder_sha256(self.model, self.processor)
         # In Gradio's own threads, which are ever others, torch and malloc would each time set memory aside.
@@ -145,6 +145,8 @@ class Demo:
         return Path(path).name, class_names, image, maps["segmentation"].astype("uint16"), maps["probability"]
 
     def _encode_classes(self, class_names: tuple[str, ...], is_typed: bool) -> torch.Tensor:
+        if is_typed:
+            sweep(self._typed.directory, MAX_TYPED_CACHE_BYTES)
         cache = self._typed if is_typed else ClassEmbeddingCache()
         return encode_classes(self.model, self.processor, class_names, cache, False, self._encoder)
 

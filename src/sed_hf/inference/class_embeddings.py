@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,8 +61,6 @@ def encode_classes(
         if cache:
             for index in chunk:
                 cache.save(encoder, class_names[index], embeddings[index])
-    if cache and missing:
-        cache.trim()
     return embeddings.to(model.device)
 
 
@@ -96,16 +93,14 @@ def weights_sha256(model: nn.Module) -> str:
 class ClassEmbeddingCache:
     """Class embeddings on disk, an encoded vocabulary of one name for each class, for all processes of a user.
 
-    A disk that refuses costs the cache, not the result: that is a warning.
+    It only grows, as the Hub's own cache does. A disk that refuses costs the cache, not the result: that is a warning.
 
     Args:
         directory: Defaults to `sed_hf/class_embeddings` in the cache directory of Hugging Face (`HF_HOME`).
-        max_bytes: What [`trim`] leaves; the classes that were used longest ago go first.
     """
 
-    def __init__(self, directory: str | os.PathLike | None = None, max_bytes: int = 5 * 2**30) -> None:
+    def __init__(self, directory: str | os.PathLike | None = None) -> None:
         self.directory = Path(constants.HF_HOME, "sed_hf", "class_embeddings") if directory is None else Path(directory)
-        self.max_bytes = max_bytes
 
     def load(self, encoder: str, class_name: str) -> Tensor | None:
         """The embedding (P, D) of a class by the encoder of this hash, or `None` if it is not there, or damaged."""
@@ -113,10 +108,7 @@ class ClassEmbeddingCache:
         if path.is_symlink() or not path.is_file():  # whoever opened a pipe would wait
             return None
         with suppress(OSError, ValueError):
-            _, embeddings = load_class_embeddings(path, encoder)
-            with suppress(OSError):  # a cache that cannot be written can be read
-                os.utime(path)  # the time of the last use
-            return embeddings[0]
+            return load_class_embeddings(path, encoder)[1][0]
         return None
 
     def save(self, encoder: str, class_name: str, embedding: Tensor) -> None:
@@ -128,40 +120,9 @@ class ClassEmbeddingCache:
         except OSError as error:
             logger.warning_once(f"class embeddings are not cached in {self.directory}: {error.strerror}")
 
-    def trim(self) -> None:
-        """Remove what was used longest ago, until at most `max_bytes` are left."""
-        try:
-            total = self.size()[1]
-            for path in sorted(self._files(), key=lambda path: path.stat().st_mtime):
-                if total <= self.max_bytes:
-                    return
-                total -= path.stat().st_size
-                path.unlink()
-        except FileNotFoundError:
-            pass  # another process trims
-        except OSError as error:
-            logger.warning_once(f"class embeddings are not removed from {self.directory}: {error.strerror}")
-
-    def clear(self) -> None:
-        """Remove everything."""
-        for path in list(self._files()):
-            path.unlink(missing_ok=True)
-
-    def size(self) -> tuple[int, int]:
-        """Return the number of classes, and of bytes."""
-        sizes = [path.stat().st_size for path in self._files()]
-        return len(sizes), sum(sizes)
-
     def _path(self, encoder: str, class_name: str) -> Path:
         synonyms = "\n".join(synonyms_of(class_name))  # what no synonym holds, unlike a comma and a space
         return self.directory / encoder[:32] / f"{hashlib.sha256(synonyms.encode()).hexdigest()[:32]}.safetensors"
-
-    def _files(self) -> Iterator[Path]:
-        """The files of the cache; links, what links bring from elsewhere, and other files are not its own."""
-        for path in self.directory.glob("*/*.safetensors"):
-            is_foreign = path.is_symlink() or path.parent.is_symlink() or not path.is_file()
-            if not is_foreign and re.fullmatch(r"[0-9a-f]{32}", path.stem):
-                yield path
 
 
 def save_class_embeddings(
