@@ -23,53 +23,13 @@ MULTIPART = "multipart/form-data; boundary=X"
 OWN_CLASSES = "the classes typed below"
 
 
-def make_space(folder: Path) -> Path:
-    """Put into a folder what the command of docs/serve.md uploads."""
-    shutil.copytree(ROOT / "space", folder, dirs_exist_ok=True)
-    shutil.copytree(ROOT / "src" / "sed_hf", folder / "src" / "sed_hf")
-    shutil.copy(ROOT / "app.py", folder)
-    return folder
-
-
-@contextmanager
-def running_space(space: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Run the Space, with all it writes in another folder: its address, and the number of its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "GRADIO_SERVER_PORT": str(port),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "hf_home"),
-        "TMPDIR": str(folder),
-    }
-    log = folder / "log"
-    server = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=space, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + SECONDS_TO_START
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline or server.poll() is not None:
-                    raise RuntimeError(f"the demo did not start:\n{log.read_text()}") from None
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", server.pid
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
 @dataclass
 class Server:
     """The running demo, and what its visitors do."""
 
     address: str
     process_id: int
-    folder: Path
+    folder: Path  # which holds all that it writes
 
     def send(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
         """The status and the body of the answer to a request."""
@@ -96,8 +56,8 @@ class Server:
 
     def upload(self, content: bytes, name: str = "image.png") -> str:
         """Upload a file: its path on the server."""
-        head, tail = multipart(name)
-        status, answer = self.send("/gradio_api/upload", head + content + tail, **{"Content-Type": MULTIPART})
+        body = multipart(name) + content + b"\r\n--X--\r\n"
+        status, answer = self.send("/gradio_api/upload", body, **{"Content-Type": MULTIPART})
         assert status == 200, answer
         return json.loads(answer)[0]
 
@@ -106,7 +66,7 @@ class Server:
         before = self.files()
         lines = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {MULTIPART}\r\n"
         with socket.create_connection(("127.0.0.1", int(self.address.rpartition(":")[2]))) as connection:
-            body = multipart("part.png")[0] + bytes(2**20)
+            body = multipart("part.png") + bytes(2**20)
             connection.sendall(f"{lines}Content-Length: 10000000\r\n\r\n".encode() + body)
             while self.files() == before:
                 time.sleep(0.1)
@@ -116,12 +76,43 @@ class Server:
         return {path for path in self.folder.rglob("served/**/*") if path.is_file()}
 
 
-def multipart(name: str) -> tuple[bytes, bytes]:
-    """What surrounds the content of a file in an upload."""
-    head = f'--X\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-    return head.encode(), b"\r\n--X--\r\n"
+def multipart(name: str) -> bytes:
+    """What comes before the content of a file in an upload."""
+    return f'--X\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
 
 
 def image(path: Any, with_meta: bool = True) -> dict[str, Any]:
     """A file, as a request names it."""
     return {"path": path} | ({"meta": {"_type": "gradio.FileData"}} if with_meta else {})
+
+
+@contextmanager
+def running_space(folder: Path) -> Iterator[Server]:
+    """Run what the command of docs/serve.md uploads as a Space, with all it writes in a folder."""
+    space = folder / "space"
+    shutil.copytree(ROOT / "space", space)
+    shutil.copytree(ROOT / "src" / "sed_hf", space / "src" / "sed_hf")
+    shutil.copy(ROOT / "app.py", space)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_HOME": str(folder / "hf_home"), "TMPDIR": str(folder)}
+    output: Any = {"stdout": (folder / "log").open("w"), "stderr": subprocess.STDOUT}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, **output)
+    server = Server(f"http://127.0.0.1:{port}", process.pid, folder)
+    deadline = time.monotonic() + SECONDS_TO_START
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(server.address, timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise RuntimeError(f"the demo did not start:\n{(folder / 'log').read_text()}") from None
+                time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -10,8 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sed_hf"
-PRODUCT = [ROOT / "app.py", *(path for folder in ("src", "scripts") for path in (ROOT / folder).rglob("*.py"))]
-MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 CARRIED_LIBRARIES = {
     *("torch", "torchvision", "transformers", "timm", "numpy"),
     *("huggingface_hub", "safetensors", "tokenizers", "tqdm", "PIL"),  # which those bring
@@ -32,73 +30,64 @@ LAYERS = [
 ]
 
 
-def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
-    """The import statements of a file, but for those of types."""
-    found, nodes = [], [ast.parse(path.read_text(encoding="utf-8"))]
+def name_of(path: Path) -> str:
+    """What a module of the package is called here, such as `hub/load`."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """The libraries and the modules of the package that a file imports, but for Python's own and those of types."""
+    libraries, modules, nodes = set(), set(), [ast.parse(path.read_text(encoding="utf-8"))]
     while nodes:
         node = nodes.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found.append(node)
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        else:
-            nodes.extend(ast.iter_child_nodes(node))
-    return found
-
-
-def libraries(path: Path) -> set[str]:
-    """The first names of the modules that a file imports absolutely, but for those of the standard library."""
-    names = set()
-    for node in imports(path):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif node.level == 0:
-            names.add(str(node.module).partition(".")[0])
-    return names - sys.stdlib_module_names
-
-
-def own_modules(module: str) -> set[str]:
-    """The modules of the package that one imports."""
-    path, found = PACKAGE / f"{module}.py", set()
-    for node in imports(path):
-        if isinstance(node, ast.ImportFrom) and node.level:
+            libraries |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
             base = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
             for alias in node.names:
                 candidates = [base / f"{alias.name}.py", base.with_suffix(".py"), base / "__init__.py"]
-                source = next(file for file in candidates if file.is_file())
-                found.add(source.relative_to(PACKAGE).with_suffix("").as_posix())
-    return found - {module}
+                modules.add(name_of(next(file for file in candidates if file.is_file())))
+        elif isinstance(node, ast.ImportFrom):
+            libraries.add(str(node.module).partition(".")[0])
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes.extend(ast.iter_child_nodes(node))
+    return libraries - sys.stdlib_module_names, modules
+
+
+LIBRARIES, MODULES = {}, {}  # of each module of the package
+for _path in sorted(PACKAGE.rglob("*.py")):
+    LIBRARIES[name_of(_path)], MODULES[name_of(_path)] = imports(_path)
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    TopologicalSorter({module: own_modules(module) for module in MODULES}).prepare()
+    TopologicalSorter({module: imported - {module} for module, imported in MODULES.items()}).prepare()
 
 
 def test_imports_point_in_one_direction() -> None:
     layers = {name: index for index, names in enumerate(LAYERS) for name in names}
     layer = {module: layers[first] for module in MODULES if (first := module.partition("/")[0]) in layers}
-    pairs = {(module, imported) for module in layer for imported in own_modules(module) & layer.keys()}
+    pairs = {(module, imported) for module in layer for imported in MODULES[module] & layer.keys()}
     assert {pair for pair in pairs if layer[pair[0]] < layer[pair[1]]} == set()
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.endswith("_sed")])
 def test_carried_files_import_only_each_other_and_what_their_users_have(module: str) -> None:
     assert "/" not in module
-    assert {name for name in own_modules(module) if not name.endswith("_sed")} == set()
-    assert libraries(PACKAGE / f"{module}.py") <= CARRIED_LIBRARIES
+    assert {name for name in MODULES[module] if not name.endswith("_sed")} == set()
+    assert LIBRARIES[module] <= CARRIED_LIBRARIES
 
 
-@pytest.mark.parametrize("path", [path for path in PRODUCT if path.name != "app.py"], ids=lambda path: path.name)
-def test_the_package_is_imported_relatively_and_no_path_is_edited(path: Path) -> None:
-    assert "sys.path" not in path.read_text(encoding="utf-8")
-    assert not (path.is_relative_to(PACKAGE) and "sed_hf" in libraries(path))
+def test_the_package_is_imported_relatively_and_no_path_is_edited() -> None:
+    assert [module for module, libraries in LIBRARIES.items() if "sed_hf" in libraries] == []
+    files = [path for folder in ("src", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    assert [path for path in files if "sys.path" in path.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.parametrize(
     "statement", ["import sed_hf", "from sed_hf import load; from sed_hf.cli.main import build_parser; build_parser()"]
 )
 def test_neither_the_package_nor_the_command_waits_for_torch(statement: str) -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'PIL', 'gdown'}"
+    heavy = "{'torch', 'transformers', 'numpy', 'PIL', 'gdown', 'gradio', 'av'}"
     code = f"{statement}; import sys; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -29,9 +29,9 @@ from transformers import (
 )
 folder, inputs, outputs = sys.argv[1:]
 load = lambda auto_class: auto_class.from_pretrained(folder, trust_remote_code=True)
-image = load_file(inputs)["image"]
+image, labels = load_file(inputs)["image"], ["cat", "dog, puppy"]
 processor = load(AutoProcessor)
-features = processor(images=image, text=["cat", "dog, puppy"], return_tensors="pt")
+features = processor(images=image, text=labels, return_tensors="pt")
 with torch.no_grad():
     results = {
         "logits": load(AutoModel)(**features).logits,
@@ -40,15 +40,14 @@ with torch.no_grad():
     }
 assert type(load(AutoConfig)).__name__ == "SEDConfig"
 segmenter = pipeline("open-vocabulary-segmentation", model=folder, trust_remote_code=True)
-labels = ["cat", "dog, puppy"]
 single = segmenter(image, candidate_labels=labels)
 assert {result["label"] for result in single} <= set(labels)
 for segments in segmenter((image for _ in range(6)), candidate_labels=labels, batch_size=4, sliding_window=None):
     assert (segments.label_map == single.label_map).all()
 segmenter(image, candidate_labels=labels, sliding_window=48)
-load(AutoModel).save_pretrained(outputs + ".again")
-processor.save_pretrained(outputs + ".again")
-pipeline("open-vocabulary-segmentation", model=outputs + ".again", trust_remote_code=True)
+load(AutoModel).save_pretrained("again")
+processor.save_pretrained("again")
+pipeline("open-vocabulary-segmentation", model="again", trust_remote_code=True)
 assert not any(name.startswith(("sed_hf.", "open_clip.")) for name in sys.modules)
 save_file(results, outputs)
 """
@@ -60,11 +59,9 @@ def test_every_auto_class_loads_it_as_remote_code(
 ) -> None:
     image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     save_file({"image": image}, tmp_path / "inputs.safetensors")
-    command = [sys.executable, "-c", REMOTE_CODE, str(tiny_hub_folder)]
-    command += [str(tmp_path / "inputs.safetensors"), str(tmp_path / "outputs.safetensors")]
+    command = [sys.executable, "-c", REMOTE_CODE, str(tiny_hub_folder), "inputs.safetensors", "outputs.safetensors"]
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    completed = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert completed.returncode == 0, completed.stderr
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
 
     remote = load_file(tmp_path / "outputs.safetensors")
     inputs = tiny_processor(images=image, text=["cat", "dog, puppy"], return_tensors="pt")
@@ -75,10 +72,11 @@ def test_every_auto_class_loads_it_as_remote_code(
     assert torch.equal(remote["semantic_segmentation_logits"], logits)
 
 
-def test_the_folder_is_complete(tiny_hub_folder: Path) -> None:
+def test_the_folder_is_complete_and_its_weights_can_be_read_by_whoever_can_read_its_card(tiny_hub_folder: Path) -> None:
     others = {"README.md", "config.json", "model.safetensors", "processor_config.json"}
     others |= {"tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in tiny_hub_folder.iterdir()} == CARRIED | others
+    assert len({(tiny_hub_folder / name).stat().st_mode for name in ("README.md", "model.safetensors")}) == 1
 
 
 def test_the_model_card_has_the_metadata_that_the_hub_reads(
@@ -91,23 +89,12 @@ def test_the_model_card_has_the_metadata_that_the_hub_reads(
     assert "Trained in a test." in card.text
 
 
-def test_whoever_can_read_the_card_can_read_the_weights(tiny_hub_folder: Path) -> None:
-    modes = {path.stat().st_mode for path in tiny_hub_folder.iterdir() if path.suffix in (".md", ".safetensors")}
-    assert len(modes) == 1
-
-
 class TestWhereSomethingLies:
     @pytest.fixture
-    def precious(self, tmp_path: Path) -> Path:
-        """A folder of the user's, beside the folder `work` that a command writes to."""
+    def out(self, tmp_path: Path) -> Path:
+        """What a command is to write, in a folder by itself."""
         (tmp_path / "work").mkdir()
-        (tmp_path / "precious").mkdir()
-        (tmp_path / "precious" / "thesis.txt").write_text("mine")
-        return tmp_path / "precious"
-
-    @pytest.fixture
-    def out(self, precious: Path) -> Path:
-        return precious.parent / "work" / "out"
+        return tmp_path / "work" / "out"
 
     @pytest.mark.parametrize(
         ("command", "kind"),
@@ -137,26 +124,24 @@ class TestWhereSomethingLies:
         assert list(out.parent.iterdir()) == [out]
 
 
-class TestPush:
-    @pytest.fixture
-    def hub(self, monkeypatch: pytest.MonkeyPatch) -> Mock:
-        """Stands for the Hub."""
-        hub = Mock(spec=HfApi)
-        hub.upload_folder.return_value = "https://huggingface.co/me/sed"
-        monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-        return hub
-
-    def test_the_whole_folder_is_uploaded(
-        self, hub: Mock, tiny_hub_folder: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["push", str(tiny_hub_folder), "me/sed", "--private"]) == 0
+@pytest.mark.parametrize("is_model", [True, False])
+def test_push_uploads_a_whole_model_folder_and_nothing_else(
+    is_model: bool,
+    tiny_hub_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = Mock(spec=HfApi)
+    hub.upload_folder.return_value = "https://huggingface.co/me/sed"
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    folder = tiny_hub_folder if is_model else tmp_path
+    status, output = main(["push", str(folder), "me/sed", "--private"]), capsys.readouterr()
+    if is_model:
+        assert (status, output.out) == (0, "sed-hf: uploaded to https://huggingface.co/me/sed\n")
         hub.create_repo.assert_called_once_with("me/sed", private=True, exist_ok=True)
-        assert hub.upload_folder.call_args.kwargs["folder_path"] == str(tiny_hub_folder)
-        assert "https://huggingface.co/me/sed" in capsys.readouterr().out
-
-    def test_what_is_not_a_model_is_refused(
-        self, hub: Mock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["push", str(tmp_path), "me/sed"]) == 2
-        assert "expected a model folder" in capsys.readouterr().err
+        assert hub.upload_folder.call_args.kwargs["folder_path"] == str(folder)
+    else:
+        assert status == 2
+        assert "expected a model folder" in output.err
         assert not hub.mock_calls

@@ -24,6 +24,7 @@ from sed_hf.cli import main
 from sed_hf.hub.official import OFFICIAL, official_folder
 
 CONFIG = make_tiny_config()
+FILE_ID = "1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw"
 
 
 def saved(content: Any) -> bytes:
@@ -34,12 +35,9 @@ def saved(content: Any) -> bytes:
 class Drive(ThreadingHTTPServer):
     """Serves one file, in parts if asked to, and breaks off after `limit` bytes."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = b""
-        self.limit: int | None = None
-        self.requests: list[str | None] = []
-        self.address = f"http://127.0.0.1:{self.server_port}/sed.pth"
+    content: bytes
+    requests: list[str | None]
+    limit: int | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are none."""
@@ -66,11 +64,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def drive(tiny_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
-    with Drive() as server:
-        server.content = saved({"model": tiny_weights})
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        monkeypatch.setenv("SED_HF_URL_SED_B", server.address)
+    with Drive(("127.0.0.1", 0), Handler) as server:
+        server.content, server.requests = saved({"model": tiny_weights}), []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("SED_B", "SED_L"):
+            monkeypatch.setenv(f"SED_HF_URL_{name}", f"http://127.0.0.1:{server.server_port}/sed.pth")
         yield server
         server.shutdown()
 
@@ -95,10 +93,19 @@ def refusal() -> str:
     return str(error.value)
 
 
+def segment(model: str, folder: Path) -> int:
+    """Run `sed-hf segment` on an image in a folder."""
+    Image.new("RGB", (64, 64)).save(folder / "image.png")
+    arguments = ["--model", model, "--classes", "sky", "sea", "--output", str(folder)]
+    return main(["segment", str(folder / "image.png"), *arguments])
+
+
 def test_the_first_call_downloads_and_converts_and_the_second_needs_no_network(
     drive: Drive, folder: Path, tiny_model: SEDForSemanticSegmentation
 ) -> None:
-    make()
+    card = ModelCard.load(make() / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert all(part in card.text for part in ("Megvii", f"drive.google.com/file/d/{FILE_ID}", "{xie2024sed"))
     for name, topk in [("sed-b", None), ("sed-b-fast", 8)]:
         loaded, _ = load(name)
         assert torch.equal(loaded.decoder.head.weight, tiny_model.decoder.head.weight)
@@ -107,13 +114,8 @@ def test_the_first_call_downloads_and_converts_and_the_second_needs_no_network(
     assert {path.name for path in folder.parent.iterdir()} == {"sed-b", "sed-b.lock"}
 
 
-def test_the_command_takes_the_name(
-    drive: Drive, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make()
-    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
-    arguments = ["--model", "sed-b", "--classes", "sky", "sea", "--output", str(tmp_path)]
-    assert main(["segment", str(tmp_path / "image.png"), *arguments]) == 0
+def test_commands_take_the_name(drive: Drive, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment("sed-b", tmp_path) == 0
     assert '"model": "sed-b"' in (tmp_path / "image.json").read_text()
     assert main(["models"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -121,17 +123,9 @@ def test_the_command_takes_the_name(
     assert ["sed-l", "13.7", "22.1", "35.3", "60.9", "96.1", "no"] in lines
 
 
-def test_the_card_names_licence_source_and_citation(drive: Drive, folder: Path) -> None:
-    card = ModelCard.load(make() / "README.md")
-    assert card.data.license == "apache-2.0"
-    for part in ("Megvii", "drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw", "@inproceedings{xie2024sed"):
-        assert part in card.text
-
-
 def test_a_download_that_breaks_off_is_resumed(drive: Drive, folder: Path) -> None:
     drive.limit = len(drive.content) // 2
-    message = refusal()
-    assert "MB, which are kept" in message
+    assert "MB, which are kept" in refusal()
     (part,) = folder.parent.glob("*.part")
     start, drive.limit = part.stat().st_size, None
     drive.requests.clear()
@@ -140,27 +134,16 @@ def test_a_download_that_breaks_off_is_resumed(drive: Drive, folder: Path) -> No
     assert start > 0
 
 
-def test_no_network_names_the_address_the_file_and_the_command(folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert refusal() == (
-        "sed-b: no download (OfflineModeIsEnabled): try again, or open"
-        f" https://drive.google.com/file/d/1qx6zGZgSPkF6TObregRz4uzQqSRHrgUw/view in a browser, save the file as"
-        f" {folder}.pth, and then run: sed-hf models sed-b"
-    )
-
-
-def test_a_server_that_does_not_answer_is_no_network_either(folder: Path, monkeypatch: Any) -> None:
-    with Drive() as closed:
-        monkeypatch.setenv("SED_HF_URL_SED_B", closed.address)
-    assert "sed-b: no download (" in refusal()
-
-
-def test_a_file_put_there_by_hand_is_taken_and_stays(
-    folder: Path, tiny_weights: dict[str, Tensor], monkeypatch: Any
+def test_without_network_a_file_put_there_by_hand_is_taken_and_stays(
+    folder: Path, tiny_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     by_hand = folder.with_suffix(".pth")
-    by_hand.parent.mkdir(parents=True)
+    assert refusal() == (
+        "sed-b: no download (OfflineModeIsEnabled): try again, or open"
+        f" https://drive.google.com/file/d/{FILE_ID}/view in a browser, save the file as"
+        f" {by_hand}, and then run: sed-hf models sed-b"
+    )
     by_hand.write_bytes(b"<html>Sign in</html>")
     assert refusal().startswith(f"{by_hand} does not serve; replace it: ")
     by_hand.write_bytes(saved(tiny_weights))
@@ -184,7 +167,7 @@ class RunsCode:
     ids=["HTML", "truncated", "another model", "code"],
 )
 def test_another_file_is_refused_and_removed(
-    drive: Drive, folder: Path, content: Any, message: str, tmp_path: Path, monkeypatch: Any
+    drive: Drive, folder: Path, content: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     drive.content = content(drive.content)
@@ -209,33 +192,21 @@ def test_two_processes_at_once_download_once(drive: Drive, folder: Path) -> None
     load(folder)
 
 
-def test_a_configured_repository_comes_first(
-    folder: Path, drive: Drive, tiny_hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_configured_repository_comes_first_and_without_it_the_authors_file_is_taken(
+    drive: Drive, folder: Path, sed_hf_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(tiny_hub_folder))
+    download = Mock(side_effect=["snapshot", FileNotFoundError("no such repository")])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setenv("SED_HF_REPO_SED_B", "me/sed-b")
-    assert make() == tiny_hub_folder
+    assert make() == Path("snapshot")
     assert not drive.requests
-
-
-def test_without_the_configured_repository_the_authors_file_is_taken(
-    folder: Path, drive: Drive, sed_hf_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=FileNotFoundError("no such repository")))
-    monkeypatch.setenv("SED_HF_REPO_SED_B", "me/sed-b")
     assert make() == folder
     assert "me/sed-b: no such repository; taking the authors' file" in sed_hf_log.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), [("sed-b", "convnext_base"), ("sed-l", "convnext_large")])
-def test_weights_of_official_size_fit_their_name(
-    name: str, variant: str, drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_official_size_fit_their_name(name: str, variant: str, drive: Drive, tmp_path: Path) -> None:
     drive.content = saved({"model": official_weights(variant, seed=0)})
-    monkeypatch.setenv(f"SED_HF_URL_{name.upper().replace('-', '_')}", drive.address)
-    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
-    arguments = ["--model", f"{name}-fast", "--classes", "sky", "sea", "--output", str(tmp_path)]
-    for _ in range(2):
-        assert main(["segment", str(tmp_path / "image.png"), *arguments]) == 0
+    assert [segment(f"{name}-fast", tmp_path) for _ in range(2)] == [0, 0]
     assert len(drive.requests) == 1

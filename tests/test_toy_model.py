@@ -1,27 +1,14 @@
 """The bundled toy model: what the commands take when no model is given."""
 
-from pathlib import Path
-
-import pytest
 import torch
 
-from sed_hf.cli import main
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary, unseen_classes
 from sed_hf.data.scenes.model import build_scene_model
 from sed_hf.hub.load import TOY_MODEL, load
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
 
 def test_it_fits_into_12_megabytes() -> None:
     assert sum(path.stat().st_size for path in TOY_MODEL.iterdir()) <= 12e6
-
-
-def test_segment_takes_it_when_no_model_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["segment", str(EXAMPLES / "scene-1.png"), "--classes", "sky", "sand", "--output", str(tmp_path)]
-    assert main(arguments) == 0
-    assert "toy model" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"scene-1_overlay.jpg", "scene-1_labels.png", "scene-1.json"}
 
 
 def test_it_is_trained_from_what_sed_hf_init_scenes_writes() -> None:
