@@ -33,7 +33,7 @@ def listing(folder: Path) -> dict[str, str | bytes]:
 
 @contextmanager
 def disk_takes(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond so many bytes."""
+    """Let no file grow beyond so many bytes; of messages there must be fewer, or tqdm would keep its lock for ever."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
