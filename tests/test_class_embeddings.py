@@ -50,8 +50,9 @@ class TestEncoding:
             (["sky", *reversed(NAMES)], "Encoding 1 of 4 classes"),
             (["Dog,  Puppy"], ""),  # one class for the processor
         ]:
-            encode_classes(model, processor, names, cache)
+            found = encode_classes(model, processor, names, cache)
             assert capsys.readouterr().err.strip().partition(":")[0] == message
+            torch.testing.assert_close(found, encode_classes(model, processor, names, None, False), rtol=0, atol=1e-6)
 
     def test_what_an_embedding_depends_on_besides_the_name(
         self, make_tiny_model: Any, tiny_processor: SEDProcessor, tmp_path: Path
