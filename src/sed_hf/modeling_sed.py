@@ -362,12 +362,12 @@ class SEDDecoder(nn.Module):
         self.config = config
         kernel_size, widths = config.cost_embedding_kernel_size, config.decoder_hidden_sizes
         self.cost_embedding = nn.Conv2d(len(config.prompt_templates), widths[0], kernel_size, padding=kernel_size // 2)
-        self.auxiliary_heads = nn.ModuleList(nn.Conv2d(width, 1, kernel_size=3, padding=1) for width in widths[:-1])
+        self.auxiliary_heads: Any = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for width in widths[:-1])
         self.stages: Any = nn.ModuleList(
             SEDDecoderStage(config, index, skip_channels)
             for index, skip_channels in enumerate(reversed(encoder_hidden_sizes[:-1]))
         )
-        self.head = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
+        self.head: Any = nn.Conv2d(widths[-1], 1, 3, padding=1)
         self.chunks = Chunks(config.class_chunk_size)
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
