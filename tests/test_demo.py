@@ -28,6 +28,7 @@ from sed_hf.demo.server import trusted_hosts
 from sed_hf.image_processing_sed import NonFiniteLogitsError
 
 ROOT = Path(__file__).parents[1]
+CALL = b'{"data": [%b], "session_hash": "%b", "fn_index": 0}'
 
 
 @pytest.fixture
@@ -174,16 +175,11 @@ def client(files: UploadFolder) -> Iterator[TestClient]:
         yield client
 
 
-def join(client: TestClient, *data: Any, **more: Any) -> Any:
-    """The answer to a call of a function of the page."""
-    call = {"fn_index": 0, "session_hash": "abc", "data": data} | more
-    return client.post("/gradio_api/queue/join", content=json.dumps(call))
-
-
 def test_a_call_keeps_what_gradio_needs(client: TestClient, photo: str) -> None:
     image = {"path": photo, "url": "data:image/png;base64,AAAA", "orig_name": "x", "is_stream": True}
-    answer = join(client, image, "sky", 0, 0.5, None, event_data={"path": "x"}, batched=True, oauth_token="x")
-    assert answer.json() == {
+    data = [image, "sky", 0, 0.5, None]
+    call = {"fn_index": 0, "session_hash": "abc", "data": data, "event_data": {"path": "x"}, "oauth_token": "x"}
+    assert client.post("/gradio_api/queue/join", json=call).json() == {
         "fn_index": 0,
         "session_hash": "abc",
         "trigger_id": None,
@@ -192,26 +188,25 @@ def test_a_call_keeps_what_gradio_needs(client: TestClient, photo: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("endpoint", "content", "status"),
     [
-        b"not JSON",
-        b"[]",
-        b"[" * 100_000,
-        b'{"data": [], "fn_index": 0, "session_hash": "' + b"x" * 65 + b'"}',
-        b'{"data": [1e999], "fn_index": 0, "session_hash": "x"}',
-        b'{"data": [[1]], "fn_index": 0, "session_hash": "x"}',
+        pytest.param("queue/join", CALL % (b'"' + b"x" * 900_000 + b'"', b"x"), 200, id="900 kB"),
+        pytest.param("queue/join", b"x" * 1_000_001, 413, id="1 MB"),
+        pytest.param("queue/join", iter([b"{}"]), 413, id="a length that is not said"),
+        pytest.param("queue/join", b"not JSON", 400, id="not JSON"),
+        pytest.param("queue/join", b"[]", 400, id="a list"),
+        pytest.param("queue/join", b"[" * 100_000, 400, id="nested"),
+        pytest.param("queue/join", CALL % (b"", b"x" * 65), 400, id="a long session"),
+        pytest.param("queue/join", CALL % (b"1e999", b"x"), 400, id="infinity"),
+        pytest.param("queue/join", CALL % (b"[1]", b"x"), 400, id="a list of lists"),
+        pytest.param("upload", bytes(30 * 2**20), 413, id="30 MiB"),
+        pytest.param("upload", iter([b"{}"]), 413, id="an upload of a length that is not said"),
     ],
 )
-def test_what_is_not_a_call_of_the_page_is_refused(client: TestClient, call: bytes) -> None:
-    assert client.post("/gradio_api/queue/join", content=call).status_code == 400
-
-
-def test_a_call_has_at_most_a_megabyte_and_says_how_many_bytes_it_has(client: TestClient) -> None:
-    assert join(client, "x" * 900_000).status_code == 200
-    assert join(client, "x" * 1_000_000).status_code == 413
-    assert client.post("/gradio_api/upload", content=bytes(30 * 2**20)).status_code == 413
-    for path in ("/gradio_api/queue/join", "/gradio_api/upload"):
-        assert client.post(path, content=iter([b"{}"])).status_code == 413
+def test_what_is_not_a_call_of_the_page_or_too_long_is_refused(
+    client: TestClient, endpoint: str, content: Any, status: int
+) -> None:
+    assert client.post(f"/gradio_api/{endpoint}", content=content).status_code == status
 
 
 def test_files_in_the_folder_are_removed_by_age_and_then_the_oldest_until_there_is_room(files: UploadFolder) -> None:
