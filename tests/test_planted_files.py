@@ -33,7 +33,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_lies_at_the_name_of_a_result_or_beside_it_is_not_followed(
     command: str, results: list[str], kind: str, out: Path, precious: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    beside = [place.format(result) for result in [*results, "clip_overlay.partial.mp4"] for place in BESIDE]
+    beside = [place.format(result) for result in results for place in BESIDE]
     for name in [*results, *beside]:
         PLANTS[kind](out / name, precious)
     before = listing(out) | listing(precious)

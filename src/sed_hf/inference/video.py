@@ -13,7 +13,7 @@ from PIL import Image
 
 from .. import visualization as vis
 from ..image_processing_sed import check_pixels
-from ..terminal import progress_bar, say
+from ..terminal import progress_bar
 from ..utils import atomic_path
 from .segmenter import Segmenter
 from .writers import summary as summary_of
@@ -31,8 +31,7 @@ class UnreadableVideoError(ValueError):
 def segment_video(video: Path, overlay: Path, summary: Path, segmenter: Segmenter, batch_size: int = 1) -> None:
     """Write a video with class colours, legend, and the sound of the original, and a summary, with a progress bar.
 
-    The MP4 file `overlay` is written before the JSON file `summary`. If it is interrupted, the frames so far are kept
-    under its name with ".partial" before the ending, and a message says so.
+    The MP4 file `overlay` is written before the JSON file `summary`.
 
     Raises:
         UnreadableVideoError: The file is not a video, or cannot be read to its end.
@@ -53,13 +52,8 @@ def segment_video(video: Path, overlay: Path, summary: Path, segmenter: Segmente
                             progress.update()
                 writer.close()
             except BaseException:
-                with suppress(OSError, av.FFmpegError):  # of a full disk, for one, where nothing can be kept
-                    writer.close()
-                    if writer.num_frames:
-                        partial = overlay.with_suffix(".partial.mp4")
-                        with atomic_path(partial) as path:
-                            overlay_path.rename(path)
-                        say(f"the first {writer.num_frames} frames are in {partial}")
+                with suppress(OSError, av.FFmpegError):  # of a full disk, for one, on which FFmpeg cannot end the file
+                    writer.container.close()
                 raise
         text = summary_of(video, size, totals, segmenter.model.name_or_path, frames=writer.num_frames)
         summary_path.write_text(text, encoding="utf-8")
@@ -200,14 +194,8 @@ class VideoWriter:
 
     def close(self) -> None:
         """Write what the encoders hold back, and finish the file."""
-        try:
-            if self.num_frames:
-                for stream in self.encoders:
-                    self.container.mux(stream.encode(None))
-        except OSError:  # of a full disk, for one, where PyAV's own error on closing does not say so
-            with suppress(av.FFmpegError):
-                self.container.close()
-            raise
+        for stream in self.encoders:
+            self.container.mux(stream.encode(None))
         self.container.close()
 
 
