@@ -1,4 +1,4 @@
-"""What a command may meet where it writes: links, pipes, files and folders of others, and a disk that is full."""
+"""What a command may meet: links, pipes, files and folders of others, a full disk, and a pickle that runs code."""
 
 import os
 import resource
@@ -29,6 +29,16 @@ def listing(folder: Path) -> dict[str, str | bytes]:
         else:
             content[name] = path.read_bytes() if path.is_file() else "FIFO" if path.is_fifo() else "folder"
     return content
+
+
+class RunsCode:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: str | Path = "trace") -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
 
 
 @contextmanager

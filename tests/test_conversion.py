@@ -1,7 +1,6 @@
 """Official checkpoints and open_clip weights: what fits is used whole, what does not is listed, no code is run."""
 
 import argparse
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from conftest import make_tiny_config
+from planted import RunsCode
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -139,16 +139,6 @@ class TestOfficialCheckpoints:
     )
     def test_what_is_not_a_state_dict_is_refused(self, content: dict[str, Any], message: str) -> None:
         assert refusal(content) == f"checkpoint: {message}"
-
-
-class RunsCode:
-    """Unpickling it creates a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 class TestFiles:

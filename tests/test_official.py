@@ -1,7 +1,6 @@
 """The authors' weights by name, from a local server in place of Google Drive, with a small seeded checkpoint."""
 
 import io
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 from conftest import make_tiny_config, official_weights
 from huggingface_hub import ModelCard
 from PIL import Image
+from planted import RunsCode
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation, load
@@ -149,11 +149,6 @@ def test_without_network_a_file_put_there_by_hand_is_taken_and_stays(
     by_hand.write_bytes(saved(tiny_weights))
     load(make())
     assert by_hand.exists()
-
-
-class RunsCode:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("trace",)
 
 
 @pytest.mark.parametrize(

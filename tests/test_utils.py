@@ -1,4 +1,4 @@
-"""Atomic writes, progress bars, and how a command ends."""
+"""Atomic writes, and how a command ends."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from sed_hf.terminal import printable, progress_bar, run_command
+from sed_hf.terminal import printable, run_command
 from sed_hf.utils import atomic_path
 
 Make = Callable[[Path, str], None]
@@ -119,9 +119,3 @@ class TestRunCommand:
 
 def test_control_characters_are_escaped() -> None:
     assert printable("a\tb\n c\x1b\x9b\u202e ü日本") == "a b c\\x1b\\x9b\\u202e ü日本"
-
-
-def test_a_progress_bar_in_a_file_is_updated_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in progress_bar(range(1000), desc="Counting", miniters=1):
-        pass
-    assert 1 <= capsys.readouterr().err.count("Counting") <= 3

@@ -54,8 +54,3 @@ def test_a_data_set_gives_images_labels_and_names() -> None:
     assert (item["image"].mode, item["image"].size) == ("RGB", (96, 96))
     assert (item["label"].dtype, item["label"].shape) == (np.int64, (96, 96))
     assert item["file_name"] == "scene-test-seed1-000002"
-
-
-def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="'val'"):
-        SceneDataset("val", length=1)[0]  # type: ignore[arg-type]

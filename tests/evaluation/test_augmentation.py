@@ -3,29 +3,26 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from made_up_predictors import CLASS_NAMES, write_own_images
 from PIL import Image
 from small_models import small_model, small_processor
 
-from sed_hf import SEDImageProcessor
 from sed_hf.evaluation import MultiScaleFlip, evaluate_benchmark
-from sed_hf.evaluation.augmentation import scaled_sizes
 
 IMAGE_SIZE = (20, 30)
 
 
 def test_prediction_is_that_of_the_mean_probability_of_all_views(tmp_path: Path) -> None:
-    dataset, views = write_own_images(tmp_path / "data", [IMAGE_SIZE]), MultiScaleFlip(scales=(0.5, 1.0), flip=True)
+    dataset, views = write_own_images(tmp_path / "data", [IMAGE_SIZE]), MultiScaleFlip(scales=(0.55, 1.0), flip=True)
     model, processor = small_model(), small_processor(64)
     evaluate_benchmark(model, processor, dataset, augmentation=views, predictions_dir=tmp_path, num_workers=0)
     prediction = np.asarray(Image.open(tmp_path / "0.png"))
 
     image = Image.open(tmp_path / "data" / "images" / "0.jpg")
     sizes = [
-        {"size": {"shortest_edge": 24, "longest_edge": 96}, "input_size": {"height": 32, "width": 32}},
+        {"size": {"shortest_edge": 26, "longest_edge": 106}, "input_size": {"height": 32, "width": 32}},
         {"size": {"shortest_edge": 48, "longest_edge": 192}, "input_size": {"height": 64, "width": 64}},
     ]
     probabilities = []
@@ -40,11 +37,3 @@ def test_prediction_is_that_of_the_mean_probability_of_all_views(tmp_path: Path)
             probabilities.append(view.flip(-1) if is_mirrored else view)
     expected = torch.stack(probabilities).mean(dim=0)[0].argmax(dim=0)
     np.testing.assert_array_equal(prediction, expected)
-
-
-@pytest.mark.parametrize(("scale", "edge"), [(0.75, 576), (1.0, 768), (1.25, 960), (1.01, 768), (0.01, 32)])
-def test_input_size_is_the_multiple_of_32_nearest_to_the_scale(scale: float, edge: int) -> None:
-    image_processor = SEDImageProcessor()  # the official sizes
-    sizes = scaled_sizes(image_processor, scale)
-    assert sizes["input_size"] == {"height": edge, "width": edge}
-    assert sizes["size"] == {"shortest_edge": round(640 * scale), "longest_edge": round(2560 * scale)}

@@ -3,25 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from planted import RunsCode
 from small_runs import reset_accelerate
 from torch import nn
 
 from sed_hf.training.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
-
-
-class MakesFolder:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture
@@ -56,7 +46,7 @@ def test_folders_of_others_are_neither_replaced_nor_removed(accelerator: Acceler
 @pytest.mark.parametrize("name", ["scheduler.bin", "random_states_0.pkl", "optimizer.bin"])
 def test_code_in_it_is_refused_and_not_executed(accelerator: Accelerator, tmp_path: Path, name: str) -> None:
     checkpoint = save_checkpoint(accelerator, tmp_path, step=3, keep=1)
-    torch.save({"state": MakesFolder(tmp_path / "executed")}, checkpoint / name)
+    torch.save({"state": RunsCode(tmp_path / "executed")}, checkpoint / name)
     with pytest.raises(ValueError, match=f"the checkpoint {checkpoint} cannot be loaded"):
         load_checkpoint(accelerator, checkpoint)
     assert not (tmp_path / "executed").exists()
