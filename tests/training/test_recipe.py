@@ -40,9 +40,13 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object], messag
         Recipe(**{"output_dir": "out", "model": "start", "dataset": "scenes", **values})
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not YAML"):
-        recipe_of(tmp_path, "steps: !!python/object/apply:os.mkdir [executed]")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("steps: !!python/object/apply:os.mkdir [executed]", "is not YAML"), ("", "holds NoneType, expected settings")],
+)
+def test_a_file_of_other_content_is_refused_and_runs_no_code(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe_of(tmp_path, text)
     assert not Path("executed").exists()
 
 

@@ -104,6 +104,8 @@ def load_recipe(arguments: Sequence[str]) -> Recipe:
             stated = yaml.safe_load(known.config.read_bytes())
         except yaml.YAMLError as error:
             raise ValueError(f"config: {known.config} is not YAML: {error}") from error
+        if not isinstance(stated, dict):
+            raise ValueError(f"config: {known.config} holds {type(stated).__name__}, expected settings by name")
 
     parser = HfArgumentParser(Recipe, parents=[config_parser], allow_abbrev=False)
     # The file's values are checked as the command line's are. Only null has no form there.
