@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
-# The largest tensor of a step: what stays in the cache of a CPU, and what fills a GPU.
-CHUNK_BYTES = {"decoder": {"cpu": 2**24, "cuda": 2**29}, "loss": {"cpu": 2**26, "cuda": 2**28}}
+# The largest tensor of a step: what stays in the cache of a CPU core, and what fills a GPU.
+CHUNK_BYTES = {"decoder": {"cpu": 2**23, "cuda": 2**29}, "loss": {"cpu": 2**26, "cuda": 2**28}}
 # Features held together: more than glibc ever keeps for itself of what is freed, so that the system gets them back.
 PART_BYTES = 2**25
 Step = Callable[..., Any]
