@@ -95,10 +95,15 @@ class TestAdapters:
         assert trained
         assert all(parameter.grad is not None for parameter in trained)
 
-    def test_adapters_of_the_frozen_text_encoder_bring_a_warning(self, sed_hf_log: pytest.LogCaptureFixture) -> None:
+    def test_those_of_the_text_encoder_bring_a_warning_where_it_is_frozen_or_classes_are_held(
+        self, sed_hf_log: pytest.LogCaptureFixture
+    ) -> None:
         model = get_peft_model(make_small_model(), LoraConfig(target_modules=r".*text_encoder.*q_proj"))
         model.set_classes(**small_processor()(text=NAMES))
         assert "freeze_text_encoder=True, but adapters" in sed_hf_log.text
+        values = inputs(torch.float32)
+        model(pixel_values=values["pixel_values"], labels=values["labels"])
+        assert "no gradients from held classes" in sed_hf_log.text
 
 
 OFFLOADED = {"sed.image_encoder": "cpu", "sed.text_encoder": "disk", "sed.logit_scale": "disk", "decoder": "disk"}

@@ -65,6 +65,10 @@ class ClassInputs:
         """The class embeddings (T, P, D) of a call."""
         held = self.base_model.class_embeddings
         if input_ids is None and class_embeddings is None and held is not None:
+            if labels is not None and torch.is_grad_enabled() and self.trains_text_encoder():
+                logger.warning_once(
+                    "the text encoder gets no gradients from held classes: pass input_ids in every call"
+                )
             return held
         if (input_ids is None) == (class_embeddings is None):
             ways = "model.set_classes, or in a pipeline the task open-vocabulary-segmentation"
