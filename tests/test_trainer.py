@@ -1,22 +1,19 @@
 """`transformers.Trainer`: held classes, exact losses in any number of parts and processes, evaluation, checkpoints."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-import trainer_run
 from accelerate import Accelerator, DataLoaderConfiguration
 from small_models import small_model, small_processor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from trainer_run import NAMES, collate, make_samples, make_trainer, train
 from transformers import EvalPrediction, Trainer
+from two_processes import run_on_two_processes
 
 from sed_hf.metrics.mean_iou import MeanIoU
 
@@ -40,11 +37,8 @@ class TestTraining:
     def test_two_processes_equal_one(self, stream: bool, accumulation: int, tmp_path: Path) -> None:
         sizes = {"per_device_train_batch_size": 2 // accumulation, "gradient_accumulation_steps": accumulation}
         result = tmp_path / "result.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29572"]
-        command = [*launcher, trainer_run.__file__, str(result), json.dumps({**sizes, "stream": stream})]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert ended.returncode == 0, ended.stderr
+        options = json.dumps({**sizes, "stream": stream})
+        run_on_two_processes("import trainer_run; trainer_run.main()", str(result), options)
         assert json.loads(result.read_text()) == pytest.approx(train(tmp_path), rel=EXACT)
 
     def test_bf16_is_close(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small run of `transformers.Trainer`; as a script, one process of it: `trainer_run.py RESULT_FILE OPTIONS`."""
+"""A small run of `transformers.Trainer`, in this process or as one of several."""
 
 import json
 import sys
@@ -72,7 +72,8 @@ def train(output_dir: Path, resume: Path | None = None, **options: Any) -> list[
     return [line["loss"] for line in trainer.state.log_history if "loss" in line] + [weights]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """One process of a run, with the arguments RESULT_FILE and OPTIONS."""
     figures = train(Path(sys.argv[1]).parent, **json.loads(sys.argv[2]))
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(figures))

@@ -20,7 +20,7 @@ class ClassInputs:
     @property
     def device(self) -> torch.device:
         """Where inputs belong, also where weights are offloaded."""
-        modules: Any = self.modules()  # type: ignore[attr-defined]
+        modules: Any = self.modules() if hasattr(self, "_hf_hook") else ()  # type: ignore[attr-defined]
         hooks = (getattr(module, "_hf_hook", None) for module in modules)
         devices = (getattr(hook, "execution_device", None) for hook in hooks)
         offloaded_to = next((device for device in devices if device is not None), None)
