@@ -13,9 +13,22 @@ from .configuration_sed import SEDConfig
 
 @torch.compiler.disable(reason="it computes its own gradients, and a check of labels would break the graph")
 def segmentation_losses(
-    all_logits: Sequence[Tensor], labels: Tensor, config: SEDConfig, num_pixels: Tensor | int | None = None
+    all_logits: Sequence[Tensor],
+    labels: Tensor,
+    config: SEDConfig,
+    num_pixels: Tensor | int | None = None,
+    max_bytes: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """The loss of each head, of logits (B, T, h, w) and labels (B, H, W); see [`segmentation_loss`].
+    """Binary cross-entropy of each head, resized to the labels' size, to one-hot labels; mean of pixels and classes.
+
+    In short `F.binary_cross_entropy_with_logits(F.interpolate(logits, size), F.one_hot(labels))`.
+
+    Args:
+        all_logits: (B, T, h, w) of each head.
+        labels: (B, H, W) integers: a class, or `config.ignore_index`.
+        config: Says what is ignored, and whether such a pixel counts as one whose every class is negative.
+        num_pixels: What the sum is divided by; by default the pixels that count. More where this batch is one part.
+        max_bytes: The most that resized logits take at a time; by default what suits the device.
 
     Raises:
         ValueError: Labels have another shape or type, or a class that is not there.
@@ -24,44 +37,19 @@ def segmentation_losses(
     if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
-    wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= num_classes))
+    ignored = labels == config.ignore_index
+    wrong = ~ignored & ((labels < 0) | (labels >= num_classes))
     expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index}"
     if labels.device.type == "cuda":
         torch._assert_async(~wrong.any(), expected)  # for which nothing waits
     elif wrong.any():
         raise ValueError(f"{expected}, got {labels[wrong][0].item()}")
-    rule = config.ignore_index, config.ignored_as_negative
-    return tuple(segmentation_loss(logits, labels, *rule, num_pixels=num_pixels) for logits in all_logits)
-
-
-def segmentation_loss(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    ignored_as_negative: bool,
-    max_bytes: int | None = None,
-    num_pixels: Tensor | int | None = None,
-) -> Tensor:
-    """Binary cross-entropy of logits, resized to the labels' size, against one-hot labels; mean of pixels and classes.
-
-    In short `F.binary_cross_entropy_with_logits(F.interpolate(logits, size), F.one_hot(labels))`.
-
-    Args:
-        logits: (B, T, h, w).
-        labels: (B, H, W) integers: a class, or `ignore_index`.
-        ignore_index: Label of pixels without a class.
-        ignored_as_negative: Whether those count as pixels whose every class is negative; otherwise not at all.
-        max_bytes: The most that resized logits take at a time; by default what suits the device.
-        num_pixels: What the sum is divided by; by default the pixels that count. More where this batch is one part.
-    """
-    labels = labels.long()
-    ignored = labels == ignore_index
-    positive = labels.masked_fill(ignored, -1)
-    uncounted = None if ignored_as_negative else ignored
+    positive = labels.long().masked_fill(ignored, -1)
+    uncounted = None if config.ignored_as_negative else ignored
     if num_pixels is None:
         num_pixels = labels.numel() if uncounted is None else (~uncounted).sum().clamp(min=1)
-    total: Tensor = ChunkedBinaryCrossEntropy.apply(logits, positive, uncounted, max_bytes)
-    return total / (num_pixels * logits.shape[1])
+    totals = (ChunkedBinaryCrossEntropy.apply(logits, positive, uncounted, max_bytes) for logits in all_logits)
+    return tuple(total / (num_pixels * num_classes) for total in totals)
 
 
 class ChunkedBinaryCrossEntropy(torch.autograd.Function):

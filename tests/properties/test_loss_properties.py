@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 from torch import Tensor
 
-from sed_hf.loss_sed import segmentation_loss
+from sed_hf import SEDConfig
+from sed_hf.loss_sed import segmentation_losses
 
 LOSS = 1e-5
 
@@ -39,7 +40,7 @@ def test_value_and_gradient_equal_the_plain_formula_in_any_chunks(
 ) -> None:
     logits, labels = case
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss = segmentation_loss(ours, labels, 255, ignored_as_negative, max_bytes)
+    loss = segmentation_losses([ours], labels, SEDConfig(ignored_as_negative=ignored_as_negative), None, max_bytes)[0]
     expected = plain_loss(theirs, labels, ignored_as_negative)
     (3 * loss).backward()
     (3 * expected).backward()
