@@ -181,7 +181,7 @@ class TestOpenClip:
         features = clip.visual.trunk.forward_features(pixel_values)  # (1, 1024, 2, 3)
         locations = features.permute(0, 2, 3, 1).reshape(6, 1024, 1, 1)  # each an image of its own
         expected = clip.visual.head(clip.visual.trunk.forward_head(locations).flatten(1))
-        dense = model.get_image_features(pixel_values).dense_embeddings
+        dense = model.get_image_features(pixel_values).pooler_output
         torch.testing.assert_close(dense[0].flatten(1).T, expected, rtol=0, atol=1e-5)
 
     def test_unknown_weights_are_refused_with_those_there_are(self) -> None:

@@ -42,25 +42,8 @@ ENCODER_STRIDE = 32
 
 
 @dataclass
-class SEDModelOutput(ModelOutput):
-    """Output of [`SEDModel`].
-
-    Attributes:
-        cost_map: (B, T, P, h, w) cosine similarity of every location and every prompt of every class.
-        dense_embeddings, class_embeddings: (B, D, h, w), not normalised, and (T, P, D), of length 1.
-        encoder_hidden_states: res2, res3, res4, res5, at strides 4, 8, 16, 32.
-    """
-
-    cost_map: Tensor | None = None
-    dense_embeddings: Tensor | None = None
-    class_embeddings: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    hidden_states = property(lambda self: self.encoder_hidden_states)
-
-
-@dataclass
 class SEDSemanticSegmentationOutput(ModelOutput):
-    """Output of [`SEDForSemanticSegmentation`].
+    """Output of [`SEDForSemanticSegmentation`]; of [`SEDModel`], which has no decoder, with what comes before it.
 
     Attributes:
         loss: Sum of `losses`, when labels are given.
@@ -70,8 +53,10 @@ class SEDSemanticSegmentationOutput(ModelOutput):
         losses: The terms of the loss: of `logits`, then of each of `aux_logits`.
         logit_classes: (K,) sorted indices, with that argument: the classes that survive in some image.
         kept_classes: (B, S, T) bool, with early rejection: the classes that enter each of the S stages.
-        class_embeddings, dense_embeddings, cost_map, encoder_hidden_states: On request; see [`SEDModelOutput`].
-        decoder_hidden_states: Cost embedding (B, T, C, h, w) and outputs of the stages, likewise; dense decoding only.
+        cost_map: On request, (B, T, P, h, w) cosine similarity of every location and every prompt of every class.
+        dense_embeddings, class_embeddings: Likewise, (B, D, h, w), not normalised, and (T, P, D), of length 1.
+        encoder_hidden_states: Likewise, res2, res3, res4, res5, at strides 4, 8, 16, 32.
+        decoder_hidden_states: Likewise, cost embedding (B, T, C, h, w) and outputs of the stages, in dense decoding.
     """
 
     loss: Tensor | None = None
@@ -80,9 +65,9 @@ class SEDSemanticSegmentationOutput(ModelOutput):
     losses: tuple[Tensor, ...] | None = None
     logit_classes: Tensor | None = None
     kept_classes: Tensor | None = None
-    class_embeddings: Tensor | None = None
-    dense_embeddings: Tensor | None = None
     cost_map: Tensor | None = None
+    dense_embeddings: Tensor | None = None
+    class_embeddings: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     hidden_states = property(lambda self: self.encoder_hidden_states)
@@ -96,17 +81,6 @@ class SEDSemanticSegmentationOutput(ModelOutput):
 
 
 # Hierarchical encoder (section 3.2) ----------------------------------------------------------------------------------
-
-
-@dataclass
-class SEDImageFeatures(BaseModelOutputWithPooling):
-    """Output of the image encoder.
-
-    `last_hidden_state` is res5 (B, C, h, w), `hidden_states` are res2, res3, res4, res5 at strides 4, 8, 16, 32, and
-    `pooler_output`, in which nothing is pooled, is the embedding (B, D, h, w) of every location, not normalised.
-    """
-
-    dense_embeddings = property(lambda self: self.pooler_output)
 
 
 class SEDImageEncoder(nn.Module):
@@ -127,8 +101,8 @@ class SEDImageEncoder(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
 
-    def forward(self, pixel_values: Tensor) -> SEDImageFeatures:
-        """Encode images (B, 3, 32h, 32w)."""
+    def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Encode images (B, 3, 32h, 32w); for the output see `get_image_features`."""
         hidden_states = []
         features = self.trunk.stem(pixel_values)
         for stage in self.trunk.stages:
@@ -143,7 +117,7 @@ class SEDImageEncoder(nn.Module):
             hidden_states.append(features)
         # Each location is an image of its own: CLIP's head without its global pooling.
         dense_embeddings = self.projection(self.trunk.head.norm(features).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return SEDImageFeatures(features, dense_embeddings, tuple(hidden_states))
+        return BaseModelOutputWithPooling(features, dense_embeddings, tuple(hidden_states))
 
 
 # Cost map (section 3.2) ----------------------------------------------------------------------------------------------
@@ -541,8 +515,15 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
             self.base_model.logit_scale.requires_grad_(False)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> SEDImageFeatures:
-        """Encode images (B, 3, H, W), with an H and a W that are multiples of 32."""
+    def get_image_features(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Encode images (B, 3, H, W), with an H and a W that are multiples of 32.
+
+        Returns:
+            `last_hidden_state` is res5 (B, C, h, w); `pooler_output`, in which nothing is pooled, is the embedding
+            (B, D, h, w) of every location, not normalised; `hidden_states`, on request, are res2, res3, res4, res5.
+        """
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != 3 or any(not size or size % ENCODER_STRIDE for size in shape[2:]):
             expected = f"(batch, 3, height, width) with multiples of {ENCODER_STRIDE}"
@@ -551,7 +532,7 @@ class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
         features = self.image_encoder(pixel_values.to(dtype, memory_format=torch.channels_last))
         if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
             return features
-        return SEDImageFeatures(features.last_hidden_state, features.pooler_output)
+        return BaseModelOutputWithPooling(features.last_hidden_state, features.pooler_output)
 
     def get_class_embeddings(
         self, input_ids: Tensor, class_ids: Tensor | None = None, num_synonyms: Tensor | None = None
@@ -597,13 +578,17 @@ class SEDModel(SEDPreTrainedModel):
         class_ids: Tensor | None = None,
         class_embeddings: Tensor | None = None,
         num_synonyms: Tensor | None = None,
-    ) -> SEDModelOutput:
+    ) -> SEDSemanticSegmentationOutput:
         """Compare images with classes; arguments as those of [`SEDForSemanticSegmentation`]."""
         image_features = self.get_image_features(pixel_values, output_hidden_states=True, return_dict=True)
         class_embeddings = self.find_classes(input_ids, class_ids, num_synonyms, class_embeddings)
-        cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
-        embeddings = image_features.dense_embeddings, cost_map.class_embeddings
-        return SEDModelOutput(cost_map.compute(), *embeddings, image_features.hidden_states)
+        cost_map = SEDCostMap.of(image_features.pooler_output, class_embeddings)
+        return SEDSemanticSegmentationOutput(
+            cost_map=cost_map.compute(),
+            dense_embeddings=image_features.pooler_output,
+            class_embeddings=cost_map.class_embeddings,
+            encoder_hidden_states=image_features.hidden_states,
+        )
 
 
 class SEDForSemanticSegmentation(SEDPreTrainedModel):
@@ -656,7 +641,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
 
         image_features = self.get_image_features(pixel_values, output_hidden_states=True, return_dict=True)
         class_embeddings = self.find_classes(input_ids, class_ids, num_synonyms, class_embeddings, labels)
-        cost_map = SEDCostMap.of(image_features.dense_embeddings, class_embeddings)
+        cost_map = SEDCostMap.of(image_features.pooler_output, class_embeddings)
         output = self.decoder(cost_map, image_features.hidden_states, topk, output_hidden_states)
         if labels is not None:
             all_logits = (output.logits, *output.aux_logits)
@@ -665,9 +650,9 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         if early_rejection_topk is None:  # batches may be joined, as `Trainer.predict` does: with the same columns
             output["logits"], output["logit_classes"] = output.all_logits(), None
         if output_hidden_states:
-            output["class_embeddings"] = cost_map.class_embeddings
-            output["dense_embeddings"] = image_features.dense_embeddings
             output["cost_map"] = cost_map.compute()
+            output["dense_embeddings"] = image_features.pooler_output
+            output["class_embeddings"] = cost_map.class_embeddings
             output["encoder_hidden_states"] = image_features.hidden_states
         return SEDSemanticSegmentationOutput(**output)  # in the order of the fields
 

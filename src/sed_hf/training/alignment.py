@@ -23,7 +23,7 @@ class TowerAlignment(nn.Module):
     ) -> SEDSemanticSegmentationOutput:
         """The loss; arguments as for the model."""
         class_embeddings = self.model.get_class_embeddings(input_ids, class_ids)
-        dense_embeddings = self.model.get_image_features(pixel_values).dense_embeddings
+        dense_embeddings = self.model.get_image_features(pixel_values).pooler_output
         cost_map = SEDCostMap.of(dense_embeddings, class_embeddings).compute()
         logits = self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cost_map
         loss = alignment_loss(logits, cell_shares(labels, len(class_embeddings)))
