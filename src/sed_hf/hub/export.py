@@ -5,7 +5,6 @@ Dense decoding is exported, with open numbers of images and classes and an open 
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.overrides import TorchFunctionMode
 from transformers.image_utils import PILImageResampling
 
 from ..inference.class_embeddings import encode_classes
@@ -64,43 +62,20 @@ class PromptEncoder(nn.Module):
     def __init__(self, model: SEDForSemanticSegmentation) -> None:
         super().__init__()
         self.text_encoder = model.text_encoder
-        self.end_of_text = model.text_encoder.config.eos_token_id
-        max_tokens = model.text_encoder.config.max_position_embeddings
-        self.example = {"input_ids": torch.full((3, min(5, max_tokens)), self.end_of_text)}
+        config = model.text_encoder.config
+        max_tokens = config.max_position_embeddings
+        self.example = {"input_ids": torch.full((3, min(5, max_tokens)), config.eos_token_id)}
         self.open_sizes = {"input_ids": {0: Dim("prompts"), 1: Dim("tokens", max=max_tokens)}}
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Encode each prompt separately."""
-        hidden_states = self.text_encoder(input_ids=input_ids).last_hidden_state
-        ends = (input_ids == self.end_of_text).int().argmax(1)
-        index = ends[:, None, None].expand(-1, -1, hidden_states.shape[-1])
-        last = hidden_states.gather(1, index).squeeze(1)
-        return F.normalize(self.text_encoder.text_projection(last), dim=-1)
-
-
-class PoolingAsConvolution(TorchFunctionMode):
-    """Traces average pooling as a convolution: torch 2.11 ties avg_pool2d to the parity of the example's size."""
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Call a function of torch, or the convolution in its place."""
-        function = average_by_convolution if function is F.avg_pool2d else function
-        return function(*args, **(kwargs or {}))
-
-
-def average_by_convolution(features: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """The mean of each window of features (N, C, H, W), as `avg_pool2d` gives it."""
-    size, channels = [int(length) for length in kernel_size], features.shape[1]
-    return F.conv2d(
-        features, features.new_full((channels, 1, *size), 1 / math.prod(size)), stride=size, groups=channels
-    )
+        return F.normalize(self.text_encoder(input_ids=input_ids).text_embeds, dim=-1)
 
 
 @torch.no_grad()
 def write_program(module: DenseSegmentation | PromptEncoder, path: Path) -> None:
     """Write a `.pt2` or an `.onnx` file, with weights."""
-    with PoolingAsConvolution():
-        inputs = tuple(module.example.values())
-        program = torch.export.export(module.eval(), inputs, dynamic_shapes=module.open_sizes)
+    program = torch.export.export(module.eval(), tuple(module.example.values()), dynamic_shapes=module.open_sizes)
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
@@ -154,15 +129,11 @@ def export_model(
 def export_settings(model: SEDForSemanticSegmentation, processor: SEDProcessor) -> dict[str, Any]:
     """What a program in another language needs to know: how to prepare images and prompts."""
     image_processor = processor.image_processor
-    size, input_size = (
-        {edge: length for edge, length in dict(sizes).items() if length is not None}
-        for sizes in (image_processor.size, image_processor.input_size)
-    )
     normalizes = image_processor.do_normalize
     return {
         "image": {
-            "size": size if image_processor.do_resize else None,
-            "input_size": input_size if image_processor.do_input_resize else None,
+            "size": dict(image_processor.size) if image_processor.do_resize else None,
+            "input_size": dict(image_processor.input_size) if image_processor.do_input_resize else None,
             "resample": PILImageResampling(image_processor.resample).name.lower(),
             "rescale_factor": image_processor.rescale_factor if image_processor.do_rescale else 1.0,
             "mean": list(image_processor.image_mean) if normalizes else [0.0, 0.0, 0.0],
