@@ -4,27 +4,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 CUT = "expected all classes, but they were cut as a batch of images is; hold them with model.set_classes instead"
 
 
-class ClassInputs:
+class ClassInputs(PreTrainedModel):
     """The part of the model that holds class embeddings, and refuses class inputs that are not whole."""
 
-    base_model: Any  # holds them, as a buffer
-    config: Any
     get_class_embeddings: Any
 
     @property
     def device(self) -> torch.device:
         """Where inputs belong, also where weights are offloaded."""
-        modules: Any = self.modules() if hasattr(self, "_hf_hook") else ()  # type: ignore[attr-defined]
+        modules = self.modules() if hasattr(self, "_hf_hook") else ()
         hooks = (getattr(module, "_hf_hook", None) for module in modules)
         devices = (getattr(hook, "execution_device", None) for hook in hooks)
         offloaded_to = next((device for device in devices if device is not None), None)
-        return super().device if offloaded_to is None else torch.device(offloaded_to)  # type: ignore[misc]
+        return super().device if offloaded_to is None else torch.device(offloaded_to)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of the text encoder."""

@@ -21,7 +21,7 @@ from timm.layers.grn import GlobalResponseNorm
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModelWithProjection, PreTrainedModel
+from transformers import CLIPTextModelWithProjection
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -470,7 +470,7 @@ def restore_rejected_classes(logits: Tensor, kept: Tensor, num_classes: int) -> 
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
-class SEDPreTrainedModel(ClassInputs, PreTrainedModel):
+class SEDPreTrainedModel(ClassInputs):
     """Loading, saving and initialisation; image and text encoder."""
 
     config: SEDConfig
