@@ -47,7 +47,7 @@ from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classe
 from sed_hf.terminal import positive_integer, progress_bar, say
 from sed_hf.training.data import TrainingSamples
 from sed_hf.training.optimizer import enable_gradient_checkpointing
-from sed_hf.utils import atomic_path
+from sed_hf.utils import atomic_path, write_file
 
 VARIANTS = {"base": "convnext_base_w_320", "large": "convnext_large_d_320"}
 PEERS = ("clipseg", "sam3")
@@ -122,17 +122,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """Measure the points that are not in the report yet, and write it after each."""
-    arguments.output.mkdir(parents=True, exist_ok=True)
     results_file = arguments.output / "results.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
     points = {str(point): point for point in plan(arguments)}
     for name in progress_bar([name for name in points if name not in results], desc="Measuring", unit="point"):
         point = asdict(points[name])
         results[name] = point | run_in_process_of_its_own(["--point", json.dumps(point)], arguments)
-        with atomic_path(results_file) as path:
-            path.write_text(json.dumps(results, indent=1) + "\n")
-        with atomic_path(arguments.output / "results.md") as path:
-            path.write_text(to_markdown(results))
+        write_file(results_file, json.dumps(results, indent=1) + "\n")
+        write_file(arguments.output / "results.md", to_markdown(results))
     print(to_markdown(results))
 
 
@@ -196,7 +193,6 @@ def model_folder(name: str, output: Path) -> Path:
         return Path(name)
     folder = output / "models" / name
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         config = config_from_open_clip(VARIANTS[name])
         with atomic_path(folder) as path:
             SEDForSemanticSegmentation(config).save_pretrained(path)

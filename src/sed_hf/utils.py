@@ -1,7 +1,6 @@
 """Atomic writes, names of files and repositories, and texts for errors in one line."""
 
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,29 +16,33 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     """A temporary path to write a file or a folder to, which takes the place of `path` when the block succeeds.
 
     It lies in a new folder of an unpredictable name beside `path`, which a killed process leaves; what is planted there
-    is not touched. A link at `path` is replaced, not followed. An `OSError` of writing names `path`.
+    is not touched. Parents are made. A link at `path` is replaced, not followed. An `OSError` of writing names `path`.
     """
     path = Path(path)
-    folder = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = str(path.parent)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=path.parent))
-        new, old = folder / path.name, Path(tempfile.mkdtemp(dir=folder)) / "old"
-        yield new
-        try:
-            if new.is_dir() and (path.is_dir() or path.is_symlink()):
-                path.rename(old)  # a folder is not replaced in one step
-            new.replace(path)
-        except BaseException:
-            if old.is_symlink() or old.exists():
-                old.rename(path)
-            raise
+        with tempfile.TemporaryDirectory(".part", ".", path.parent, ignore_cleanup_errors=True) as folder:
+            new, old = Path(folder, path.name), Path(tempfile.mkdtemp(dir=folder), "old")
+            yield new
+            try:
+                if new.is_dir() and (path.is_dir() or path.is_symlink()):
+                    path.rename(old)  # a folder is not replaced in one step
+                new.replace(path)
+            except BaseException:
+                if old.is_symlink() or old.exists():
+                    old.rename(path)
+                raise
     except OSError as error:
-        if error.errno is None or (error.filename and not str(error.filename).startswith(f"{folder or path.parent}")):
+        if error.errno is None or (error.filename and not str(error.filename).startswith(folder)):
             raise  # of a file that the block reads
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_file(path: str | PathLike[str], content: str | bytes) -> None:
+    """Write a file, text as UTF-8, which appears when it is complete."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def short_error(error: BaseException) -> str:

@@ -112,7 +112,7 @@ def test_model_and_random_states_stay_as_they_were() -> None:
 
 
 def progress_at(folder: Path, **settings: Any) -> ProgressFile:
-    return ProgressFile(folder / "progress.safetensors", settings, images_per_save=1)
+    return ProgressFile(folder / "progress.json", settings, images_per_save=1)
 
 
 @pytest.mark.parametrize("num_seen", [1, 6, 7])
@@ -130,7 +130,7 @@ def test_interrupted_run_continues_with_any_batch_size(num_seen: int, tmp_path: 
 
 def test_progress_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     progress_at(tmp_path, topk=8).save(1, MeanIoU(CLASS_NAMES))
-    with pytest.raises(ValueError, match=r"progress\.safetensors .* other settings: topk was 8 and is 4\."):
+    with pytest.raises(ValueError, match=r"progress\.json .* other settings: topk was 8 and is 4\."):
         progress_at(tmp_path, topk=4)
 
 

@@ -67,12 +67,12 @@ def test_finished_sets_are_kept_and_not_evaluated_again(tmp_path: Path) -> None:
 def test_only_results_are_left_in_the_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):  # the progress is saved after 100
         run(BrightnessPredictor(100), {"scenes": SceneDataset("test", 101, size=32)}, tmp_path)
-    progress = (tmp_path / "scenes.progress.safetensors").read_bytes()
+    progress = (tmp_path / "scenes.progress.json").read_bytes()
     for _ in range(2):
         run_on_scenes(tmp_path, 101)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
         # As a run leaves it that is killed when it has finished the set.
-        (tmp_path / "scenes.progress.safetensors").write_bytes(progress)
+        (tmp_path / "scenes.progress.json").write_bytes(progress)
 
 
 @pytest.mark.parametrize(
@@ -90,20 +90,17 @@ def test_folder_of_other_options_is_refused_by_name(options: dict[str, Any], mes
         run_on_scenes(tmp_path, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("results.json", "is not of an evaluation"), ("scenes.progress.safetensors", "is not the progress of")],
-)
-def test_file_that_is_not_a_report_is_refused_and_left(name: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["results.json", "scenes.progress.json"])
+def test_file_that_is_not_a_report_is_refused_and_left(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("[]")
-    with pytest.raises(ValueError, match=f"{name} {message}"):
+    with pytest.raises(ValueError, match=f"{name} is not of an evaluation"):
         run_on_scenes(tmp_path)
     assert (tmp_path / name).read_text() == "[]"
 
 
 @pytest.mark.parametrize("kind", PLANTS)
 @pytest.mark.parametrize(
-    "name", ["results.json", "results.md", "scenes.progress.safetensors", "predictions/scenes", PREDICTION]
+    "name", ["results.json", "results.md", "scenes.progress.json", "predictions/scenes", PREDICTION]
 )
 def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
     name: str, kind: str, tmp_path: Path, precious: Path

@@ -27,7 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..inference.class_embeddings import save_class_embeddings
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_class_embeddings(out, class_names, embeddings, encoder)
     print(f"sed-hf: {len(class_names)} classes written to {printable(out)}")
     return 0

@@ -1,16 +1,19 @@
-"""The images of any data set, one after the other, unread: of a folder, Parquet files, WebDataset shards or the Hub."""
+"""The images of any data set: of a folder, Parquet files, WebDataset shards or the Hub; and reading in processes."""
 
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import datasets
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..utils import HUB_NAME, IMAGE_SUFFIX, some
 
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 BUILDERS = {"parquet": "parquet", "tar": "webdataset"}  # of `datasets`, by ending
 # What a data set of the Hub may be read from: none of its rows can ask for a file of this machine.
 HUB_FILE = re.compile(r"(zip://[^:]*::)?hf://")
+MAX_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -125,3 +129,29 @@ def _open_stream(
 
 def _hash(names: list[str]) -> str:
     return sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def read_batches(
+    batches: Iterable[list[Any]], read: Callable[[Any], Any], num_workers: int | None = None
+) -> DataLoader:
+    """For each batch of rows, which may be a stream, the list of what `read` makes of them, in worker processes.
+
+    By default there are up to 4 workers; with 0, this process reads.
+    """
+    return DataLoader(
+        _Reading(read),
+        batch_sampler=batches,
+        num_workers=min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # without one, the loader would draw from training's random state
+    )
+
+
+@dataclass(frozen=True)
+class _Reading(Dataset[Any]):
+    """Takes rows themselves as the indices of a data loader."""
+
+    read: Callable[[Any], Any]
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.read(row)

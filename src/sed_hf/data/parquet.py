@@ -8,24 +8,37 @@ from collections.abc import Sequence
 from glob import escape
 from itertools import product
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from ..utils import short_error
+from ..utils import atomic_path, short_error
 from .features import SegmentationImage, SegmentationMap
 
 METADATA_KEY = b"sed_hf"
 FORMAT = 2  # 1 scaled the longest side of A-847 to 512 pixels
+IMAGES_PER_ROW_GROUP = 50  # what a stream reads at a time: some 10 MB
 
 # `datasets`' own types: whoever reads the files without this package gets images too.
 FEATURES = datasets.Features(
     image=datasets.Image(mode="RGB"), label=datasets.Image(), file_name=datasets.Value("string")
 )
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], metadata: dict[str, Any], **more_features: Any) -> None:
+    """Write a file of rows, whose columns are [`FEATURES`] and more."""
+    schema = datasets.Features({**FEATURES, **more_features}).arrow_schema
+    content = json.dumps({"format": FORMAT, **metadata}).encode()
+    schema = schema.with_metadata({**schema.metadata, METADATA_KEY: content})
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        if rows:  # `datasets` reads no file that begins with an empty row group
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
 
 
 def read_metadata(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
@@ -35,7 +48,7 @@ def read_metadata(filesystem: AbstractFileSystem, path: str) -> dict[str, Any]:
             metadata = json.loads(pq.read_schema(file).metadata[METADATA_KEY])
     except (ValueError, KeyError, TypeError) as error:  # Arrow's errors are ValueErrors
         raise ValueError(f"{path} was not written by scripts/prepare_dataset.py: {short_error(error)}") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.pop("format", None) != FORMAT:
         raise ValueError(f"{path} was written by another version of sed-hf: prepare the data again")
     return metadata
 

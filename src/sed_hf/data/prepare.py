@@ -1,10 +1,9 @@
 """Writing a benchmark as Parquet files, in several processes, going on where an interrupted run stopped."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -13,20 +12,17 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import DatasetCardData, HfApi
-from torch.utils.data import DataLoader, Dataset
 
 from ..image_processing_sed import read_rgb
 from ..terminal import progress_bar
-from ..utils import atomic_path
+from ..utils import write_file
 from .benchmarks import BENCHMARKS, load_raw
 from .features import shrunk_jpeg
-from .parquet import FEATURES, FORMAT, METADATA_KEY, read_metadata
+from .images import read_batches
+from .parquet import FEATURES, read_metadata, write_parquet
 
-IMAGES_PER_ROW_GROUP = 50  # what a stream reads at a time: some 10 MB
 CARD_MARK = "Prepared with sed-hf from "
 
 
@@ -38,29 +34,16 @@ def prepare_benchmark(
     *,
     num_proc: int = 1,
     images_per_shard: int = 250,
-) -> Path:
-    """Write one split of a benchmark as Parquet files, with labels prepared, and return the folder.
+) -> None:
+    """Write one split of a benchmark, of [`load_benchmark`], as Parquet files with labels prepared.
 
     Images are embedded as their files are where every reader sees in them what the model is given, otherwise as PNG (of
     A-847 as JPEG); labels as PNG. Files that an earlier run completed are kept. Several splits may share a folder,
     several benchmarks may not.
-
-    Args:
-        name: As for [`load_benchmark`], like `data_dir` and `split`.
-        data_dir: The files as downloaded, as Detectron2's scripts leave them, or of your own.
-        output: The folder to write to; [`load_benchmark`] and `datasets.load_dataset` read it.
-        split: `"train"` or `"val"`.
-        num_proc: The number of processes, each of which writes a file at a time.
-        images_per_shard: The number of images of a file.
-
-    Raises:
-        ValueError: An image or label is damaged or does not fit the other, a label holds values outside the class
-            range, or the folder holds other data.
     """
     dataset = load_raw(name, data_dir, split)
     label = dataset.features["label"]
     metadata = {
-        "format": FORMAT,
         "benchmark": name,
         "names": label.names,
         "ignore_index": label.ignore_index,
@@ -70,17 +53,15 @@ def prepare_benchmark(
         "files_sha256": sha256("\n".join(dataset["file_name"]).encode()).hexdigest(),
     }
     _require_own_files(output, metadata)
-    (output / "data").mkdir(parents=True, exist_ok=True)
-    shards = _Shards(dataset, output, metadata)
-    todo = [index for index in range(len(shards)) if not shards.path(index).exists()]
+    num_files = math.ceil(len(dataset) / images_per_shard)
+    paths = [output / "data" / f"{dataset.split}-{index:05d}-of-{num_files:05d}.parquet" for index in range(num_files)]
+    todo = [[index] for index, path in enumerate(paths) if not path.exists()]
     # PyTorch's worker processes end with this one, however that ends; those of `Dataset.map` may hang after SIGTERM.
     num_workers = min(num_proc, len(todo)) if num_proc > 1 else 0
-    written = DataLoader(shards, batch_size=None, sampler=todo, num_workers=num_workers)
+    written = read_batches(todo, partial(_write_file, dataset, paths, metadata), num_workers)
     for _ in progress_bar(written, name, unit="file"):
         pass
-    with atomic_path(output / "README.md") as path:
-        path.write_text(_dataset_card(output, metadata), encoding="utf-8")
-    return output
+    write_file(output / "README.md", _dataset_card(output, metadata))
 
 
 def push_to_hub(folder: Path, repo_id: str, allowed: Sequence[str] = ("README.md", "data/*.parquet")) -> str:
@@ -116,53 +97,26 @@ def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Shards(Dataset[None]):
-    """The files of a split: reading an item writes one."""
-
-    dataset: datasets.Dataset
-    output: Path
-    metadata: dict[str, Any]
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.metadata["images_per_shard"])
-
-    def path(self, index: int) -> Path:
-        return self.output / "data" / f"{self.metadata['split']}-{index:05d}-of-{len(self):05d}.parquet"
-
-    def __getitem__(self, index: int) -> None:
-        examples = self.dataset.shard(len(self), index, contiguous=True)
-        rows = list(_rows(examples, self.metadata["benchmark"]))
-        schema = FEATURES.arrow_schema
-        schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(self.metadata).encode()})
-        with atomic_path(self.path(index)) as path, pq.ParquetWriter(path, schema) as writer:
-            if rows:  # `datasets` reads no file that begins with an empty row group
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
+def _write_file(dataset: datasets.Dataset, paths: list[Path], metadata: dict[str, Any], index: int) -> None:
+    """Write a split's file of this index, in a worker."""
+    write_parquet(paths[index], list(_rows(dataset.shard(len(paths), index, contiguous=True))), metadata)
 
 
-def _rows(examples: datasets.Dataset, benchmark: str) -> Iterator[dict[str, Any]]:
-    skips_unlabelled = benchmark in BENCHMARKS and BENCHMARKS[benchmark].skips_unlabelled
-    image_feature, label_feature = examples.features["image"], examples.features["label"]
+def _rows(examples: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    shortest_side = examples.features["image"].shortest_side
     for example in examples.cast_column("image", datasets.Image(decode=False)):
         path, name, label = Path(example["image"]["path"]), example["file_name"], example["label"]
-        image, content = stored_image(path.read_bytes(), str(path), image_feature.shortest_side)
+        image, content = stored_image(path.read_bytes(), str(path), shortest_side)
         if image.size != label.size:
             raise ValueError(
                 f"{path} has {image.width}×{image.height} pixels, but its label map {label.width}×{label.height}"
             )
-        if not skips_unlabelled or label_feature.has_labelled_pixel(label):
-            label_file = {"path": f"{path.stem}.png", "bytes": png(label)}
-            yield {"image": {"path": name, "bytes": content}, "label": label_file, "file_name": name}
+        label_file = {"path": f"{path.stem}.png", "bytes": png(label)}
+        yield {"image": {"path": name, "bytes": content}, "label": label_file, "file_name": name}
 
 
 def stored_image(content: bytes, name: str, shortest_side: int | None = None) -> tuple[PIL.Image.Image, bytes]:
-    """An image file as the model is given it, in RGB, and the bytes that `datasets.Image(mode="RGB")` decodes to it.
-
-    Args:
-        content: The bytes of the file.
-        name: Its name for errors.
-        shortest_side: As of [`SegmentationImage`].
-    """
+    """An image file as the model is given it, in RGB, and the bytes that `datasets.Image(mode="RGB")` decodes to it."""
     file = BytesIO(content)
     file.name = name
     image = read_rgb(file)

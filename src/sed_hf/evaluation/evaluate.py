@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from .. import terminal
+from ..data.images import read_batches
 from ..data.scenes import SceneDataset
 from ..image_processing_sed import NonFiniteLogitsError, SEDImageProcessor
 from ..inference.class_embeddings import ClassEmbeddingCache, encode_classes
-from ..inference.segmenter import Segmenter, read_batches
-from ..inference.writers import label_map, require_same_settings
+from ..inference.segmenter import Segmenter
+from ..inference.writers import read_saved, write_label_map
 from ..metrics import MeanIoU
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..utils import atomic_path, short_error
+from ..utils import write_file
 from .augmentation import MultiScaleFlip
 from .sets import EvaluationSet, group_figures, vocabulary_and_metric
 
@@ -30,36 +30,24 @@ class ProgressFile:
     """The counts of an unfinished evaluation on disk, from which a later run continues.
 
     Args:
-        path: A safetensors file.
+        path: A JSON file.
         settings: What JSON can hold, by the names that a user knows. Counts of other settings are refused.
         images_per_save: How many images, of all processes together, may be lost by an interruption.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], images_per_save: int = 100) -> None:
         self.path, self.settings, self.images_per_save = path, settings, images_per_save
-        self.num_images = 0
-        if not path.is_file():
-            return
-        try:
-            with safe_open(path, framework="pt") as file:
-                saved = json.loads(file.metadata()["evaluation"])
-                self.matrix = file.get_tensor("confusion_matrix")
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not the progress of an evaluation: {short_error(error)}. Remove it to start again"
-            ) from error
-        require_same_settings(saved["settings"], settings, path)
-        self.num_images = saved["num_images"]
+        saved = read_saved(path, settings) or {"num_images": 0, "confusion_matrix": []}
+        self.num_images, self.matrix = saved["num_images"], torch.tensor(saved["confusion_matrix"])
 
     def save(self, num_images: int, metric: MeanIoU) -> None:
         """Replace the file if enough images are new; all processes must call this."""
         if num_images - self.num_images < self.images_per_save:
             return
-        self.num_images, self.matrix = num_images, metric.total()
+        self.num_images, matrix = num_images, metric.total().tolist()
         if PartialState().is_main_process:
-            progress = json.dumps({"num_images": num_images, "settings": self.settings})
-            with atomic_path(self.path) as path:
-                path.write_bytes(save({"confusion_matrix": self.matrix.cpu()}, {"evaluation": progress}))
+            progress = {"settings": self.settings, "num_images": num_images, "confusion_matrix": matrix}
+            write_file(self.path, json.dumps(progress))
 
 
 def evaluate_benchmark(
@@ -109,7 +97,7 @@ def evaluate_benchmark(
                 name = example["file_name"]
                 metric.add(prediction=prediction, reference=example["label"], file_name=name)
                 if predictions_dir is not None:
-                    write_prediction(predictions_dir / f"{Path(name).stem}.png", prediction, len(vocabulary))
+                    write_label_map(predictions_dir / f"{Path(name).stem}.png", prediction, len(vocabulary))
             done = min(done + batch_size * PartialState().num_processes, len(dataset))
             bar.update(done - bar.n)
             if progress_file is not None:
@@ -159,10 +147,3 @@ def read_example(dataset: EvaluationSet, image_processor: SEDImageProcessor | No
     if image_processor is not None:
         example = {**example, "pixel_values": image_processor(example["image"], return_tensors="pt")["pixel_values"][0]}
     return example
-
-
-def write_prediction(path: Path, prediction: npt.NDArray, num_classes: int) -> None:
-    """Write class indices as a PNG, with 8 bits for up to 255 classes, otherwise 16."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        label_map(prediction, num_classes).save(temporary, format="PNG")

@@ -9,10 +9,10 @@ from typing import Any
 from accelerate import PartialState
 
 from ..inference.class_embeddings import ClassEmbeddingCache
-from ..inference.writers import model_settings, require_same_settings
+from ..inference.writers import model_settings, read_saved, require_same_settings
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..utils import atomic_path, short_error
+from ..utils import write_file
 from .environment import describe_environment
 from .evaluate import ProgressFile, evaluate_benchmark
 from .sets import EvaluationSet, set_title
@@ -33,7 +33,7 @@ def evaluate_suite(
     """Evaluate a model on several data sets, one after the other, with options of [`evaluate_benchmark`].
 
     The folder `output` gets `results.json` and `results.md` after each set, on request `predictions/<set>/`, and
-    meanwhile `<set>.progress.safetensors`. Sets that it has results of are not evaluated again, and an interrupted one
+    meanwhile `<set>.progress.json`. Sets that it has results of are not evaluated again, and an interrupted one
     continues where it stopped. A folder of another model, called `model_name`, or of other options is refused.
 
     Returns:
@@ -47,12 +47,13 @@ def evaluate_suite(
         "save_predictions": save_predictions,
     }
     output.mkdir(parents=True, exist_ok=True)
-    results = read_results(output, settings)
+    report = output / "results.json"
+    results = read_saved(report, settings).get("benchmarks", {})
     for name, dataset in sets.items():
-        progress, images = output / f"{name}.progress.safetensors", {f"number of images of {name}": len(dataset)}
+        progress, images = output / f"{name}.progress.json", {f"number of images of {name}": len(dataset)}
         if name in results:
             saved = dict.fromkeys(images, results[name]["num_images"])
-            require_same_settings(saved, images, output / "results.json")
+            require_same_settings(saved, images, report)
         else:
             figures = evaluate_benchmark(
                 model,
@@ -67,34 +68,14 @@ def evaluate_suite(
             environment = describe_environment(model.device)
             results[name] = {"num_images": len(dataset), "figures": figures, "environment": environment}
         if PartialState().is_main_process:
-            results = read_results(output, settings) | results  # another run may have written to the folder
-            write_results(output, settings, results)
-            if ProgressFile(progress, settings | images).num_images:
+            # Another run may have written to the folder.
+            results = read_saved(report, settings).get("benchmarks", {}) | results
+            content = {"settings": settings, "benchmarks": results}
+            write_file(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_file(output / "results.md", to_markdown(settings, results))
+            if read_saved(progress, settings | images):
                 progress.unlink()
     return results
-
-
-def read_results(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `results.json` has of each set, if there is one; one of other settings is refused."""
-    path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-        saved, results = dict(content["settings"]), dict(content["benchmarks"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not of an evaluation ({short_error(error)}): choose another folder") from error
-    require_same_settings(saved, settings, path)
-    return results
-
-
-def write_results(folder: Path, settings: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
-    """Write `results.json` and `results.md`."""
-    content = {"settings": settings, "benchmarks": results}
-    with atomic_path(folder / "results.json") as path:
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    with atomic_path(folder / "results.md") as path:
-        path.write_text(to_markdown(settings, results), encoding="utf-8")
 
 
 def to_markdown(settings: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:

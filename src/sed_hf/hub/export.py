@@ -108,7 +108,6 @@ def export_model(
         class_names: Classes to encode now, to `classes.npz`: `names` (T,) and `embeddings` (T, P, D).
     """
     check_new_folder(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as folder:
         folder.mkdir()
         settings = json.dumps(export_settings(model, processor), indent=2, ensure_ascii=False)

@@ -81,7 +81,6 @@ def save_hub_folder(
         widget=[{"src": WIDGET_IMAGE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
     )
     directory = Path(os.path.abspath(directory))  # which, unlike `resolve`, follows no link
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory) as folder:
         try:
             model.save_pretrained(folder, state_dict=state_dict)

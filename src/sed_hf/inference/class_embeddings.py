@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor, synonyms_of, validate_class_names
 from ..terminal import progress_bar
-from ..utils import atomic_path, short_error
+from ..utils import short_error, write_file
 
 logger = logging.get_logger(__name__)
 
@@ -115,7 +115,6 @@ class ClassEmbeddingCache:
         """Keep the embedding (P, D) of a class."""
         path = self._path(encoder, class_name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_class_embeddings(path, [class_name], embedding[None], encoder)
         except OSError as error:
             logger.warning_once(f"class embeddings are not cached in {self.directory}: {error.strerror}")
@@ -130,8 +129,7 @@ def save_class_embeddings(
 ) -> None:
     """Save T names and embeddings (T, P, D), by the encoder of this [`text_encoder_sha256`], as a safetensors file."""
     metadata = {"class_names": json.dumps(list(class_names)), "text_encoder_sha256": encoder}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save({"class_embeddings": class_embeddings.cpu().contiguous()}, metadata))
+    write_file(path, save({"class_embeddings": class_embeddings.cpu().contiguous()}, metadata))
 
 
 def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -> tuple[list[str], Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..utils import atomic_path
+from ..utils import atomic_path, write_file
 from ..visualization import INK, draw_overlay, first_synonym, font_of, resize_labels, shortened
 
 CELL = (200, 150)  # pixels, at most
@@ -85,9 +85,8 @@ def write_explanation(figure: Path, image: Image.Image, explanation: Explanation
         }
         for index, name in enumerate(explanation.class_names)
     ]
-    with atomic_path(figure.with_suffix(".json")) as path:
-        content = {"topk": explanation.topk, "classes": classes}
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {"topk": explanation.topk, "classes": classes}
+    write_file(figure.with_suffix(".json"), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def draw_explanation(image: Image.Image, explanation: Explanation, max_rows: int = 12) -> Image.Image:

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import fsspec
 from accelerate import PartialState
@@ -17,29 +17,23 @@ from huggingface_hub import DatasetCardData
 from PIL import Image
 
 from ..data import prepare
-from ..data.images import ImageSource, open_images
+from ..data.images import ImageSource, open_images, read_batches
 from ..data.vocabularies import load_vocabulary
 from ..hub.load import check_model_source, load
 from ..image_processing_sed import NonFiniteLogitsError, SEDImageProcessor
 from ..processing_sed import validate_class_names
 from ..terminal import progress_bar, say
-from ..utils import atomic_path, short_error, some
+from ..utils import atomic_path, short_error, some, write_file
 from ..visualization import ClassTotals, draw_overlay
 from .class_embeddings import ClassEmbeddingCache, encode_classes, text_encoder_sha256
 from .label_formats import FORMATS, LabelFormat, PreparedImage
-from .segmenter import Segmenter, competing_names, read_batches, unused_label
+from .segmenter import Segmenter, competing_names, unused_label
 from .writers import model_settings, require_same_settings
 
 MAX_IN_FLIGHT = 4  # batches that the model has seen, and that are not written yet
 PREVIEW_SIZE = 480  # pixels
 
-
-class Row(NamedTuple):
-    """An image before it is read."""
-
-    position: int
-    source: str
-    content: bytes | Path | str | None  # of the file, or where it is
+Row: TypeAlias = tuple[int, str, bytes | Path | str | None]  # position, name, and what the file holds or where it is
 
 
 class Unreadable(NamedTuple):
@@ -141,14 +135,14 @@ def label_dataset(
     if not (output / "README.md").exists():
         label_shards(shards, segmenter, writer, num_workers)
     state.wait_for_everyone()
-    summary = shards.summary()
+    labelled, pixels, skipped = shards.summary()
     if state.is_main_process:
         writer.finish(len(shards.finished()))
-        write_card(output, settings, summary)
+        write_card(output, settings, labelled, pixels, skipped)
         if push_to_hub is not None:
             prepare.push_to_hub(output, push_to_hub, ["README.md", "skipped.jsonl", *writer.files])
     state.wait_for_everyone()
-    return summary.counts
+    return Counts(labelled, len(skipped))
 
 
 def claim(output: Path, settings: dict[str, Any]) -> None:
@@ -159,8 +153,7 @@ def claim(output: Path, settings: dict[str, Any]) -> None:
     elif others := [file.name for file in output.iterdir() if file.name[0] != "." and file.name != "preview.jpg"]:
         raise ValueError(f"{output} holds other files ({some(others, 3)}): choose a new or empty output folder")
     else:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass
@@ -182,77 +175,58 @@ class Shards:
 
     def batches(self, rank: int, num_processes: int) -> Iterator[list[Row]]:
         """The images of the shards that a process has still to do; a batch is of one shard."""
-        rows = (Row(position, *image) for position, image in enumerate(self.images))
-        for index, shard in groupby(rows, lambda row: row.position // self.size):
+        rows = ((position, *image) for position, image in enumerate(self.images))
+        for index, shard in groupby(rows, lambda row: row[0] // self.size):
             if index % num_processes == rank and not self.path(index).exists():
                 while batch := list(islice(shard, self.batch_size)):
                     yield batch
 
-    def summary(self) -> "Summary":
-        """What the files of the shards say."""
+    def summary(self) -> tuple[int, Counter[str], list[dict[str, Any]]]:
+        """Labelled images, the pixels of each class index and of "none", and the images that cannot be read."""
         labelled, pixels, skipped = 0, Counter[str](), []
         for path in self.finished():
             shard = json.loads(path.read_bytes())
             labelled += shard["labelled"]
             pixels.update(shard["pixels"])
             skipped += shard["skipped"]
-        return Summary(Counts(labelled, len(skipped)), pixels, skipped)
-
-
-class Summary(NamedTuple):
-    """Images, the pixels of each class index and of "none", and the images that cannot be read."""
-
-    counts: Counts
-    pixels: Counter[str]
-    skipped: list[dict[str, Any]]
+        return labelled, pixels, skipped
 
 
 def label_shards(shards: Shards, segmenter: Segmenter, writer: LabelFormat, num_workers: int | None) -> None:
     """Label this process's share; while the model segments a batch, those before are post-processed and written."""
     state, total = PartialState(), shards.images.num_images
-    shards.folder.mkdir(exist_ok=True)
     done = len(shards.finished()) * shards.size
     read = partial(read_image, segmenter.processor.image_processor)
     loader = read_batches(shards.batches(state.process_index, state.num_processes), read, num_workers)
     in_flight: deque[Future] = deque()
-
-    def segment(images: list[PreparedImage]) -> Future[list[Labelled]]:
-        while len(in_flight) >= MAX_IN_FLIGHT:
-            in_flight.popleft().result()
-        outputs = segmenter.forward([image.pixel_values for image in images])
-        in_flight.append(pool.submit(write_images, segmenter, writer, outputs, images))
-        return in_flight[-1]
-
     bar = progress_bar(None, "Labelling", total=total, initial=done, unit="image", disable=not state.is_main_process)
     with bar, ThreadPoolExecutor(2) as pool:
         for index, batches in groupby(loader, lambda batch: batch[0].position // shards.size):
-            labelled, skipped = [], []
-            waiting: dict[Any, list[PreparedImage]] = defaultdict(list)
+            written, skipped = [], []
             for batch in batches:
-                for image in batch:
-                    if isinstance(image, Unreadable):
-                        skipped.append(image)
-                        continue
-                    alike = waiting[image.pixel_values.shape]
-                    alike.append(image)
-                    if len(alike) == shards.batch_size:
-                        labelled.append(segment(waiting.pop(image.pixel_values.shape)))
+                skipped += [image for image in batch if isinstance(image, Unreadable)]
+                if images := [image for image in batch if isinstance(image, PreparedImage)]:
+                    while len(in_flight) >= MAX_IN_FLIGHT:
+                        in_flight.popleft().result()
+                    outputs = segmenter.forward([image.pixel_values for image in images])
+                    written.append(pool.submit(write_images, segmenter, writer, outputs, images))
+                    in_flight.append(written[-1])
                 step = len(batch) * state.num_processes
                 bar.update(step if total is None else min(step, total - bar.n))
-            labelled += [segment(alike) for alike in waiting.values()]
-            in_flight.append(pool.submit(write_shard, shards.path(index), index, writer, labelled, skipped))
+            in_flight.append(pool.submit(write_shard, shards.path(index), index, writer, written, skipped))
         for future in in_flight:
             future.result()
 
 
 def read_image(image_processor: SEDImageProcessor, row: Row) -> PreparedImage | Unreadable:
     """An image with its file and the model's input, in a worker."""
+    position, source, content = row
     try:
-        image, content = prepare.stored_image(file_content(row.content), row.source or f"image {row.position}")
+        image, file = prepare.stored_image(file_content(content), source or f"image {position}")
         pixel_values = image_processor(image, return_tensors="pt")["pixel_values"][0]
     except (OSError, ValueError) as error:
-        return Unreadable(row.position, row.source, short_error(error))
-    return PreparedImage(row.position, row.source, content, (image.height, image.width), pixel_values)
+        return Unreadable(position, source, short_error(error))
+    return PreparedImage(position, source, file, (image.height, image.width), pixel_values)
 
 
 def file_content(content: bytes | Path | str | None) -> bytes:
@@ -265,52 +239,43 @@ def file_content(content: bytes | Path | str | None) -> bytes:
         return file.read()
 
 
-class Labelled(NamedTuple):
-    """What is known of an image that has labels."""
-
-    position: int
-    record: Any  # of the format
-    pixels: dict[str, int]  # of each class index, and of "none"
-
-
 def write_images(
     segmenter: Segmenter, writer: LabelFormat, outputs: Any, images: list[PreparedImage]
-) -> list[Labelled]:
-    """Post-process and write a batch, in a thread."""
+) -> tuple[list[Any], Counter[str]]:
+    """Post-process and write a batch, in a thread; what the format knows of each image, and the pixels of all."""
     try:
         results = segmenter.post_process(outputs, [image.size for image in images])
     except NonFiniteLogitsError as error:
         raise NonFiniteLogitsError(error.index, images[error.index].source) from error
-    labelled = []
+    records, pixels = [], Counter[str]()
     for image, result in zip(images, results, strict=True):
         totals = ClassTotals(segmenter.class_names, segmenter.ignore_index)
         totals.add(result["segmentation"], result["probability"])
         classes = totals.statistics()
-        pixels = {str(entry.index): round(entry.share * math.prod(image.size)) for entry in classes}
-        pixels["none"] = totals.ignored_pixels
-        labelled.append(Labelled(image.position, writer.write_image(image, result["segmentation"], classes), pixels))
-    return labelled
+        pixels.update({str(entry.index): round(entry.share * math.prod(image.size)) for entry in classes})
+        pixels["none"] += totals.ignored_pixels
+        records.append(writer.write_image(image, result["segmentation"], classes))
+    return records, pixels
 
 
-def write_shard(
-    path: Path, index: int, writer: LabelFormat, batches: list[Future[list[Labelled]]], skipped: list[Unreadable]
-) -> None:
+def write_shard(path: Path, index: int, writer: LabelFormat, batches: list[Future], skipped: list[Unreadable]) -> None:
     """Write what is left to write of a shard when its images are written, and its JSON file last."""
-    images = sorted(image for batch in batches for image in batch.result())
-    pixels: Counter[str] = Counter()
-    for image in images:
-        pixels.update(image.pixels)
-    writer.write_shard(index, [image.record for image in images])
-    content = {"labelled": len(images), "pixels": pixels, "skipped": [image._asdict() for image in sorted(skipped)]}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    records, pixels = [], Counter[str]()
+    for batch in batches:
+        records_of_batch, pixels_of_batch = batch.result()
+        records += records_of_batch
+        pixels.update(pixels_of_batch)
+    writer.write_shard(index, records)
+    content = {"labelled": len(records), "pixels": pixels, "skipped": [image._asdict() for image in skipped]}
+    write_file(path, json.dumps(content, ensure_ascii=False))
 
 
-def write_card(output: Path, settings: dict[str, Any], summary: Summary) -> None:
+def write_card(
+    output: Path, settings: dict[str, Any], labelled: int, pixels: Counter[str], skipped: list[dict[str, Any]]
+) -> None:
     """Write `skipped.jsonl`, then `README.md`, the card of the data set, which says that all is done."""
-    (labelled, num_skipped), pixels, skipped = summary
-    with atomic_path(output / "skipped.jsonl") as path:
-        path.write_text("".join(json.dumps(image, ensure_ascii=False) + "\n" for image in skipped), encoding="utf-8")
+    lines = [json.dumps(image, ensure_ascii=False) + "\n" for image in skipped]
+    write_file(output / "skipped.jsonl", "".join(lines))
     data_files = [{"split": settings["split"], "path": f"data/{settings['split']}-*.parquet"}]
     configs = [{"config_name": "default", "data_files": data_files}] if settings["format"] == "parquet" else None
     card = DatasetCardData(task_categories=["image-segmentation"], tags=["sed-hf"], configs=configs)
@@ -324,7 +289,7 @@ def write_card(output: Path, settings: dict[str, Any], summary: Summary) -> None
 ---
 # {labelled} images with labels by {settings["model"]}
 
-Labelled by sed-hf, not by people; {num_skipped} images could not be read.
+Labelled by sed-hf, not by people; {len(skipped)} images could not be read.
 
 {options}
 
@@ -332,8 +297,7 @@ Labelled by sed-hf, not by people; {num_skipped} images could not be read.
 |---|---|
 {classes}
 """
-    with atomic_path(output / "README.md") as path:
-        path.write_text(text, encoding="utf-8")
+    write_file(output / "README.md", text)
 
 
 def write_preview(path: Path, images: ImageSource, segmenter: Segmenter, count: int) -> Counts:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,8 +11,6 @@ from typing import Any, ClassVar, TypeAlias
 import cv2
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,9 +18,9 @@ from pycocotools import mask as coco_mask
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from ..data.parquet import FEATURES, FORMAT, METADATA_KEY
-from ..data.prepare import IMAGES_PER_ROW_GROUP, png
-from ..utils import atomic_path
+from ..data.parquet import write_parquet
+from ..data.prepare import png
+from ..utils import write_file
 from ..visualization import ClassStatistics, class_colors
 from .segmenter import unused_label
 from .writers import label_map
@@ -68,12 +66,6 @@ class LabelFormat:
     def finish(self, num_shards: int) -> None:
         """Write what is about all shards; another time it changes nothing."""
 
-    def _write(self, name: str, content: bytes) -> None:
-        path = self.output / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-
 
 class ParquetFormat(LabelFormat):
     """What `load_benchmark("custom")` and `datasets` read: `data/SPLIT-INDEX-of-NUMBER.parquet`."""
@@ -93,23 +85,16 @@ class ParquetFormat(LabelFormat):
 
     def write_shard(self, index: int, records: list[Any]) -> None:
         """Write a file, which gets its last name when the number of files is known."""
-        names = datasets.ClassLabel(names=list(self.class_names))
-        features = {**FEATURES, "classes": datasets.List(names), "scores": datasets.List(datasets.Value("float32"))}
-        schema = datasets.Features(features).arrow_schema
+        classes = datasets.List(datasets.ClassLabel(names=list(self.class_names)))
         metadata = {
-            "format": FORMAT,
             "benchmark": "custom",
             "names": list(self.class_names),
             "ignore_index": unused_label(len(self.class_names)),
             "background_index": None,
             "split": self.split,
         }
-        schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(metadata).encode()})
         file = self.output / f"data/{self.split}-{index:05d}.parquet"
-        file.parent.mkdir(exist_ok=True)
-        with atomic_path(file) as path, pq.ParquetWriter(path, schema) as writer:
-            if records:
-                writer.write_table(pa.Table.from_pylist(records, schema=schema), row_group_size=IMAGES_PER_ROW_GROUP)
+        write_parquet(file, records, metadata, classes=classes, scores=datasets.List(datasets.Value("float32")))
 
     def finish(self, num_shards: int) -> None:
         """Name the files as one set."""
@@ -131,12 +116,12 @@ class PNGFormat(LabelFormat):
             palette = np.full((256, 3), 255, dtype=np.uint8)
             palette[: len(self.class_names)] = class_colors(self.class_names)
             mask.putpalette(palette.tobytes())
-        self._write(f"images/{image.name}", image.content)
-        self._write(f"masks/{Path(image.name).stem}.png", png(mask))
+        write_file(self.output / f"images/{image.name}", image.content)
+        write_file(self.output / f"masks/{Path(image.name).stem}.png", png(mask))
 
     def finish(self, num_shards: int) -> None:
         """Write the class names."""
-        self._write("classes.json", json.dumps(list(self.class_names), indent=1, ensure_ascii=False).encode())
+        write_file(self.output / "classes.json", json.dumps(list(self.class_names), indent=1, ensure_ascii=False))
 
 
 class YOLOFormat(LabelFormat):
@@ -151,13 +136,13 @@ class YOLOFormat(LabelFormat):
             for polygon in polygons(segmentation == entry.index):
                 coordinates = (polygon / image.size[::-1]).ravel().tolist()
                 lines.append(f"{entry.index} {' '.join(f'{value:.6f}' for value in coordinates)}\n")
-        self._write(f"images/{image.name}", image.content)
-        self._write(f"labels/{Path(image.name).stem}.txt", "".join(lines).encode())
+        write_file(self.output / f"images/{image.name}", image.content)
+        write_file(self.output / f"labels/{Path(image.name).stem}.txt", "".join(lines))
 
     def finish(self, num_shards: int) -> None:
         """Write the class names; training and validation name the same images."""
         content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
-        self._write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
+        write_file(self.output / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
 
 class COCOFormat(LabelFormat):
@@ -167,7 +152,7 @@ class COCOFormat(LabelFormat):
 
     def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """Write the image, and return its entry and its annotations, one for each class, as run lengths."""
-        self._write(f"images/{image.name}", image.content)
+        write_file(self.output / f"images/{image.name}", image.content)
         image_id, (height, width) = image.position + 1, image.size
         annotations = []
         for entry in sorted(classes, key=lambda entry: entry.index):
@@ -187,33 +172,22 @@ class COCOFormat(LabelFormat):
 
     def write_shard(self, index: int, records: list[Any]) -> None:
         """Write what `finish` joins."""
-        self._write(f"annotations/{index:05d}.json", json.dumps(records, ensure_ascii=False).encode())
+        write_file(self.output / f"annotations/{index:05d}.json", json.dumps(records, ensure_ascii=False))
 
     def finish(self, num_shards: int) -> None:
-        """Join the annotations, one shard in memory at a time."""
-        categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
-
-        def records() -> Iterator[dict[str, Any]]:
-            for index in range(num_shards):
-                yield from json.loads((self.output / f"annotations/{index:05d}.json").read_bytes())
-
-        with atomic_path(self.output / "annotations.json") as path, path.open("w", encoding="utf-8") as file:
-            images = (record["image"] for record in records())
-            annotations = (annotation for record in records() for annotation in record["annotations"])
-            file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)},\n"images": [')
-            file.writelines(joined(images))
-            file.write('],\n"annotations": [')
-            file.writelines(joined({"id": number, **each} for number, each in enumerate(annotations, start=1)))
-            file.write("]}\n")
+        """Join the annotations of all shards."""
+        shards = [self.output / f"annotations/{index:05d}.json" for index in range(num_shards)]
+        records = [record for shard in shards for record in json.loads(shard.read_bytes())]
+        annotations = [annotation for record in records for annotation in record["annotations"]]
+        content = {
+            "categories": [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)],
+            "images": [record["image"] for record in records],
+            "annotations": [{"id": number, **each} for number, each in enumerate(annotations, start=1)],
+        }
+        write_file(self.output / "annotations.json", json.dumps(content, ensure_ascii=False) + "\n")
 
 
 FORMATS = {"parquet": ParquetFormat, "coco": COCOFormat, "yolo": YOLOFormat, "png": PNGFormat}
-
-
-def joined(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """The entries of a list in JSON, one after the other."""
-    for number, entry in enumerate(entries):
-        yield (",\n" if number else "") + json.dumps(entry, ensure_ascii=False)
 
 
 def score(entry: ClassStatistics) -> float:

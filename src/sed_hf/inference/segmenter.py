@@ -1,7 +1,6 @@
-"""RGB images to labels, with one model and one vocabulary, and the reading of a data set's images for it."""
+"""RGB images to labels, with one model and one vocabulary."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,41 +8,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..data.distractors import distractors
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..pipeline_sed import EVERYTHING_ELSE, segment_images
 from ..processing_sed import SEDProcessor
 from ..sliding_window_sed import SlidingWindow
-
-MAX_WORKERS = 4
-
-
-def read_batches(
-    batches: Iterable[list[Any]], read: Callable[[Any], Any], num_workers: int | None = None
-) -> DataLoader:
-    """For each batch of rows, which may be a stream, the list of what `read` makes of them, in worker processes.
-
-    By default there are up to 4 workers; with 0, this process reads.
-    """
-    return DataLoader(
-        _Reading(read),
-        batch_sampler=batches,
-        num_workers=min(MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # without one, the loader would draw from training's random state
-    )
-
-
-@dataclass(frozen=True)
-class _Reading(Dataset[Any]):
-    """Takes rows themselves as the indices of a data loader."""
-
-    read: Callable[[Any], Any]
-
-    def __getitem__(self, row: Any) -> Any:
-        return self.read(row)
 
 
 def competing_names(class_names: Sequence[str], vocabulary: str | None) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
-from ..utils import atomic_path
+from ..utils import atomic_path, short_error, write_file
 from ..visualization import ClassTotals, draw_overlay
 from .class_embeddings import weights_sha256
 from .segmenter import unused_label
@@ -23,6 +23,12 @@ from .segmenter import unused_label
 def label_map(segmentation: npt.NDArray[np.integer], num_classes: int) -> Image.Image:
     """The labels (height, width) as a grey image of 8 bits, or of 16 for more than 255 classes."""
     return Image.fromarray(segmentation.astype("uint8" if unused_label(num_classes) == 255 else "uint16"))
+
+
+def write_label_map(path: Path, segmentation: npt.NDArray[np.integer], num_classes: int) -> None:
+    """Write the labels as a PNG."""
+    with atomic_path(path) as temporary:
+        label_map(segmentation, num_classes).save(temporary, format="PNG")
 
 
 def summary(
@@ -57,14 +63,12 @@ def write_results(
     segmentation, totals = result["segmentation"], ClassTotals(class_names, ignore_index)
     totals.add(segmentation, result["probability"])
     try:
-        with atomic_path(paths[0]) as path:
-            label_map(segmentation, len(class_names)).save(path, format="PNG")
+        write_label_map(paths[0], segmentation, len(class_names))
         overlay = draw_overlay(image, segmentation, class_names, ignore_index=ignore_index)
         with atomic_path(paths[1]) as path:
             # JPEG, since PNG takes seconds on a photo; without chroma subsampling, which would blur contours.
             overlay.save(path, format="JPEG", quality=90, subsampling=0)
-        with atomic_path(paths[2]) as path:
-            path.write_text(summary(source, segmentation.shape[::-1], totals, model_name), encoding="utf-8")
+        write_file(paths[2], summary(source, segmentation.shape[::-1], totals, model_name))
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # a full disk, for one, stops all
             raise
@@ -87,6 +91,19 @@ def model_settings(
         "input_size": dict(image_processor.input_size),
         "early_rejection_topk": (model.config.early_rejection_topk if topk is None else topk) or None,
     }
+
+
+def read_saved(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation has written to a JSON file, with its `settings`; nothing if there is none; refuse others."""
+    if not path.is_file():
+        return {}
+    try:
+        saved = json.loads(path.read_bytes())
+        found = dict(saved["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of an evaluation ({short_error(error)}): choose another folder") from error
+    require_same_settings(found, settings, path)
+    return saved
 
 
 def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:

@@ -22,7 +22,6 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
         return folder
     if folder.exists():
         raise FileExistsError(f"{folder}: expected no such folder, since a checkpoint is to be written there")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(folder) if accelerator.is_main_process else nullcontext() as own:
             [temporary] = broadcast_object_list([own])

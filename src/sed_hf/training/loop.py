@@ -29,7 +29,7 @@ from ..evaluation.environment import describe_environment, require_launched_proc
 from ..hub.load import load
 from ..hub.save import check_new_folder, save_hub_folder
 from ..terminal import progress_bar
-from ..utils import atomic_path
+from ..utils import write_file
 from .alignment import TowerAlignment
 from .checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from .data import TrainingClasses, load_training_data, sample_vocabulary
@@ -183,8 +183,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             text = self.log_file.read_text(encoding="utf-8") if self.start and self.log_file.is_file() else ""
             lines = text.split("\n")[:-1]  # without one that was cut off
-            with atomic_path(self.log_file) as path:
-                path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.start))
+            write_file(self.log_file, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.start))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step to accelerate's tracker and to the log."""
