@@ -156,7 +156,6 @@ class BenchmarkInfo:
     splits: tuple[str, ...] = (DEFAULT_SPLIT,)
     ignore_index: int = IGNORE_8_BIT  # the label of pixels that count nowhere
     background_index: int | None = None  # see `SegmentationMap`
-    skips_unlabelled: bool = False  # whether images without any labelled pixel are left out
 
 
 _COCO = ("coco-stuff", "coco_stuff", "cocostuff", "coco")
@@ -172,8 +171,8 @@ BENCHMARKS = {
     "ade20k_847": BenchmarkInfo("A-847", _ADE20K, ("ADE20K_2021_17_01",), ignore_index=IGNORE_16_BIT),
     "pascal_context_59": BenchmarkInfo("PC-59", _CONTEXT_59, _VOC_2010),
     "pascal_context_459": BenchmarkInfo("PC-459", _CONTEXT_459, _VOC_2010, ignore_index=IGNORE_16_BIT),
-    "pascal_voc_20": BenchmarkInfo("PAS-20", _VOC, _VOC_2012, skips_unlabelled=True),
-    "pascal_voc_20b": BenchmarkInfo("PAS-20b", _VOC, _VOC_2012, background_index=20, skips_unlabelled=True),
+    "pascal_voc_20": BenchmarkInfo("PAS-20", _VOC, _VOC_2012),
+    "pascal_voc_20b": BenchmarkInfo("PAS-20b", _VOC, _VOC_2012, background_index=20),
 }
 
 
@@ -192,8 +191,7 @@ def load_benchmark(
     """Load a benchmark as downloaded, as Detectron2's scripts leave it, or as `scripts/prepare_dataset.py` writes it.
 
     Each example has an `image` (RGB), a `label` (a greyscale image of class indices, of the image's size) and a
-    `file_name`, decoded when they are read. Images of PASCAL VOC without any labelled pixel are left out of Parquet
-    files and of streams; a `datasets.Dataset` of the download keeps them, which changes no score.
+    `file_name`, decoded when they are read.
 
     Args:
         name: One of [`BENCHMARKS`], or `"custom"` for data of your own: a folder with `images/`, `masks/` (or
@@ -218,10 +216,7 @@ def load_benchmark(
     dataset = load_raw(name, data_dir, split)
     if not streaming:
         return dataset
-    stream = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))  # for the workers of a data loader
-    if name in BENCHMARKS and BENCHMARKS[name].skips_unlabelled:
-        stream = stream.filter(dataset.features["label"].has_labelled_pixel, input_columns=["label"])
-    return stream
+    return dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))  # for the workers of a data loader
 
 
 def load_raw(name: str, data_dir: str | PathLike[str], split: str | None = None) -> datasets.Dataset:

@@ -165,10 +165,6 @@ class SegmentationMap(datasets.Image):
         except Exception as error:  # what a damaged file raises differs from one format's library to the next
             raise ValueError(f"cannot read the label {value['path'] or 'map'}: {short_error(error)}") from error
 
-    def has_labelled_pixel(self, label: PIL.Image.Image) -> bool:
-        """Whether a decoded label map holds anything but ignored pixels."""
-        return bool((np.asarray(label) != self.ignore_index).any())
-
 
 def _open(value: dict[str, Any]) -> BinaryIO:
     if value["bytes"] is None:
