@@ -214,9 +214,8 @@ def load_benchmark(
     if dataset is not None:
         return dataset
     dataset = load_raw(name, data_dir, split)
-    if not streaming:
-        return dataset
-    return dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))  # for the workers of a data loader
+    # The parts of a stream are for the workers of a data loader.
+    return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 
 def load_raw(name: str, data_dir: str | PathLike[str], split: str | None = None) -> datasets.Dataset:

@@ -58,14 +58,7 @@ class ImageSource:
 def open_images(data: str | Path, split: str = "train", column: str | None = None) -> ImageSource:
     """Open the images of a folder, with its folders, of Parquet files, of WebDataset shards, or of the Hub (streamed).
 
-    Args:
-        data: Folder or file, or OWNER/NAME of a data set on the Hub.
-        split: Of a data set on the Hub.
-        column: The column of the images; by default the only one that holds images, or the one called "image".
-
-    Raises:
-        FileNotFoundError: There is no such file or folder, or it holds no images.
-        ValueError: It holds files of several kinds, or the column of the images is not clear.
+    By default their column is the only one that holds images, or the one called "image".
     """
     root = Path(data)
     if not root.exists():

@@ -27,13 +27,7 @@ DISTRACTOR_VOCABULARIES = ("pascal_context_459", "ade20k_847")
 def load_evaluation_set(
     name: str, data_dir: str | PathLike[str] | None = None, limit: int | None = None
 ) -> EvaluationSet:
-    """Load the validation split of a benchmark, the images of a user's own data, or the 500 test scenes.
-
-    Args:
-        name: One of `EVALUATION_SETS`.
-        data_dir: Where the data are, as for `load_benchmark`; scenes need none.
-        limit: Only take the first images, so many.
-    """
+    """Load the validation split of a benchmark, own data, or the 500 test scenes; of all the first `limit` images."""
     if name == SCENES:
         return SceneDataset("test", NUM_SCENES if limit is None else min(limit, NUM_SCENES))
     if data_dir is None:

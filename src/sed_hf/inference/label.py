@@ -77,7 +77,7 @@ def label_dataset(
     cannot be read are listed in `skipped.jsonl`.
 
     Args:
-        data: Folder of images, Parquet files or WebDataset shards, or OWNER/NAME on the Hub; see [`open_images`].
+        data: Folder of images, Parquet files or WebDataset shards, or OWNER/NAME of a data set on the Hub.
         vocabulary: Class names, or as [`load_vocabulary`] takes it.
         output: The folder to write to. One of other settings is refused.
         model: As of [`sed_hf.load`].
@@ -86,7 +86,7 @@ def label_dataset(
         everything_else: A vocabulary whose names compete with yours; together they are one more class.
         format: "parquet", "coco", "yolo" or "png".
         split: What the data are called in the result, and what is read of a data set on the Hub.
-        image_column: The column of the images, if there are several.
+        image_column: The column of the images, if there are several and none is called "image".
         batch_size: Images at a time on each process.
         num_workers: Processes that read images, for each process. By default up to 4.
         shard_size: Images of a shard.
@@ -97,8 +97,8 @@ def label_dataset(
         ValueError: The folder holds labels of other settings, or the data have no clear column of images.
     """
     state, output = PartialState(), Path(output)
-    names = vocabulary if isinstance(vocabulary, Sequence) and not isinstance(vocabulary, str) else None
-    class_names = validate_class_names(load_vocabulary(str(vocabulary)) if names is None else names, "vocabulary")
+    names = load_vocabulary(vocabulary) if isinstance(vocabulary, str | Path) else vocabulary
+    class_names = validate_class_names(names, "vocabulary")
     others = competing_names(class_names, everything_else)
     unused_label(len(class_names) + bool(others))  # refuses what no label map can hold
     check_model_source(model)
