@@ -283,7 +283,7 @@ def test_convert_names_a_bad_config(config: str, capsys: Output) -> None:
     assert "--config config.json: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["segment", "explain", "encode", "convert", "init", "export", "push", "demo"])
+@pytest.mark.parametrize("command", ["segment", "explain", "encode", "convert", "init", "export", "demo"])
 def test_help_gives_an_example(command: str, capsys: Output) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

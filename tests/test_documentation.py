@@ -40,7 +40,7 @@ SHORTENED = {
     "evaluate.py": "--limit 1",
     "benchmark.py": "--models sed-base --classes 2 --sizes 64 --repeats 1 --decoders fast",
 }
-NOT_RUN = ("python3 -m venv", ". activate", "python -m pytest", "hf upload", "sed-hf push")
+NOT_RUN = ("python3 -m venv", ". activate", "python -m pytest", "hf upload")
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from planted import PLANTS, listing
 from safetensors.torch import load_file, save_file
 
@@ -122,26 +121,3 @@ class TestWhereSomethingLies:
         assert not (out / "model.safetensors").is_symlink()
         assert listing(precious) == {"thesis.txt": b"mine"}
         assert list(out.parent.iterdir()) == [out]
-
-
-@pytest.mark.parametrize("is_model", [True, False])
-def test_push_uploads_a_whole_model_folder_and_nothing_else(
-    is_model: bool,
-    tiny_hub_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hub = Mock(spec=HfApi)
-    hub.upload_folder.return_value = "https://huggingface.co/me/sed"
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    folder = tiny_hub_folder if is_model else tmp_path
-    status, output = main(["push", str(folder), "me/sed", "--private"]), capsys.readouterr()
-    if is_model:
-        assert (status, output.out) == (0, "sed-hf: uploaded to https://huggingface.co/me/sed\n")
-        hub.create_repo.assert_called_once_with("me/sed", private=True, exist_ok=True)
-        assert hub.upload_folder.call_args.kwargs["folder_path"] == str(folder)
-    else:
-        assert status == 2
-        assert "expected a model folder" in output.err
-        assert not hub.mock_calls

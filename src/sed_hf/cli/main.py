@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..terminal import run_command, say
-from . import convert, demo, encode, explain, export, init, models, push, segment
+from . import convert, demo, encode, explain, export, init, models, segment
 
-COMMANDS = (segment, explain, encode, models, convert, init, export, push, demo)
+COMMANDS = (segment, explain, encode, models, convert, init, export, demo)
 
 
 class MessageHandler(logging.Handler):

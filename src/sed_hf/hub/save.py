@@ -91,14 +91,3 @@ def save_hub_folder(
         card.write_text(MODEL_CARD.format(metadata=metadata.to_yaml(), description=description), encoding="utf-8")
         for file in folder.glob("*.safetensors"):
             file.chmod(card.stat().st_mode)  # safetensors lets only the owner read what it writes
-
-
-def push_hub_folder(directory: str | os.PathLike[str], repo_id: str, private: bool | None = None) -> str:
-    """Upload a folder of [`save_hub_folder`] to a repository, made if it is missing, and return its address."""
-    from huggingface_hub import HfApi
-
-    if not Path(directory, "config.json").is_file():
-        raise ValueError(f"{directory}: expected a model folder, but it has no config.json")
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=str(directory), commit_message="Upload SED with sed-hf"))
