@@ -2,75 +2,122 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
 from .image_processing_sed import NonFiniteLogitsError, check_threshold, flattened, to_rgb
-from .processing_sed import validate_class_names
+from .modeling_sed import SEDForSemanticSegmentation
+from .processing_sed import SEDProcessor, validate_class_names
 from .sliding_window_sed import SlidingWindow, segment_with_sliding_window
 
 VOCABULARIES_IN_MEMORY = 8
 EVERYTHING_ELSE = "everything else"
 
 
-@torch.no_grad()  # not inference_mode, after which FSDP cannot train
-def segment_images(
-    model: Any,
-    processor: Any,
-    images: Sequence[Any],
-    class_embeddings: Tensor,
-    *,
-    early_rejection_topk: int | None = None,
-    threshold: float | None = None,
-    ignore_index: int | None = None,
-    sliding_window: SlidingWindow | None = None,
-    show_progress: bool = False,
-) -> list[dict[str, Tensor]]:
-    """The `segmentation`, int64 (height, width), and `probability`, float32 (height, width), of each image.
+def unused_label(num_classes: int) -> int:
+    """The label of pixels without a class: 255 if the label map has 8 bits, 65535 if it has 16."""
+    if num_classes > 65535:
+        raise ValueError(f"expected at most 65535 classes, which is what a label map can hold, got {num_classes}")
+    return 255 if num_classes <= 255 else 65535
 
-    Args:
-        model: [`SEDForSemanticSegmentation`].
-        processor: [`SEDProcessor`].
-        images: In any form that [`to_rgb`] takes; all are one batch, but for a sliding window.
-        class_embeddings: (T, P, D).
-        early_rejection_topk: As in the model's `forward`.
-        threshold: Pixels whose best probability is lower get `ignore_index`, by default the image processor's.
-        ignore_index: Label of pixels without a class.
+
+@dataclass(eq=False)
+class Segmenter:
+    """Segments images with one model and one vocabulary.
+
+    Attributes:
+        model: In evaluation mode.
+        processor: Its processor.
+        class_names: The names of T classes; synonyms are separated by ", ".
+        class_embeddings: Theirs, (T, P, D).
+        topk: Early rejection: keep the classes that are among the k best at some pixel; 0 keeps all. By default the
+            model's own setting.
+        threshold: Pixels whose best probability is lower belong to no class.
         sliding_window: How to cut images that are larger than a tile.
-        show_progress: Show a bar over the tiles of an image.
+        everything_else: Embeddings of more names, which compete with `class_names`; together they are one more class.
+        ignore_index: Label of pixels that belong to no class. By default, with a threshold, [`unused_label`].
     """
-    ignore_index = processor.image_processor.ignore_index if ignore_index is None else ignore_index
-    if early_rejection_topk is None:  # stated, it leaves out the logits of what is rejected
-        early_rejection_topk = model.config.early_rejection_topk
-    check_threshold(threshold, ignore_index, len(class_embeddings))
-    rgbs = [to_rgb(image) for image in images]
-    batches = [[rgb] for rgb in rgbs] if sliding_window else [rgbs] if rgbs else []
-    options: dict[str, Any] = {"class_embeddings": class_embeddings, "early_rejection_topk": early_rejection_topk}
-    results: list[dict[str, Tensor]] = []
-    for batch in batches:
-        try:
-            if sliding_window and max(batch[0].shape[1:]) > sliding_window.tile_size:
-                results.append(
-                    segment_with_sliding_window(
-                        model, processor, batch[0], window=sliding_window, show_progress=show_progress, **options
-                    )
-                )
-                continue
-            pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
-            outputs = model(pixel_values.to(model.device, model.dtype), **options)
-            sizes = [rgb.shape[1:] for rgb in batch]
-            results += processor.post_process_semantic_segmentation(outputs, sizes, return_probabilities=True)
-        except NonFiniteLogitsError as error:
-            raise NonFiniteLogitsError(len(results) + error.index) from error
-    if threshold is not None:
+
+    model: SEDForSemanticSegmentation
+    processor: SEDProcessor
+    class_names: Sequence[str]
+    class_embeddings: Tensor
+    topk: int | None = None
+    threshold: float | None = None
+    sliding_window: SlidingWindow | None = None
+    everything_else: Tensor | None = None
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.everything_else is not None:
+            self.class_names = [*self.class_names, EVERYTHING_ELSE]
+            self.class_embeddings = torch.cat([self.class_embeddings, self.everything_else])
+        if self.threshold is not None:
+            if self.ignore_index is None:
+                self.ignore_index = unused_label(len(self.class_names))
+            check_threshold(self.threshold, self.ignore_index, len(self.class_names))
+        if self.topk is None:  # stated, it leaves out the logits of what is rejected
+            self.topk = self.model.config.early_rejection_topk
+
+    @torch.no_grad()  # not inference_mode, after which FSDP cannot train
+    def __call__(self, images: Sequence[Any], show_progress: bool = False) -> list[dict[str, NDArray[Any]]]:
+        """Segment images of any sizes in one batch; with a sliding window each by itself.
+
+        Args:
+            images: In any form that [`to_rgb`] takes.
+            show_progress: Show a bar over the tiles of an image.
+
+        Returns:
+            For each image `segmentation`, int64 (height, width), and `probability`, float32 (height, width).
+
+        Raises:
+            NonFiniteLogitsError: The model gives values that are not numbers for an image.
+        """
+        rgbs, window = [to_rgb(image) for image in images], self.sliding_window
+        batches = [[rgb] for rgb in rgbs] if window else [rgbs] if rgbs else []
+        results: list[dict[str, NDArray[Any]]] = []
+        for batch in batches:
+            try:
+                if window and max(batch[0].shape[1:]) > window.tile_size:
+                    results += self._arrays([segment_with_sliding_window(self._look, batch[0], window, show_progress)])
+                else:
+                    results += self.post_process(self._look(batch), [rgb.shape[1:] for rgb in batch])
+            except NonFiniteLogitsError as error:
+                raise NonFiniteLogitsError(len(results) + error.index) from error
+        return results
+
+    def _look(self, rgbs: Sequence[Tensor]) -> Any:
+        return self.forward(self.processor(images=rgbs, return_tensors="pt")["pixel_values"])
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Sequence[Tensor]) -> Any:
+        """The model's outputs for images that the image processor has prepared, each (3, H, W), to post-process."""
+        if len({values.shape for values in pixel_values}) > 1:
+            raise ValueError("images of different sizes without do_input_resize: use a batch size of 1")
+        batch = torch.stack(list(pixel_values)).to(self.model.device, self.model.dtype)
+        return self.model(batch, class_embeddings=self.class_embeddings, early_rejection_topk=self.topk)
+
+    def post_process(self, outputs: Any, sizes: Sequence[Sequence[int]]) -> list[dict[str, NDArray[Any]]]:
+        """What a call returns, from the outputs of `forward` and the (height, width) of each image."""
+        post_process: Any = self.processor.post_process_semantic_segmentation
+        return self._arrays(post_process(outputs, sizes, return_probabilities=True))
+
+    def _arrays(self, results: Sequence[dict[str, Tensor]]) -> list[dict[str, NDArray[Any]]]:
+        arrays = []
         for result in results:
-            is_lower = result["probability"] < threshold
-            result["segmentation"] = result["segmentation"].masked_fill(is_lower, ignore_index)
-    return results
+            segmentation, probability = result["segmentation"].cpu().numpy(), result["probability"].cpu().numpy()
+            segmentation = segmentation.clip(max=len(self.class_names) - 1)  # of everything else, all are the last
+            if self.threshold is not None:
+                segmentation[probability < self.threshold] = self.ignore_index
+            arrays.append({"segmentation": segmentation, "probability": probability})
+        return arrays
 
 
 class Segments(list):
@@ -82,18 +129,18 @@ class Segments(list):
         class_names: The vocabulary.
     """
 
-    def __init__(self, segmentation: Tensor, probability: Tensor, class_names: Sequence[str]) -> None:
-        classes, areas = segmentation[segmentation >= 0].unique(return_counts=True)
+    def __init__(self, segmentation: NDArray[Any], probability: NDArray[Any], class_names: Sequence[str]) -> None:
+        classes, areas = np.unique(segmentation[segmentation >= 0], return_counts=True)
         super().__init__(
             {
                 "label": class_names[index],
                 "score": probability[segmentation == index].mean().item(),
-                "mask": Image.fromarray(((segmentation == index).to(torch.uint8) * 255).numpy()),
+                "mask": Image.fromarray((segmentation == index).astype(np.uint8) * 255),
             }
-            for index in classes[areas.argsort(descending=True)].tolist()
+            for index in classes[np.argsort(-areas)].tolist()
         )
-        self.label_map = segmentation.numpy()
-        self.probability = probability.numpy()
+        self.label_map = segmentation
+        self.probability = probability
         self.class_names = list(class_names)
 
 
@@ -156,14 +203,20 @@ class SEDPipeline(Pipeline):
         return {"image": [rgb], "name": [str(image)[-80:] if is_named else f"image of {rgb.shape[2]} × {rgb.shape[1]}"]}
 
     def _forward(
-        self, model_inputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None, **options: Any
-    ) -> dict[str, list[Tensor]]:
-        class_embeddings = self._encode(candidate_labels)
-        if everything_else is not None:
-            class_embeddings = torch.cat([class_embeddings, self._encode(everything_else)])
+        self,
+        model_inputs: Mapping[str, Any],
+        candidate_labels: Any,
+        everything_else: Any = None,
+        early_rejection_topk: int | None = None,
+        **options: Any,
+    ) -> dict[str, list[NDArray[Any]]]:
+        vocabulary = (candidate_labels, self._encode(candidate_labels))
+        others = None if everything_else is None else self._encode(everything_else)
+        options |= {"topk": early_rejection_topk, "everything_else": others, "ignore_index": -1}
+        segmenter = Segmenter(self.model, self.processor, *vocabulary, **options)
         images = [torch.from_numpy(image) for image in flattened(model_inputs["image"], 3)]
         try:
-            results = segment_images(self.model, self.processor, images, class_embeddings, ignore_index=-1, **options)
+            results = segmenter(images)
         except NonFiniteLogitsError as error:
             raise NonFiniteLogitsError(error.index, flattened(model_inputs["name"], 0)[error.index]) from error
         return {name: [result[name] for result in results] for name in ("segmentation", "probability")}
@@ -172,13 +225,9 @@ class SEDPipeline(Pipeline):
         self, model_outputs: Mapping[str, Any], candidate_labels: Any, everything_else: Any = None
     ) -> Segments:
         """The classes of one image."""
-        class_names = candidate_labels
+        class_names = [*candidate_labels, *([] if everything_else is None else [EVERYTHING_ELSE])]
         # A list of one map, or of a batch its item, to which transformers gives an axis again.
-        segmentation, probability = model_outputs["segmentation"][0], model_outputs["probability"][0]
-        if everything_else is not None:
-            segmentation = segmentation.clamp(max=len(class_names))
-            class_names = [*class_names, EVERYTHING_ELSE]
-        return Segments(segmentation, probability, class_names)
+        return Segments(model_outputs["segmentation"][0], model_outputs["probability"][0], class_names)
 
     def _encode(self, class_names: tuple[str, ...]) -> Tensor:
         """The embeddings (T, P, D) of class names."""
@@ -196,4 +245,4 @@ class SEDPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-__all__ = ["SEDPipeline", "Segments"]
+__all__ = ["SEDPipeline", "Segmenter", "Segments"]

@@ -1,14 +1,14 @@
 """Large images in overlapping tiles, each of which the model sees at full detail.
 
 Memory holds the probabilities of two or three rows of tiles, at the resolution of the logits; the image's own
-resolution only ever exists for a block of pixels and a chunk of classes.
+resolution only ever exists for a band of rows and a chunk of classes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,8 @@ class SlidingWindow:
         return [(start, start + self.tile_size) for start in starts]
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """What the model sees in a rectangle: probabilities (K, h, w) of K sorted classes; the others have 0."""
 
     rows: Span
@@ -69,104 +70,89 @@ class View(NamedTuple):
     probabilities: Tensor
     classes: Tensor
 
+    def resized(self, classes: Tensor, band: Span) -> Tensor:
+        """The probabilities (t, height, width) of some of these classes at the pixels of a band of the rows."""
+        chosen = self.probabilities[torch.searchsorted(self.classes, classes)]
+        (top, bottom), (left, right), height = self.rows, self.columns, chosen.shape[1]
+        # Bilinear interpolation along the height, as a matrix of which only the rows of the band are used.
+        matrix = F.interpolate(torch.eye(height).to(chosen)[None, None], (bottom - top, height), mode="bilinear")[0, 0]
+        rows = matrix[band[0] - top : band[1] - top] @ chosen
+        return F.interpolate(rows[:, None], (rows.shape[1], right - left), mode="bilinear")[:, 0]
+
+    def fading(self, band: Span, size: tuple[int, int]) -> Tensor:
+        """The weight of a tile at the pixels of a band: highest in its middle, low at its edges within the image."""
+        ramps = []
+        for (start, end), span, length in zip((self.rows, self.columns), (band, self.columns), size, strict=True):
+            position = torch.arange(*span, device=self.probabilities.device) + 0.5
+            ramp = torch.full_like(position, (end - start) / 2)
+            if start > 0:
+                ramp = ramp.minimum(position - start)
+            if end < length:
+                ramp = ramp.minimum(end - position)
+            ramps.append(ramp)
+        return ramps[0][:, None] * ramps[1]
+
 
 @torch.inference_mode()
 def segment_with_sliding_window(
-    model: Any,
-    processor: Any,
-    image: Tensor,
-    class_embeddings: Tensor,
-    window: SlidingWindow,
-    early_rejection_topk: int | None = None,
-    show_progress: bool = False,
+    look: Callable[[list[Tensor]], Any], image: Tensor, window: SlidingWindow, show_progress: bool = False
 ) -> dict[str, Tensor]:
     """`segmentation`, int64 (H, W), and `probability`, float32 (H, W), of one uint8 image (3, H, W) in tiles.
 
-    The arguments are those of [`segment_images`].
+    Args:
+        look: From a list of one tile, RGB, uint8 (3, h, w), to the model's outputs.
+        image: RGB.
+        window: How to cut it.
+        show_progress: Show a bar over the tiles.
     """
     height, width = image.shape[1:]
     rows, columns = window.spans(height), window.spans(width)
-    every_class = torch.arange(len(class_embeddings), device=model.device)
 
-    def look(rows: Span, columns: Span) -> View:
-        tile = image[:, slice(*rows), slice(*columns)]
-        outputs = model(
-            processor(images=tile, return_tensors="pt")["pixel_values"].to(model.device),
-            class_embeddings=class_embeddings,
-            early_rejection_topk=early_rejection_topk,
-        )
+    def view_of(rows: Span, columns: Span) -> View:
+        outputs = look([image[:, slice(*rows), slice(*columns)]])
         check_finite(outputs.logits)
         progress.update()
-        classes = every_class if outputs.logit_classes is None else outputs.logit_classes
-        return View(rows, columns, outputs.logits[0].float().sigmoid(), classes)
+        classes, probabilities = outputs.logit_classes, outputs.logits[0].float().sigmoid()
+        if classes is None:
+            classes = torch.arange(len(probabilities), device=probabilities.device)
+        return View(rows, columns, probabilities, classes)
 
     total = len(rows) * len(columns) + window.global_view
     with tqdm(total=total, desc="Tiles", unit="tile", leave=False, disable=not show_progress) as progress:
-        whole = look((0, height), (0, width)) if window.global_view else None
-        segmentation = torch.empty(height, width, dtype=torch.long, device=model.device)
-        probability = torch.empty(height, width, device=model.device)
-        active: list[View] = []
+        whole = view_of((0, height), (0, width)) if window.global_view else None
+        segmentation, probability = torch.empty(height, width, dtype=torch.long), torch.empty(height, width)
+        views: list[View] = []
         for band in pairwise(sorted({edge for span in rows for edge in span})):
             while rows and rows[0][0] <= band[0]:
                 row = rows.pop(0)
-                active += [look(row, column) for column in columns]
-            active = [view for view in active if view.rows[1] > band[0]]
-            for block in pairwise(sorted({edge for span in columns for edge in span})):
-                views = [view for view in active if view.columns[0] <= block[0] and block[1] <= view.columns[1]]
-                place = (slice(*band), slice(*block))
-                scores = mixed_probabilities(views, whole, band, block, (height, width))
-                probability[place], segmentation[place] = highest_of_chunks(scores)
+                views += [view_of(row, column) for column in columns]
+            views = [view for view in views if view.rows[1] > band[0]]
+            scores = mixed_probabilities(views, whole, band, (height, width))
+            probability[slice(*band)], segmentation[slice(*band)] = highest_of_chunks(scores)
     return {"segmentation": segmentation, "probability": probability}
 
 
 def mixed_probabilities(
-    views: list[View], whole: View | None, band: Span, block: Span, size: tuple[int, int]
+    views: list[View], whole: View | None, band: Span, size: tuple[int, int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some classes (t,) and their probabilities in a block of pixels (t, height, width) at a time.
+    """Some classes (t,) and their probabilities in a band of rows (t, height, width) at a time.
 
-    The views are those that cover the block; where they overlap, one fades into the other. The view of the whole image
-    counts as much as the others together.
+    The views are those that reach into the band; where they overlap, one fades into the other. The view of the whole
+    image counts as much as the others together.
     """
-    weights = torch.stack([fading(view, band, block, size) for view in views])
-    shares = [*(weights / weights.sum(0))]
+    weights = [view.fading(band, size) for view in views]
+    total = weights[0].new_zeros(band[1] - band[0], size[1])
+    for view, weight in zip(views, weights, strict=True):
+        total[:, slice(*view.columns)] += weight
     if whole is not None:
-        views = [*views, whole]
-        shares = [*(share / 2 for share in shares), torch.full_like(shares[0], 0.5)]
-    resizing = [
-        (
-            resampling(view.probabilities.shape[1], view.rows, band).to(weights),
-            resampling(view.probabilities.shape[2], view.columns, block).to(weights).T,
-        )
-        for view in views
-    ]
+        views, weights, total = [*views, whole], [*weights, total], 2 * total
     seen = torch.cat([view.classes for view in views]).unique()
-    for classes in seen.split(max(1, ELEMENTS_PER_CHUNK // weights[0].numel())):
-        mixed = weights.new_zeros(len(classes), *weights.shape[1:])
-        for view, share, (vertical, horizontal) in zip(views, shares, resizing, strict=True):
-            position = torch.searchsorted(view.classes, classes).clamp(max=len(view.classes) - 1)
-            is_kept = view.classes[position] == classes
-            mixed += share * (vertical @ (view.probabilities[position] * is_kept[:, None, None]) @ horizontal)
-        yield classes, mixed
-
-
-def fading(view: View, band: Span, block: Span, size: tuple[int, int]) -> Tensor:
-    """The weight of a tile at each pixel of a block: highest in its middle, falling to its edges within the image."""
-    ramps = []
-    for (start, end), span, length in zip((view.rows, view.columns), (band, block), size, strict=True):
-        position = torch.arange(*span, device=view.probabilities.device) + 0.5
-        ramp = torch.full_like(position, (end - start) / 2)
-        if start > 0:
-            ramp = ramp.minimum(position - start)
-        if end < length:
-            ramp = ramp.minimum(end - position)
-        ramps.append(ramp)
-    return ramps[0][:, None] * ramps[1]
-
-
-def resampling(length: int, edge: Span, span: Span) -> Tensor:
-    """The matrix (span, length) of the bilinear interpolation of `length` values along an edge, at a part of it."""
-    interpolated = F.interpolate(torch.eye(length)[None], size=edge[1] - edge[0], mode="linear")[0].T
-    return interpolated[span[0] - edge[0] : span[1] - edge[0]]
+    for classes in seen.split(max(1, ELEMENTS_PER_CHUNK // total.numel())):
+        mixed = total.new_zeros(len(classes), *total.shape)
+        for view, weight in zip(views, weights, strict=True):
+            [kept] = torch.isin(classes, view.classes).nonzero(as_tuple=True)
+            mixed[..., slice(*view.columns)].index_add_(0, kept, weight * view.resized(classes[kept], band))
+        yield classes, mixed.div_(total)
 
 
 __all__ = ["SlidingWindow", "segment_with_sliding_window"]

@@ -13,7 +13,7 @@ from small_models import TEMPLATES, small_model, small_processor
 from strategies import examples, normal, seeds
 from torch import Tensor
 
-from sed_hf.pipeline_sed import segment_images
+from sed_hf.pipeline_sed import Segmenter
 from sed_hf.sliding_window_sed import SlidingWindow
 
 CLASSES = F.normalize(normal(5, len(TEMPLATES), 16, seed=7), dim=-1)
@@ -35,8 +35,9 @@ images_of_any_size = st.builds(image_of, st.integers(71, 110), st.integers(1, 11
 
 
 def segment(image: Tensor, window: SlidingWindow, **options: Any) -> dict[str, Tensor]:
-    model = small_model(torch.float64)
-    return segment_images(model, small_processor(32), [image], CLASSES, sliding_window=window, **options)[0]
+    model, names = small_model(torch.float64), list("abcde")
+    segmenter = Segmenter(model, small_processor(32), names, CLASSES, sliding_window=window, **options)
+    return {name: torch.from_numpy(array) for name, array in segmenter([image])[0].items()}
 
 
 @torch.no_grad()
@@ -83,12 +84,12 @@ def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_siz
 def test_any_tiles_equal_the_plain_formula(
     image: Tensor, window: SlidingWindow, topk: int | None, threshold: float
 ) -> None:
-    result = segment(image, window, early_rejection_topk=topk)
+    result = segment(image, window, topk=topk)
     probabilities = plain_probabilities(image, window, topk)
     of_the_class = probabilities.gather(0, result["segmentation"][None])[0]
     for found in (result["probability"], of_the_class):
         torch.testing.assert_close(found, probabilities.amax(0), rtol=0, atol=PROBABILITY)
-    some = segment(image, window, early_rejection_topk=topk, threshold=threshold, ignore_index=65535)
+    some = segment(image, window, topk=topk, threshold=threshold, ignore_index=65535)
     expected = result["segmentation"].masked_fill(result["probability"] < threshold, 65535)
     assert torch.equal(some["segmentation"], expected)
 
@@ -96,7 +97,7 @@ def test_any_tiles_equal_the_plain_formula(
 def test_no_tensor_of_all_classes_at_full_size_is_made() -> None:
     image, classes = torch.zeros(3, 384, 384, dtype=torch.uint8), CLASSES.repeat(20, 1, 1)
     with LargestTensor() as largest:
-        segment_images(small_model(), small_processor(), [image], classes, sliding_window=SlidingWindow(256))
+        Segmenter(small_model(), small_processor(), ["sky"] * 100, classes, sliding_window=SlidingWindow(256))([image])
     assert largest.num_bytes <= 2**22 * 4  # of a chunk of classes; of all classes 59 MB
 
 

@@ -52,11 +52,7 @@ class MultiScaleFlip:
 
 def _probabilities(segmenter: Segmenter, pixel_values: Tensor) -> Tensor:
     """Float32 (B, T, h, w) at the resolution of the logits."""
-    outputs = segmenter.model(
-        pixel_values=pixel_values.to(segmenter.model.device, segmenter.model.dtype),
-        class_embeddings=segmenter.class_embeddings,
-        early_rejection_topk=segmenter.topk,
-    )
+    outputs = segmenter.forward(list(pixel_values))
     check_finite(outputs.logits)
     return outputs.all_logits().float().sigmoid()
 
