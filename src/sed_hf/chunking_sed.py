@@ -4,8 +4,7 @@ All of the decoder but class aggregation treats each class on its own, and class
 can run on a few of them at a time, with the same result. An exported program takes all at once.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -57,33 +56,28 @@ class Chunks:
             return [whole], all_logits.transpose(0, 1).contiguous()
         count = self._count(len(classes), size, classes.device, self.num_classes)
         part_sizes = [len(part) for part in features] if features else max(count, 4 * self.part_bytes // size + 1)
-        new_features, logits = [], []
-
-        def outputs(*inputs: Tensor) -> Iterable[Tensor]:
-            for piece in zip(*(each.split(count) for each in inputs), strict=True):
-                new, new_logits = function(*piece)
-                logits.append(new_logits)
-                yield new
-
+        new_features, all_logits = [], _Joined(len(classes))
         for numbers in classes.split(part_sizes):
-            part = outputs(numbers, features.pop(0)) if features else outputs(numbers)
-            if keep:
-                new_features.append(_join(part, len(numbers)))
-            else:
-                deque(part, maxlen=0)
-        return new_features, torch.cat(logits).transpose(0, 1).contiguous()
+            inputs, new_part = (numbers, features.pop(0)) if features else (numbers,), _Joined(len(numbers))
+            for piece in zip(*(each.split(count) for each in inputs), strict=True):
+                new, logits = function(*piece)
+                all_logits.add(logits)
+                if keep:
+                    new_part.add(new)
+            new_features += [new_part.tensor()] if keep else []
+        return new_features, all_logits.tensor().transpose(0, 1).contiguous()
 
-    def update_classes(self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int) -> None:
+    def update_classes(self, function: Step, features: list[Tensor], width: int) -> None:
         """Replace features by a function of a few classes (t, B, H, W, C), which makes `width` channels at most."""
         for index, part in enumerate(features):
             size = part[0, ..., 0].numel() * part.element_size() * width
             count = self._count(part.shape[0], size, part.device, self.num_classes)
-            pieces = (part,) if count == part.shape[0] else part.split(count)
-            features[index] = _join(map(function, pieces), part.shape[0], out=part)
+            new_part = _Joined(part.shape[0], out=part)
+            for piece in (part,) if count == part.shape[0] else part.split(count):
+                new_part.add(function(piece))
+            features[index] = new_part.tensor()
 
-    def update_locations(
-        self, function: Callable[[Tensor], Tensor], features: list[Tensor], width: int, add: bool = False
-    ) -> None:
+    def update_locations(self, function: Step, features: list[Tensor], width: int, add: bool = False) -> None:
         """Replace features by a function of a few locations (T, n, C), or add it; it makes `width` channels at most."""
         parts, sizes = [part.flatten(1, 3) for part in features], [part.shape[0] for part in features]
         count = self._count(parts[0].shape[1], sum(sizes) * parts[0].element_size() * width, parts[0].device)
@@ -135,16 +129,22 @@ class Chunks:
         return max(1, min(wanted, length) // self.divisor)
 
 
-def _join(pieces: Iterable[Tensor], num_classes: int, out: Any = None) -> Tensor:
+class _Joined:
     """Joins pieces (t, ...) of so many classes; without gradients each as it comes, in the memory of `out` if given."""
-    if torch.is_grad_enabled():
-        parts = list(pieces)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    first = 0
-    for piece in pieces:
-        if piece.shape[0] == num_classes:
-            return piece
-        out = piece.new_empty(num_classes, *piece.shape[1:]) if out is None else out
-        out[first : first + len(piece)] = piece
-        first += len(piece)
-    return out
+
+    def __init__(self, num_classes: int, out: Any = None) -> None:
+        self.num_classes, self.out, self.num_filled = num_classes, out, 0
+        self.pieces: list[Tensor] = []
+
+    def add(self, piece: Tensor) -> None:
+        if torch.is_grad_enabled() or piece.shape[0] == self.num_classes:
+            self.pieces.append(piece)
+            return
+        self.out = piece.new_empty(self.num_classes, *piece.shape[1:]) if self.out is None else self.out
+        self.out[self.num_filled : self.num_filled + len(piece)] = piece
+        self.num_filled += len(piece)
+
+    def tensor(self) -> Tensor:
+        if len(self.pieces) > 1:
+            return torch.cat(self.pieces)
+        return self.pieces[0] if self.pieces else self.out

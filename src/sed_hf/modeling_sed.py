@@ -380,8 +380,9 @@ class SEDDecoder(nn.Module):
         # With rejection the cost embedding of all classes is never held: that of the survivors is computed again.
         features, logits = embed(classes, keep=topk is None)
         for index, stage in enumerate(self.stages):
-            aux_logits.append(logits)
-            if topk is not None:
+            if topk is None:
+                aux_logits.append(logits)
+            else:
                 best = logits[0].topk(min(topk, len(classes)), dim=0).indices.flatten()  # classes, at each pixel
                 features, survivors = self.chunks.select(features, torch.zeros_like(classes).index_fill_(0, best, 1))
                 classes = classes[survivors]
