@@ -25,6 +25,18 @@ def test_twice_the_classes_make_no_larger_tensor(make_tiny_model: Callable) -> N
     assert few == many
 
 
+@torch.no_grad()
+def test_features_with_channels_first_give_the_same_logits(
+    make_tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, inputs = make_tiny_model().decoder, random_inputs(12, batch_size=2)
+    expected = plain_decode(decoder, **inputs).logits
+    group_norm = nn.functional.group_norm
+    monkeypatch.setattr(nn.functional, "group_norm", lambda *inputs: group_norm(*inputs).contiguous())  # as on GPUs
+    decoder.chunks = Chunks(num_classes=12, max_bytes=2**16)  # all classes at once, a few locations at a time
+    torch.testing.assert_close(decode(decoder, **inputs).logits, expected, atol=LOGITS, rtol=0)
+
+
 class TestEarlyRejection:
     @torch.no_grad()
     def test_rejected_classes_enter_no_further_stage(self, make_tiny_model: Callable) -> None:

@@ -35,9 +35,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Chunks:
     """Runs the steps of the decoder on a few classes, or a few locations, at a time.
 
-    The features of T classes are a list of parts (t, B, H, W, C), the first of about `part_bytes`. Every method changes
-    the list, so that what was used is released on the way, and the parts too, where no gradient is lost. It takes
-    `num_classes` at a time, or as many as make no tensor of over `max_bytes`, which by default suit the device.
+    Features of T classes are a list of parts (t, B, H, W, C), the first of about `part_bytes`. The list is changed in
+    place, so that what was used is released on the way. A step takes `num_classes` at a time, or as many as make no
+    tensor of over `max_bytes`, which by default suit the device.
     """
 
     def __init__(self, num_classes: int | None = None, max_bytes: int | None = None, part_bytes: int = PART_BYTES):
@@ -80,18 +80,18 @@ class Chunks:
     def update_locations(self, function: Step, features: list[Tensor], width: int, add: bool = False) -> None:
         """Replace features by a function of a few locations (T, n, C), or add it; it makes `width` channels at most."""
         parts, sizes = [part.flatten(1, 3) for part in features], [part.shape[0] for part in features]
-        count = self._count(parts[0].shape[1], sum(sizes) * parts[0].element_size() * width, parts[0].device)
-        is_whole = count == parts[0].shape[1]
-        tiles = [parts] if is_whole else list(zip(*(part.split(count, 1) for part in parts), strict=True))
+        n = self._count(parts[0].shape[1], sum(sizes) * parts[0].element_size() * width, parts[0].device)
+        tiles = [parts] if n == parts[0].shape[1] else list(zip(*(part.split(n, 1) for part in parts), strict=True))
         results = (function(torch.cat(tile) if len(tile) > 1 else tile[0]).split(sizes) for tile in tiles)
-        if is_whole or torch.is_grad_enabled():
-            for index, new in enumerate(zip(*results, strict=True)):
-                joined = (new[0] if is_whole else torch.cat(new, dim=1)).unflatten(1, features[index].shape[1:4])
-                features[index] = features[index] + joined if add else joined
+        if len(tiles) == 1 or torch.is_grad_enabled():
+            updates = [new[0] if len(new) == 1 else torch.cat(new, dim=1) for new in zip(*results, strict=True)]
+            parts = [part + update for part, update in zip(parts, updates, strict=True)] if add else updates
         else:
             for tile, result in zip(tiles, results, strict=True):
                 for part, new in zip(tile, result, strict=True):
                     part.add_(new) if add else part.copy_(new)
+        # Also what was changed in place: of features that lie channels first, as on GPUs, the parts are copies.
+        features[:] = [part.unflatten(1, whole.shape[1:4]) for part, whole in zip(parts, features, strict=True)]
 
     def select(self, features: list[Tensor], is_kept: Tensor) -> tuple[list[Tensor], Tensor]:
         """The features, if there are any, and sorted numbers (K,) of the classes where (T,) integers are 1, not 0."""
@@ -102,7 +102,7 @@ class Chunks:
         return [part for part in selected if len(part)], first(is_kept)[: sum(counts)]
 
     def retry(self, function: Step, *arguments: Any, num_classes: int) -> Any:
-        """`function(*arguments)`; when memory runs out without gradients, again with chunks of a quarter."""
+        """`function(*arguments)`; when memory runs out without gradients, again with chunks a quarter the size."""
         if torch.compiler.is_exporting() or torch.is_grad_enabled():
             return function(*arguments)
         while True:

@@ -110,7 +110,7 @@ class SEDImageEncoder(nn.Module):
             for block in stage.blocks:
                 if self.gradient_checkpointing and self.training:
                     if any(parameter.requires_grad for parameter in block.parameters()):
-                        features.requires_grad_()  # or reentrant checkpointing gives none to what follows frozen layers
+                        features.requires_grad_()  # without which reentrant checkpointing gives the block no gradients
                     features = self._gradient_checkpointing_func(block.__call__, features)
                 else:
                     features = block(features)
@@ -383,7 +383,7 @@ class SEDDecoder(nn.Module):
             if topk is None:
                 aux_logits.append(logits)
             else:
-                best = logits[0].topk(min(topk, len(classes)), dim=0).indices.flatten()  # classes, at each pixel
+                best = logits[0].topk(min(topk, len(classes)), dim=0).indices.flatten()  # places in `classes`
                 features, survivors = self.chunks.select(features, torch.zeros_like(classes).index_fill_(0, best, 1))
                 classes = classes[survivors]
                 kept[0, index].index_fill_(0, classes, True)
@@ -408,7 +408,7 @@ class SEDDecoder(nn.Module):
         costs = SEDCostMap(dense_embeddings, class_embeddings).of_classes(classes)
         features = for_each_class(self.cost_embedding, costs)
         if self.gradient_checkpointing and self.training:
-            features.requires_grad_()  # or reentrant checkpointing would give none to what follows frozen layers
+            features.requires_grad_()  # without which reentrant checkpointing gives the stages no gradients
         return features, self.predict(0, features)
 
     def fuse_skip_layers(
@@ -632,8 +632,8 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
             early_rejection_topk: Keep the classes that are among the k best at some pixel; 0 decodes every class. Not
                 with labels: the loss is of all classes. By default as the configuration says, with logits of all.
             output_hidden_states: Return intermediate results too. Defaults to `config.output_hidden_states`.
-            num_items_in_batch: Pixels whose mean the loss is, if it is of a part of them, as [`Trainer`] gives it.
-            output_attentions: Only for what asks every model; none are returned.
+            num_items_in_batch: Pixels to divide the summed loss by, for a part of a batch, as [`Trainer`] gives it.
+            output_attentions: Accepted as of every model; none are returned.
             return_dict: `False` returns a tuple. Defaults to `config.return_dict`.
         """
         topk = self.find_topk(early_rejection_topk, labels)
@@ -648,7 +648,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
             all_logits = (output.logits, *output.aux_logits)
             output["losses"] = segmentation_losses(all_logits, labels, self.config, num_items_in_batch)
             output["loss"] = torch.stack(output.losses).sum()
-        if early_rejection_topk is None:  # batches may be joined, as `Trainer.predict` does: with the same columns
+        if early_rejection_topk is None:  # `Trainer.predict` joins batches, which need the same classes
             output["logits"], output["logit_classes"] = output.all_logits(), None
         if output_hidden_states:
             output["cost_map"] = cost_map.compute()
@@ -658,7 +658,7 @@ class SEDForSemanticSegmentation(SEDPreTrainedModel):
         return SEDSemanticSegmentationOutput(**output)  # in the order of the fields
 
     def find_topk(self, topk: int | None, labels: Tensor | None) -> int | None:
-        """The classes that early rejection keeps at a pixel, or `None` for dense decoding."""
+        """How many classes early rejection keeps at a pixel, or `None` for dense decoding."""
         if topk is None and labels is None:
             topk = self.config.early_rejection_topk
         if topk is not None and (not isinstance(topk, int) or topk < 0 or (topk and labels is not None)):
