@@ -25,11 +25,13 @@ def test_twice_the_classes_make_no_larger_tensor(make_tiny_model: Callable) -> N
     assert few == many
 
 
+@pytest.mark.parametrize("pooling", [1, 2])
 @torch.no_grad()
 def test_features_with_channels_first_give_the_same_logits(
-    make_tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
+    make_tiny_model: Callable, monkeypatch: pytest.MonkeyPatch, pooling: int
 ) -> None:
-    decoder, inputs = make_tiny_model().decoder, random_inputs(12, batch_size=2)
+    decoder = make_tiny_model(inference_pooling_size=pooling).decoder
+    inputs = random_inputs(12, batch_size=2)
     expected = plain_decode(decoder, **inputs).logits
     group_norm = nn.functional.group_norm
     monkeypatch.setattr(nn.functional, "group_norm", lambda *inputs: group_norm(*inputs).contiguous())  # as on GPUs
