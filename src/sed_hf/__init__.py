@@ -14,7 +14,7 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from .configuration_sed import SEDConfig, SEDTextConfig, SEDVisionConfig
     from .hub.load import load
-    from .image_processing_sed import SEDImageProcessor
+    from .image_processing_sed import SEDImageProcessor, read_rgb
     from .modeling_sed import SEDForSemanticSegmentation, SEDModel, SEDSemanticSegmentationOutput
     from .pipeline_sed import SEDPipeline
     from .processing_sed import SEDProcessor
@@ -30,6 +30,7 @@ _MODULES = {
     "SEDTextConfig": "configuration_sed",
     "SEDVisionConfig": "configuration_sed",
     "load": "hub.load",
+    "read_rgb": "image_processing_sed",
 }
 __all__ = list(_MODULES)
 
