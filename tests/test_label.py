@@ -107,6 +107,12 @@ class TestFormats:
             assert np.array_equal(decoded, labels)
             assert (tmp_path / "images" / coco.loadImgs(image_id)[0]["file_name"]).is_file()
 
+    def test_pixels_without_a_class_have_a_colour_of_their_own(self, settings: Settings, tmp_path: Path) -> None:
+        label(settings, tmp_path, format="png", vocabulary=["white"], threshold=1.0)
+        with Image.open(next(tmp_path.glob("masks/*.png"))) as mask:
+            palette = np.reshape(mask.getpalette(), (-1, 3)).tolist()
+        assert palette[0] == [255, 255, 255] != palette[255]
+
     def test_yolo_polygons_draw_the_masks(self, settings: Settings, tmp_path: Path) -> None:
         label(settings, tmp_path, format="yolo")
         assert list(yaml.safe_load((tmp_path / "data.yaml").read_text())["names"].values()) == NAMES

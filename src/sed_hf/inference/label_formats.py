@@ -25,6 +25,7 @@ from ..visualization import ClassStatistics, class_colors
 from .segmenter import unused_label
 from .writers import label_map
 
+VOID_COLOR = (224, 224, 192)  # of pixels without a class, as in PASCAL VOC; white may be the colour of a class
 LabelMap: TypeAlias = NDArray[np.integer]
 Classes: TypeAlias = Sequence[ClassStatistics]  # that occur in an image, the largest first
 
@@ -113,7 +114,7 @@ class PNGFormat(LabelFormat):
         """Write image and mask; a mask of more than 255 classes is grey, of 16 bits."""
         mask = label_map(segmentation, len(self.class_names))
         if mask.mode == "L":
-            palette = np.full((256, 3), 255, dtype=np.uint8)
+            palette = np.full((256, 3), VOID_COLOR, dtype=np.uint8)
             palette[: len(self.class_names)] = class_colors(self.class_names)
             mask.putpalette(palette.tobytes())
         write_file(self.output / f"images/{image.name}", image.content)
@@ -141,7 +142,7 @@ class YOLOFormat(LabelFormat):
 
     def finish(self, num_shards: int) -> None:
         """Write the class names; training and validation name the same images."""
-        content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
+        content = {"train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
         write_file(self.output / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
 
