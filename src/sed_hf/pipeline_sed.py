@@ -56,6 +56,9 @@ class Segmenter:
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        if len(self.class_names) != len(self.class_embeddings):
+            given = f"{len(self.class_names)} class names for {len(self.class_embeddings)} class embeddings"
+            raise ValueError(f"expected as many class names as class embeddings, got {given}")
         if self.everything_else is not None:
             self.class_names = [*self.class_names, EVERYTHING_ELSE]
             self.class_embeddings = torch.cat([self.class_embeddings, self.everything_else])
@@ -67,11 +70,11 @@ class Segmenter:
             self.topk = self.model.config.early_rejection_topk
 
     @torch.no_grad()  # not inference_mode, after which FSDP cannot train
-    def __call__(self, images: Sequence[Any], show_progress: bool = False) -> list[dict[str, NDArray[Any]]]:
+    def __call__(self, images: Any, show_progress: bool = False) -> list[dict[str, NDArray[Any]]]:
         """Segment images of any sizes in one batch; with a sliding window each by itself.
 
         Args:
-            images: In any form that [`to_rgb`] takes.
+            images: One or several, in any form that [`to_rgb`] takes.
             show_progress: Show a bar over the tiles of an image.
 
         Returns:
@@ -80,7 +83,7 @@ class Segmenter:
         Raises:
             NonFiniteLogitsError: The model gives values that are not numbers for an image.
         """
-        rgbs, window = [to_rgb(image) for image in images], self.sliding_window
+        rgbs, window = [to_rgb(image) for image in flattened(images, 3)], self.sliding_window
         batches = [[rgb] for rgb in rgbs] if window else [rgbs] if rgbs else []
         results: list[dict[str, NDArray[Any]]] = []
         for batch in batches:

@@ -105,3 +105,8 @@ def test_no_tensor_of_all_classes_at_full_size_is_made() -> None:
 def test_impossible_windows_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"sliding_window.*: expected "):
         SlidingWindow.of(value)
+
+
+def test_a_segmenter_needs_as_many_names_as_embeddings() -> None:
+    with pytest.raises(ValueError, match="2 class names for 5 class embeddings"):
+        Segmenter(small_model(), small_processor(), ["sky", "grass"], CLASSES)
