@@ -106,7 +106,7 @@ class Layout:
     def columns(self, root: Path, split: str) -> dict[str, list[Any]]:
         """The images, labels and file names of a split, in the order of the names."""
         images, labels = self.paths(root, split)
-        if missing := [str(path) for path in (images, labels) if not path.exists()]:
+        if missing := [str(path) for path in dict.fromkeys((images, labels)) if not path.exists()]:
             raise FileNotFoundError(f"expected {' and '.join(missing)}")
         image_files, label_files, listed = self.list_files(images, labels, split)
         stems = sorted(listed)

@@ -99,6 +99,10 @@ class TrainingRun:
             self.processor = build_processor(self.model.config)
         else:
             self.model, self.processor = load(recipe.model)
+        input_size = dict(self.processor.image_processor.input_size)
+        if {recipe.crop_size} != set(input_size.values()):
+            scale = f"the model is given images of {input_size}, which show objects at another scale"
+            self.accelerator.print(f"crop_size {recipe.crop_size}: {scale}")
         self.model.config.ignore_index = ignore_index
         set_trainable(self.model, recipe)
         if recipe.gradient_checkpointing:
