@@ -81,6 +81,8 @@ def weights(old: int, new: int, support: float) -> np.ndarray:
 def read_png(path: Path) -> np.ndarray:
     """An image (H, W, 3) of a PNG file."""
     content, position, compressed = path.read_bytes(), 8, b""
+    if not content.startswith(b"\x89PNG"):
+        raise ValueError("it is not a PNG file")
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     channels = {0: 1, 2: 3, 6: 4}.get(color)
     if channels is None or depth != 8 or interlaced:

@@ -46,7 +46,8 @@ def label(arguments: argparse.Namespace) -> int:
     counts = label_dataset(**vars(arguments))
     if accelerator.is_main_process:
         reasons = " (skipped.jsonl says why)" if counts.skipped and not arguments.preview else ""
-        print(f"{counts.labelled} images labelled, {counts.skipped} skipped{reasons}: {arguments.output}")
+        result = f"{arguments.output}/preview.jpg" if arguments.preview else arguments.output
+        print(f"{counts.labelled} images labelled, {counts.skipped} skipped{reasons}: {result}")
     accelerator.end_training()
     return 1 if counts.skipped else 0
 
