@@ -70,14 +70,17 @@ class View:
     probabilities: Tensor
     classes: Tensor
 
-    def resized(self, classes: Tensor, band: Span) -> Tensor:
+    def interpolation(self, band: Span) -> Tensor:
+        """The matrix (rows of the band, h) of the bilinear interpolation along the height."""
+        (top, bottom), height = self.rows, self.probabilities.shape[1]
+        identity = torch.eye(height).to(self.probabilities)[None, None]
+        return F.interpolate(identity, (bottom - top, height), mode="bilinear")[0, 0, band[0] - top : band[1] - top]
+
+    def resized(self, classes: Tensor, interpolation: Tensor) -> Tensor:
         """The probabilities (t, height, width) of some of these classes at the pixels of a band of the rows."""
-        chosen = self.probabilities[torch.searchsorted(self.classes, classes)]
-        (top, bottom), (left, right), height = self.rows, self.columns, chosen.shape[1]
-        # Bilinear interpolation along the height, as a matrix of which only the rows of the band are used.
-        matrix = F.interpolate(torch.eye(height).to(chosen)[None, None], (bottom - top, height), mode="bilinear")[0, 0]
-        rows = matrix[band[0] - top : band[1] - top] @ chosen
-        return F.interpolate(rows[:, None], (rows.shape[1], right - left), mode="bilinear")[:, 0]
+        rows = interpolation @ self.probabilities[torch.searchsorted(self.classes, classes)]
+        size = len(interpolation), self.columns[1] - self.columns[0]
+        return F.interpolate(rows[:, None], size, mode="bilinear")[:, 0]
 
     def fading(self, band: Span, size: tuple[int, int]) -> Tensor:
         """The weight of a tile at the pixels of a band: highest in its middle, low at its edges within the image."""
@@ -146,12 +149,13 @@ def mixed_probabilities(
         total[:, slice(*view.columns)] += weight
     if whole is not None:
         views, weights, total = [*views, whole], [*weights, total], 2 * total
+    interpolations = [view.interpolation(band) for view in views]
     seen = torch.cat([view.classes for view in views]).unique()
     for classes in seen.split(max(1, ELEMENTS_PER_CHUNK // total.numel())):
         mixed = total.new_zeros(len(classes), *total.shape)
-        for view, weight in zip(views, weights, strict=True):
+        for view, weight, interpolation in zip(views, weights, interpolations, strict=True):
             [kept] = torch.isin(classes, view.classes).nonzero(as_tuple=True)
-            mixed[..., slice(*view.columns)].index_add_(0, kept, weight * view.resized(classes[kept], band))
+            mixed[..., slice(*view.columns)].index_add_(0, kept, weight * view.resized(classes[kept], interpolation))
         yield classes, mixed.div_(total)
 
 
