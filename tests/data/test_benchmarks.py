@@ -264,9 +264,10 @@ class TestOwnData:
         for split in ("train", "val"):
             write_own_data(tmp_path, {f"of_{split}": np.zeros((1, 1))}, ["cat, kitten"], split)
         (tmp_path / "masks").rename(tmp_path / folder)
-        dataset = load_benchmark("custom", tmp_path, "train")
-        assert dataset["file_name"] == ["of_train.jpg"]
-        assert dataset.features["label"].names == ["cat, kitten"]
+        for options, expected in (({"split": "train"}, "train"), ({}, "val"), ({"default_split": "train"}, "train")):
+            dataset = load_benchmark("custom", tmp_path, **options)
+            assert dataset["file_name"] == [f"of_{expected}.jpg"]
+            assert dataset.features["label"].names == ["cat, kitten"]
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),

@@ -1,13 +1,18 @@
 """Samples by position, sampled vocabularies."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from raw_copies import write_own_data
 from torch.utils.data import DataLoader, Subset
 
+from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.data.transforms import TrainingTransform
-from sed_hf.training.data import TrainingSamples, sample_vocabulary
+from sed_hf.training.data import TrainingSamples, load_training_data, sample_vocabulary
+from sed_hf.training.recipe import Recipe
 
 
 @pytest.fixture
@@ -44,6 +49,17 @@ def test_a_label_of_another_size_is_refused_by_file(samples: TrainingSamples) ->
     samples.dataset = [{"image": Image.new("RGB", (8, 6)), "label": np.zeros((3, 4), np.uint8), "file_name": "a.jpg"}]
     with pytest.raises(ValueError, match=r"a\.jpg: the image is \(6, 8\), the label \(3, 4\)"):
         samples[0]
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_own_data_is_trained_on_its_split_for_training(is_prepared: bool, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_own_data(tmp_path, {f"of_{split}": np.zeros((1, 1))}, ["cat"], split)
+        if is_prepared:
+            prepare_benchmark("custom", tmp_path, tmp_path / "prepared", split)
+    data_dir = tmp_path / "prepared" if is_prepared else tmp_path
+    recipe = Recipe(output_dir="out", model="start", dataset="custom", data_dir=str(data_dir))
+    assert load_training_data(recipe)[0].dataset["file_name"] == ["of_train.jpg"]
 
 
 class TestSampledVocabulary:

@@ -111,7 +111,8 @@ class Layout:
         image_files, label_files, listed = self.list_files(images, labels, split)
         stems = sorted(listed)
         if not stems:
-            raise FileNotFoundError(f"found no image of the split {split} in {images} that has a label in {labels}")
+            of_split = split and f" of the split {split}"
+            raise FileNotFoundError(f"found no image{of_split} in {images} that has a label in {labels}")
         for kind, folder, found in (("image", images, image_files), ("label", labels, label_files)):
             if missing := [stem for stem in stems if stem not in found]:
                 raise FileNotFoundError(f"expected the {kind}s in {folder}; missing: {some(missing, 3)}")
@@ -186,7 +187,12 @@ def benchmark_info(name: str) -> BenchmarkInfo:
 
 
 def load_benchmark(
-    name: str, data_dir: str | PathLike[str], split: str | None = None, *, streaming: bool = False
+    name: str,
+    data_dir: str | PathLike[str],
+    split: str | None = None,
+    *,
+    streaming: bool = False,
+    default_split: str = DEFAULT_SPLIT,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a benchmark as downloaded, as Detectron2's scripts leave it, or as `scripts/prepare_dataset.py` writes it.
 
@@ -198,9 +204,10 @@ def load_benchmark(
             `labels/`) of the same file names, whose pixels are class indices, and `classes.txt` or `classes.json`.
         data_dir: The root folder of the data set, or the folder that contains it. For Parquet files also an address
             that fsspec understands, such as `hf://datasets/USER/REPO`.
-        split: `"train"` or `"val"`; by default `"val"`. For data of your own the name of a folder inside `images/`
-            and `masks/`; by default their files themselves, or in Parquet files `"val"`, else `"train"`.
+        split: `"train"` or `"val"`; for data of your own the name of a folder inside `images/` and `masks/`.
         streaming: Return a `datasets.IterableDataset`, which reads Parquet files without copying them into the cache.
+        default_split: The split if none is stated. Of your own data without such a folder, the files themselves; in
+            Parquet files without it, the other of `"train"` and `"val"`.
 
     Raises:
         ValueError: The name, the split or the class list is wrong; or, when an example is read, its files are damaged,
@@ -209,22 +216,27 @@ def load_benchmark(
     """
     if name != OWN_DATA:
         benchmark_info(name)
-    own = [DEFAULT_SPLIT, "train"] if name == OWN_DATA else [DEFAULT_SPLIT]
-    dataset = read_parquet(name, data_dir, [split] if split else own, streaming=streaming)
+    splits = [split or default_split]
+    if name == OWN_DATA and split is None:
+        splits += ["train", "val"]
+    dataset = read_parquet(name, data_dir, splits, streaming=streaming)
     if dataset is not None:
         return dataset
-    dataset = load_raw(name, data_dir, split)
+    dataset = load_raw(name, data_dir, split, default_split)
     # The parts of a stream are for the workers of a data loader.
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if streaming else dataset
 
 
-def load_raw(name: str, data_dir: str | PathLike[str], split: str | None = None) -> datasets.Dataset:
+def load_raw(
+    name: str, data_dir: str | PathLike[str], split: str | None = None, default_split: str = DEFAULT_SPLIT
+) -> datasets.Dataset:
     """Load a benchmark or own data from images and labels only; see [`load_benchmark`]."""
     data_dir = Path(data_dir).absolute()  # the data set outlives a change of the working directory
     if name == OWN_DATA:
-        folder, roots, hint = split or "", [data_dir], "see docs/data.md"
+        has_splits = (data_dir / "images" / default_split).is_dir()
+        folder, roots, hint = split or (default_split if has_splits else ""), [data_dir], "see docs/data.md"
     else:
-        info, folder = benchmark_info(name), split or DEFAULT_SPLIT
+        info, folder = benchmark_info(name), split or default_split
         if folder not in info.splits:
             raise ValueError(f"{name} has no split {split!r}: expected {' or '.join(info.splits)}")
         roots = [*(data_dir / root for root in info.roots), data_dir]
@@ -249,7 +261,7 @@ def load_raw(name: str, data_dir: str | PathLike[str], split: str | None = None)
     )
     image = SegmentationImage(shortest_side=LABEL_RULES[layout.rule].shortest_side if layout.rule else None)
     features = datasets.Features(image=image, label=label, file_name=datasets.Value("string"))
-    return datasets.Dataset.from_dict(columns, features, split=datasets.NamedSplit(split or DEFAULT_SPLIT))
+    return datasets.Dataset.from_dict(columns, features, split=datasets.NamedSplit(folder or DEFAULT_SPLIT))
 
 
 def _own_labels(folder: Path) -> SegmentationMap:

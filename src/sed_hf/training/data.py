@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .. import SEDForSemanticSegmentation, SEDProcessor
-from ..data.benchmarks import OWN_DATA, load_benchmark
+from ..data.benchmarks import load_benchmark
 from ..data.distractors import distractors
 from ..data.scenes import SceneDataset
 from ..data.transforms import TrainingTransform
@@ -67,8 +67,7 @@ def load_training_data(recipe: Recipe) -> tuple[TrainingSamples, list[str], int]
         class_names, ignore_index = dataset.class_names, 255
     else:
         assert recipe.data_dir is not None  # which the recipe has checked
-        split = recipe.split or (None if recipe.dataset == OWN_DATA else "train")
-        dataset = load_benchmark(recipe.dataset, recipe.data_dir, split)
+        dataset = load_benchmark(recipe.dataset, recipe.data_dir, recipe.split, default_split="train")
         label = dataset.features["label"]
         class_names, ignore_index = label.names, label.ignore_index
     if recipe.distractor_vocabulary is not None:
