@@ -6,9 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
 
 from .chunking_sed import chunk_bytes
 from .configuration_sed import SEDConfig
+
+logger = logging.get_logger(__name__)
 
 
 @torch.compiler.disable(reason="it computes its own gradients, and a check of labels would break the graph")
@@ -37,6 +40,8 @@ def segmentation_losses(
     if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
+    if 0 <= config.ignore_index < num_classes:
+        logger.warning_once(f"labels of class {config.ignore_index} are ignored: config.ignore_index says so")
     ignored = labels == config.ignore_index
     wrong = ~ignored & ((labels < 0) | (labels >= num_classes))
     expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index}"

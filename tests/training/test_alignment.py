@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from sed_hf import SEDProcessor
+from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.training.alignment import TowerAlignment, alignment_loss, cell_shares
 
 
@@ -30,13 +30,25 @@ def test_loss_is_the_mean_over_classes_of_their_cross_entropy() -> None:
     torch.testing.assert_close(alignment_loss(logits, shares), expected)
 
 
+def alignment_loss_of(model: SEDForSemanticSegmentation, processor: SEDProcessor, labels: torch.Tensor) -> torch.Tensor:
+    tokens = processor(text=["cat", "grass"], return_tensors="pt")
+    pixel_values = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return TowerAlignment(model)(pixel_values, labels, tokens["input_ids"], tokens["class_ids"]).loss
+
+
+def test_an_ignored_label_is_not_a_class(make_tiny_model: Callable, tiny_processor: SEDProcessor) -> None:
+    model = make_tiny_model()
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    labels[:, :32] = 255
+    expected = alignment_loss_of(model, tiny_processor, labels)
+    model.config.ignore_index = 1
+    torch.testing.assert_close(alignment_loss_of(model, tiny_processor, labels.where(labels == 0, 1)), expected)
+
+
 def test_gradient_reaches_both_towers_and_the_temperature(
     make_tiny_model: Callable, tiny_processor: SEDProcessor
 ) -> None:
     model = make_tiny_model(freeze_text_encoder=False).train()
-    tokens = tiny_processor(text=["cat", "grass"], return_tensors="pt")
-    labels = torch.zeros(1, 64, 64, dtype=torch.long)
-    pixel_values = torch.randn(1, 3, 64, 64)
-    TowerAlignment(model)(pixel_values, labels, tokens["input_ids"], tokens["class_ids"]).loss.backward()
+    alignment_loss_of(model, tiny_processor, torch.zeros(1, 64, 64, dtype=torch.long)).backward()
     trained = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
     assert trained == {"image_encoder", "text_encoder", "logit_scale"}

@@ -26,6 +26,7 @@ class TowerAlignment(nn.Module):
         dense_embeddings = self.model.get_image_features(pixel_values).pooler_output
         cost_map = SEDCostMap.of(dense_embeddings, class_embeddings).compute()
         logits = self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * cost_map
+        labels = labels.masked_fill(labels == self.model.config.ignore_index, -1)  # which may be a distractor's number
         loss = alignment_loss(logits, cell_shares(labels, len(class_embeddings)))
         return SEDSemanticSegmentationOutput(loss=loss)
 
