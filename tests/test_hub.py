@@ -81,11 +81,13 @@ def test_the_folder_is_complete_and_its_weights_can_be_read_by_whoever_can_read_
 def test_the_model_card_has_the_metadata_that_the_hub_reads(
     tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
 ) -> None:
-    save_hub_folder(tiny_model, tiny_processor, tmp_path / "model", "Trained in a test.", datasets=["coco-stuff"])
+    card_of = {"description": "Trained in a test.", "class_names": ["wall", "café"], "datasets": ["coco-stuff"]}
+    save_hub_folder(tiny_model, tiny_processor, tmp_path / "model", **card_of)
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert (card.data.pipeline_tag, card.data.library_name) == ("image-segmentation", "transformers")
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["coco-stuff"])
     assert "Trained in a test." in card.text
+    assert 'candidate_labels=["wall", "café"])' in card.text
 
 
 class TestWhereSomethingLies:

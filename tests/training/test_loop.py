@@ -15,12 +15,15 @@ from safetensors import safe_open
 from small_runs import assert_weights_equal, log_of, reset_accelerate, small_recipe, write_start_model
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf.hub.load import load
+from sed_hf.hub.save import save_hub_folder
 from sed_hf.training.checkpoints import find_checkpoints, save_checkpoint
 from sed_hf.training.data import TrainingClasses
 from sed_hf.training.loop import TrainingRun, compute_loss, train
 from sed_hf.training.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
+COSINE = [(1 + math.cos(math.pi * step / 5)) / 2 for step in (1, 2, 3, 4, 5)]
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +80,39 @@ def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: MakeRecipe
     log = log_of(recipe)
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5]
     assert set(log[0]) == {"step", "loss", "learning_rate", "grad_norm", "images_per_second"}
-    cosine = [3e-3 * (1 + math.cos(math.pi * step / 5)) / 2 for step in (1, 2, 3, 4, 5)]
-    assert [line["learning_rate"] for line in log] == pytest.approx(cosine, abs=1e-12)
+    assert [line["learning_rate"] for line in log] == pytest.approx([3e-3 * x for x in COSINE], abs=1e-12)
     assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000004", "step-00000005"]
     assert "steps: 5\n" in (folder / "README.md").read_text()
     SEDForSemanticSegmentation.from_pretrained(folder)
     SEDProcessor.from_pretrained(folder)
+
+
+def interrupt(recipe: Recipe, method: str, at: int) -> None:
+    """Run until a method of the run is called with this step, and let the run go on from there later."""
+
+    def interrupted(training: TrainingRun, step: int) -> object:
+        if step == at:
+            raise KeyboardInterrupt
+        return original(training, step)
+
+    original = getattr(TrainingRun, method)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    recipe.resume = True
+
+
+def test_an_evaluation_that_fails_costs_no_step_and_is_done_again(make_recipe: MakeRecipe) -> None:
+    values = {"evaluate_on": "scenes", "evaluate_every": 3, "evaluate_images": 1}
+    expected, recipe = make_recipe("expected", **values), make_recipe(**values, checkpoint_every=3)
+    run(expected)
+    interrupt(recipe, "evaluate", at=3)
+    assert [path.name for path in find_checkpoints(Path(recipe.output_dir))] == ["step-00000003"]
+    run(recipe)
+    assert [(line["step"], line.get("mIoU")) for line in log_of(recipe)] == [
+        (line["step"], line.get("mIoU")) for line in log_of(expected)
+    ]
 
 
 def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe) -> None:
@@ -97,7 +127,29 @@ def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe)
     "values", [{"objective": "alignment"}, {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"}]
 )
 def test_other_objectives_and_modes_run(make_recipe: MakeRecipe, values: dict[str, object]) -> None:
-    SEDForSemanticSegmentation.from_pretrained(run(make_recipe(steps=1, **values)))
+    load(run(make_recipe(steps=1, **values)))
+
+
+def test_a_launcher_that_compiles_leaves_a_model_that_loads(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    load(run(make_recipe(steps=1)))
+
+
+def test_half_precision_weights_are_trained_in_float32_without_the_classes_they_came_with(
+    make_recipe: MakeRecipe, start: Path, tmp_path: Path
+) -> None:
+    model, processor = load(start, dtype="bfloat16")
+    model.set_classes(**processor(text=["cat"], return_tensors="pt"), save=True)
+    save_hub_folder(model, processor, tmp_path / "half")
+    trained, _ = load(run(make_recipe(model=tmp_path / "half", finetuning="text", steps=1)))
+    assert (trained.dtype, trained.config.num_saved_classes) == (torch.float32, None)
+
+
+def test_a_gradient_norm_of_0_does_not_clip(make_recipe: MakeRecipe) -> None:
+    weights = [run(make_recipe(f"run{norm}", max_grad_norm=norm, steps=2)) for norm in (0, 1e9)]
+    assert_weights_equal(*weights)
 
 
 @pytest.mark.parametrize("finetuning", ["last_stage", "text"])
@@ -127,31 +179,34 @@ def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
     assert_weights_equal(run(make_recipe(gradient_accumulation_steps=2, **values)), expected, tolerance=1e-9)
 
 
-def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(make_recipe: MakeRecipe) -> None:
     def log_and_card(recipe: Recipe) -> tuple[list[dict[str, float]], list[str]]:
         log = [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
         card = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
         return log, [line for line in card if not line.startswith("Last line")]
 
-    def interrupted(training: TrainingRun, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if step == 3:
-            raise KeyboardInterrupt
-        return train_step(training, step)
-
-    train_step = TrainingRun.train_step
     expected, recipe = make_recipe("expected", log_every=3), make_recipe("disturbed", log_every=3)
     expected_folder = run(expected)
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe)
+    interrupt(recipe, "train_step", at=3)
     log = Path(recipe.output_dir) / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 4, "lo')  # as a full disk leaves a line
-    recipe.resume = True
     assert_weights_equal(run(recipe), expected_folder)
     assert log_and_card(recipe) == log_and_card(expected)
+
+
+def test_a_resumed_run_follows_the_learning_rate_and_the_accumulation_of_its_recipe(
+    make_recipe: MakeRecipe, exact_start: Path
+) -> None:
+    values = {"model": exact_start, "classes_per_step": None, "checkpoint_every": 3}
+    recipe = make_recipe(**values)
+    interrupt(recipe, "train_step", at=3)
+    shutil.copytree(recipe.output_dir, slower := Path(recipe.output_dir).with_name("slower"))
+    recipe.gradient_accumulation_steps = 2
+    assert_weights_equal(run(recipe), run(make_recipe("expected", **values)), tolerance=1e-9)
+    recipe = make_recipe(slower.name, **values, learning_rate=3e-4, resume=True)
+    run(recipe)
+    rates = [line["learning_rate"] for line in log_of(recipe)]
+    assert rates == pytest.approx([3e-3 * x for x in COSINE[:3]] + [3e-4 * x for x in COSINE[3:]], abs=1e-12)
 
 
 def test_a_finished_run_is_not_overwritten_and_when_resumed_writes_its_model_again(make_recipe: MakeRecipe) -> None:

@@ -17,9 +17,9 @@ def recipe_of(folder: Path, text: str, *arguments: str) -> Recipe:
 
 
 def test_a_file_states_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
-    text = "{output_dir: out, model: start, dataset: scenes, steps: 10, learning_rate: 1.0e-3, shortest_edge: null}"
+    text = "{output_dir: out, model: start, dataset: scenes, steps: 10, shortest_edge: null, mixed_precision: no}"
     recipe = recipe_of(tmp_path, text, "--steps", "20", "--no_color_jitter")
-    assert (recipe.steps, recipe.learning_rate, recipe.shortest_edge) == (20, 1e-3, None)
+    assert (recipe.steps, recipe.shortest_edge, recipe.mixed_precision) == (20, None, "no")
     assert (recipe.color_jitter, recipe.horizontal_flip) == (False, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from .. import SEDForSemanticSegmentation, SEDProcessor
 
-WIDGET_IMAGE = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cats.jpg"
 MODEL_CARD = """---
 {metadata}
 ---
@@ -28,7 +28,7 @@ Labels every pixel of an image with one of any list of class names
 from transformers import pipeline
 
 segmenter = pipeline("open-vocabulary-segmentation", model="PATH_OR_REPO", trust_remote_code=True)
-segments = segmenter("photo.jpg", candidate_labels=["cat", "dog, puppy", "grass"])
+segments = segmenter("photo.jpg", candidate_labels={class_names})
 ```
 
 {description}
@@ -52,6 +52,7 @@ def save_hub_folder(
     processor: SEDProcessor,
     directory: str | os.PathLike[str],
     description: str = "",
+    class_names: Sequence[str] = ("cat", "dog, puppy", "grass"),
     datasets: Sequence[str] = (),
     state_dict: Mapping[str, Tensor] | None = None,
     overwrite: bool = False,
@@ -63,6 +64,7 @@ def save_hub_folder(
     Args:
         directory: Folder to make; it may exist if it is empty.
         description: Data, recipe and results, for the model card.
+        class_names: Of which the first three are the example of the model card.
         datasets: Names of the data sets that the model was trained on, for the model card.
         state_dict: By default that of the model, which distributed training may have sharded.
         overwrite: Replace a model folder, with all that it holds.
@@ -78,7 +80,6 @@ def save_hub_folder(
         tags=["open-vocabulary", "semantic-segmentation", "sed"],
         datasets=list(datasets) or None,
         metrics=["mean_iou"],
-        widget=[{"src": WIDGET_IMAGE, "parameters": {"candidate_labels": ["cat", "remote control", "sofa, couch"]}}],
     )
     directory = Path(os.path.abspath(directory))  # which, unlike `resolve`, follows no link
     with atomic_path(directory) as folder:
@@ -88,6 +89,8 @@ def save_hub_folder(
             raise OSError(f"{directory}: {error}") from error
         processor.save_pretrained(folder)
         card = folder / "README.md"
-        card.write_text(MODEL_CARD.format(metadata=metadata.to_yaml(), description=description), encoding="utf-8")
+        example = json.dumps(class_names[:3], ensure_ascii=False)
+        text = MODEL_CARD.format(metadata=metadata.to_yaml(), class_names=example, description=description)
+        card.write_text(text, encoding="utf-8")
         for file in folder.glob("*.safetensors"):
             file.chmod(card.stat().st_mode)  # safetensors lets only the owner read what it writes

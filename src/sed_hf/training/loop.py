@@ -47,6 +47,7 @@ def train(recipe: Recipe) -> Path:
             the loss is not finite; then a checkpoint is written first.
     """
     run = TrainingRun(recipe)
+    run.evaluate(run.start)  # if the run was interrupted before it had
     losses, start_time = [], time.perf_counter()
     is_silent = not run.accelerator.is_main_process
     bar = progress_bar(range(run.start, recipe.steps), initial=run.start, total=recipe.steps, disable=is_silent)
@@ -70,10 +71,9 @@ def train(recipe: Recipe) -> Path:
             run.log(done, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}")
             losses, start_time = [], now
-        if recipe.evaluate_every is not None and (is_last or done % recipe.evaluate_every == 0):
-            run.log(done, run.evaluate(f"step {done}"))
         if is_saved:
             save_checkpoint(run.accelerator, run.output_dir, done, recipe.keep_checkpoints)
+        run.evaluate(done)
     return run.save_model()
 
 
@@ -90,7 +90,7 @@ class TrainingRun:
         check_new_folder(self.output_dir / "model", overwrite=bool(checkpoints))
         self.start = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
         self.accelerator = build_accelerator(recipe)
-        samples, class_names, ignore_index = load_training_data(recipe)
+        samples, self.class_names, ignore_index = load_training_data(recipe)
         if recipe.evaluate_on is not None:
             data_dir, limit = recipe.evaluate_data_dir, recipe.evaluate_images
             self.evaluation_set = load_evaluation_set(recipe.evaluate_on, data_dir, limit)
@@ -99,17 +99,21 @@ class TrainingRun:
             self.processor = build_processor(self.model.config)
         else:
             self.model, self.processor = load(recipe.model)
+            if self.model.dtype in (torch.float16, torch.bfloat16):  # in which most small steps are lost
+                self.model.float()
         input_size = dict(self.processor.image_processor.input_size)
         if {recipe.crop_size} != set(input_size.values()):
             scale = f"the model is given images of {input_size}, which show objects at another scale"
             self.accelerator.print(f"crop_size {recipe.crop_size}: {scale}")
         self.model.config.ignore_index = ignore_index
         set_trainable(self.model, recipe)
+        if not self.model.config.freeze_text_encoder:
+            self.model.set_classes(None)  # or saved ones would stay those of the untrained encoder
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
         if self.accelerator.distributed_type != DistributedType.FSDP:  # which shards only contiguous parameters
             self.model.to(memory_format=torch.channels_last)  # as their gradients are, so that DDP need not copy them
-        self.classes = TrainingClasses(class_names, self.processor, self.model.to(self.accelerator.device))
+        self.classes = TrainingClasses(self.class_names, self.processor, self.model.to(self.accelerator.device))
         optimizer = build_optimizer(self.model, recipe)
         loader = DataLoader(
             Subset(samples, range(self.start * recipe.images_per_step, len(samples))),
@@ -128,7 +132,7 @@ class TrainingRun:
         self.network.train()
         self.start_log()
         if checkpoints:
-            load_checkpoint(self.accelerator, checkpoints[-1])
+            self.restore(checkpoints[-1])
         self.has_failed = torch.zeros((), device=self.accelerator.device)  # 1 from a loss on that is not finite
         self.files: deque[list[str]] = deque(maxlen=recipe.log_every)  # of each step
         if self.accelerator.scaler is None:
@@ -157,7 +161,8 @@ class TrainingRun:
                 self.has_failed.logical_or_(~step_loss.isfinite())
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(self.network.parameters(), recipe.max_grad_norm)
+                    max_norm = recipe.max_grad_norm or torch.inf
+                    grad_norm = accelerator.clip_grad_norm_(self.network.parameters(), max_norm)
                 self.optimizer.step()
                 self.schedule.step()  # in the last part, unless a gradient scaler has skipped the step
                 self.optimizer.zero_grad()
@@ -173,21 +178,38 @@ class TrainingRun:
             return
         num_failed = len(losses) - is_finite.index(False)
         if self.accelerator.scaler is None:  # which holds the schedule, too
-            self.schedule.scheduler.last_epoch -= num_failed + 1
-            self.schedule.scheduler.step()
+            self.set_back_schedule(num_failed)
         saved = save_checkpoint(self.accelerator, self.output_dir, done - num_failed, self.recipe.keep_checkpoints)
         raise ValueError(
             f"the loss at step {done - num_failed + 1} is not finite; process {self.accelerator.process_index} had"
             f" {', '.join(self.files[-num_failed])}. The state before that step is in {saved}"
         )
 
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint, but with the rates, the weight decay and the accumulation of this recipe."""
+        groups = self.optimizer.param_groups
+        stated = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in groups]
+        load_checkpoint(self.accelerator, checkpoint)
+        for group, settings in zip(self.optimizer.param_groups, stated, strict=True):
+            group.update(settings)
+        self.schedule.scheduler.base_lrs = [settings["initial_lr"] for settings in stated]
+        self.set_back_schedule(0)
+        self.accelerator.step = 0  # of parts, which may be others now; no step is under way
+
+    def set_back_schedule(self, num_steps: int) -> None:
+        """Set the schedule back by so many steps, and the learning rates to what it gives there."""
+        self.schedule.scheduler.last_epoch -= num_steps + 1
+        self.schedule.scheduler.step()
+
     def start_log(self) -> None:
         """Start accelerate's tracker, and a log with the lines of the steps that are done."""
         self.accelerator.init_trackers("train", {name: str(value) for name, value in asdict(self.recipe).items()})
+        text = self.log_file.read_text(encoding="utf-8") if self.start and self.log_file.is_file() else ""
+        lines = text.split("\n")[:-1]  # without one that was cut off
+        lines = [line for line in lines if json.loads(line)["step"] <= self.start]
+        self.evaluated_steps = {json.loads(line)["step"] for line in lines if "mIoU" in line}
         if self.accelerator.is_main_process:
-            text = self.log_file.read_text(encoding="utf-8") if self.start and self.log_file.is_file() else ""
-            lines = text.split("\n")[:-1]  # without one that was cut off
-            write_file(self.log_file, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.start))
+            write_file(self.log_file, "".join(f"{line}\n" for line in lines))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step to accelerate's tracker and to the log."""
@@ -196,31 +218,37 @@ class TrainingRun:
             with self.log_file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def evaluate(self, title: str) -> dict[str, float]:
-        """The figures of the evaluation set that are of all classes or of a group of them."""
+    def evaluate(self, done: int) -> None:
+        """Log the figures of the evaluation set, of all classes and of groups, where they are due and not logged."""
+        every = self.recipe.evaluate_every
+        is_due = every is not None and done > 0 and (done == self.recipe.steps or done % every == 0)
+        if not is_due or done in self.evaluated_steps:
+            return
         figures = evaluate_benchmark(
             self.accelerator.unwrap_model(self.network),
             self.processor,
             self.evaluation_set,
             num_workers=self.recipe.num_workers,
-            progress_bar=title,
+            progress_bar=f"step {done}",
         )
         known = {name: value for name, value in figures.items() if value is not None}
-        return {name: value for name, value in known.items() if not name.startswith(("IoU-", "ACC-"))}
+        self.log(done, {name: value for name, value in known.items() if not name.startswith(("IoU-", "ACC-"))})
 
     def save_model(self) -> Path:
         """Write the Hub folder of the model, and end the run."""
         folder = self.output_dir / "model"
         state_dict = self.accelerator.get_state_dict(self.network)
+        for prefix in ("_orig_mod.", "model."):  # of torch.compile, and of the wrapper of the alignment objective
+            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
         if self.accelerator.is_main_process:
             save_hub_folder(
                 self.model.eval(),
                 self.processor,
                 folder,
                 self.describe(),
+                self.class_names,
                 [] if self.recipe.dataset in ("custom", "scenes") else [self.recipe.dataset],
-                # The wrapper of the alignment objective puts "model." before each name.
-                state_dict={name.removeprefix("model."): tensor for name, tensor in state_dict.items()},
+                state_dict=state_dict,
                 overwrite=True,
             )
         self.accelerator.print(f"model written to {folder}")
@@ -236,7 +264,8 @@ class TrainingRun:
             for values in (settings, describe_environment(self.accelerator.device))
         )
         last_line = "".join(self.log_file.read_text().splitlines()[-1:])
-        return f"## Training\n\n{recipe}\n\n{environment}\n\nLast line of the log: `{last_line}`"
+        classes = "; ".join(self.class_names)
+        return f"## Training\n\nClasses: {classes}\n\n{recipe}\n\n{environment}\n\nLast line of the log: `{last_line}`"
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:

@@ -34,7 +34,7 @@ class Recipe:
 
     dataset: str = HfArg(default="coco_stuff_171", help="Benchmark, 'custom', or 'scenes' for generated scenes.")
     data_dir: str | None = HfArg(default=None, help="Folder of the data set; none for scenes.")
-    split: str | None = HfArg(default=None, help="Split to train on. Defaults to train, and to all images of own data.")
+    split: str | None = HfArg(default=None, help="Defaults to train, or to all images of own data without splits.")
     num_workers: int = HfArg(default=4, help="Processes that read images, for each training process.")
 
     shortest_edge: int | None = HfArg(default=768, help="Resize the shortest side to this many pixels.")
@@ -54,7 +54,7 @@ class Recipe:
     text_encoder_lr_factor: float = HfArg(default=0.01, help="Times the learning rate, text encoder.")
     weight_decay: float = HfArg(default=1e-4, help="Of AdamW.")
     warmup_steps: int = HfArg(default=0, help="Steps of linear warm-up before the cosine decay to 0.")
-    max_grad_norm: float = HfArg(default=0.01, help="Clip the gradient of the whole model to this norm.")
+    max_grad_norm: float = HfArg(default=0.01, help="Clip the gradient of the whole model to this norm; 0 does not.")
     gradient_checkpointing: bool = HfArg(default=False, help="Recompute activations in backward.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = HfArg(
         default=None, help="Defaults to accelerate's setting."
@@ -106,6 +106,8 @@ def load_recipe(arguments: Sequence[str]) -> Recipe:
             raise ValueError(f"config: {known.config} is not YAML: {error}") from error
         if not isinstance(stated, dict):
             raise ValueError(f"config: {known.config} holds {type(stated).__name__}, expected settings by name")
+        if stated.get("mixed_precision") is False:
+            stated["mixed_precision"] = "no"  # which YAML takes for false
 
     parser = HfArgumentParser(Recipe, parents=[config_parser], allow_abbrev=False)
     # The file's values are checked as the command line's are. Only null has no form there.
