@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from small_models import make_small_model, small_processor
 
+from sed_hf import read_rgb
 from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.hub.load import load
@@ -165,6 +166,29 @@ class TestInput:
         assert label(settings, tmp_path / "out", data="someone/photos", split="validation") == Counts(1, 1)
         assert "the row holds none" in (tmp_path / "out" / "skipped.jsonl").read_text()
         assert len(load_benchmark("custom", tmp_path / "out", "validation")) == 1
+
+    def test_rows_without_a_file_name_are_called_after_their_position(self, settings: Settings, tmp_path: Path) -> None:
+        SceneDataset("test", 7, size=32)[0]["image"].save(tmp_path / "a.jp2")
+        rows = {"image": [{"bytes": (tmp_path / "a.jp2").read_bytes(), "path": None}]}
+        datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image())).to_parquet(tmp_path / "a.parquet")
+        assert label(settings, tmp_path / "out", data=tmp_path / "a.parquet") == Counts(1, 0)
+        assert load_benchmark("custom", tmp_path / "out")[0]["file_name"] == "00000000.jp2"
+
+    @pytest.mark.parametrize("format", ["coco", "png", "yolo"])
+    def test_images_in_a_folder_are_upright_and_of_formats_that_every_reader_has(
+        self, format: str, settings: Settings, tmp_path: Path
+    ) -> None:
+        image, exif = SceneDataset("test", 7, size=32)[0]["image"].crop((0, 0, 32, 20)), Image.Exif()
+        (tmp_path / "in").mkdir()
+        exif[0x0112] = 6
+        for name in ("a.gif", "b.jp2", "c.ppm", "d.jpg"):
+            image.save(tmp_path / "in" / name, exif=exif)
+        image.save(tmp_path / "in" / "e.jpg")
+        label(settings, tmp_path / "out", data=tmp_path / "in", format=format)
+        images = sorted((tmp_path / "out" / "images").iterdir())
+        assert [path.name[9:] for path in images] == ["a.png", "b.png", "c.png", "d.png", "e.jpg"]
+        for path, source in zip(images, sorted((tmp_path / "in").iterdir()), strict=True):
+            assert np.array_equal(Image.open(path), read_rgb(source))
 
     @pytest.mark.parametrize("format", ["parquet", "png"])
     def test_files_that_are_not_images_are_listed_and_the_rest_is_labelled(

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import DatasetCardData, HfApi
@@ -115,14 +116,23 @@ def _rows(examples: datasets.Dataset) -> Iterator[dict[str, Any]]:
         yield {"image": {"path": name, "bytes": content}, "label": label_file, "file_name": name}
 
 
-def stored_image(content: bytes, name: str, shortest_side: int | None = None) -> tuple[PIL.Image.Image, bytes]:
-    """An image file as the model is given it, in RGB, and the bytes that `datasets.Image(mode="RGB")` decodes to it."""
+def stored_image(
+    content: bytes, name: str, shortest_side: int | None = None, formats: Sequence[str] | None = None
+) -> tuple[PIL.Image.Image, bytes]:
+    """An image file as the model is given it, in RGB, and the bytes that `datasets.Image(mode="RGB")` decodes to it.
+
+    With `formats`, of Pillow, the bytes are of one of these, and upright without EXIF.
+    """
     file = BytesIO(content)
     file.name = name
     image = read_rgb(file)
     if shortest_side is not None:
         content = shrunk_jpeg(image, shortest_side)
         return read_rgb(BytesIO(content)), content
+    if formats is not None:
+        header = PIL.Image.open(BytesIO(content))
+        if header.format not in formats or header.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+            return image, png(image)
     with suppress(OSError):  # other readers are less patient with the end of a file
         as_others_read_it = FEATURES["image"].decode_example({"path": None, "bytes": content})
         if image.size == as_others_read_it.size and np.array_equal(np.asarray(image), np.asarray(as_others_read_it)):

@@ -196,7 +196,7 @@ def label_shards(shards: Shards, segmenter: Segmenter, writer: LabelFormat, num_
     """Label this process's share; while the model segments a batch, those before are post-processed and written."""
     state, total = PartialState(), shards.images.num_images
     done = len(shards.finished()) * shards.size
-    read = partial(read_image, segmenter.processor.image_processor)
+    read = partial(read_image, segmenter.processor.image_processor, writer.image_formats)
     loader = read_batches(shards.batches(state.process_index, state.num_processes), read, num_workers)
     in_flight: deque[Future] = deque()
     bar = progress_bar(None, "Labelling", total=total, initial=done, unit="image", disable=not state.is_main_process)
@@ -218,11 +218,14 @@ def label_shards(shards: Shards, segmenter: Segmenter, writer: LabelFormat, num_
             future.result()
 
 
-def read_image(image_processor: SEDImageProcessor, row: Row) -> PreparedImage | Unreadable:
+def read_image(
+    image_processor: SEDImageProcessor, formats: Sequence[str] | None, row: Row
+) -> PreparedImage | Unreadable:
     """An image with its file and the model's input, in a worker."""
     position, source, content = row
     try:
-        image, file = prepare.stored_image(file_content(content), source or f"image {position}")
+        content = file_content(content)
+        image, file = prepare.stored_image(content, source or f"image {position}", formats=formats)
         pixel_values = image_processor(image, return_tensors="pt")["pixel_values"][0]
     except (OSError, ValueError) as error:
         return Unreadable(position, source, short_error(error))

@@ -1,6 +1,7 @@
 """Formats of labelled data sets: Parquet, COCO, YOLO, and a folder of indexed PNG."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ class PreparedImage:
     def name(self) -> str:
         """A file name that no other image has: the position, and what the source is called."""
         kind = str(Image.open(BytesIO(self.content)).format).lower()
-        stem = re.sub(r"[^\w-]+", "_", str(Path(self.source).with_suffix("")))[-80:].strip("_")
-        return f"{self.position:08d}{'-' if stem else ''}{stem}.{ {'jpeg': 'jpg', 'mpo': 'jpg'}.get(kind, kind) }"
+        ending = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2"}.get(kind, kind)
+        stem = re.sub(r"[^\w-]+", "_", os.path.splitext(self.source)[0])[-80:].strip("_")
+        return f"{self.position:08d}{'-' if stem else ''}{stem}.{ending}"
 
 
 @dataclass
@@ -56,6 +58,8 @@ class LabelFormat:
     class_names: Sequence[str]
     split: str
     files: ClassVar[tuple[str, ...]]  # of the data set, as patterns
+    # Of Pillow. What has another format, or is turned by EXIF, is stored as PNG: not all readers would show it so.
+    image_formats: ClassVar[tuple[str, ...] | None] = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")
 
     def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """Write the files of an image, if it has some of its own, and return what its shard needs to know of it."""
@@ -72,6 +76,7 @@ class ParquetFormat(LabelFormat):
     """What `load_benchmark("custom")` and `datasets` read: `data/SPLIT-INDEX-of-NUMBER.parquet`."""
 
     files = ("data/*.parquet",)
+    image_formats = None  # `datasets` reads all of them, and turns them
 
     def write_image(self, image: PreparedImage, segmentation: LabelMap, classes: Classes) -> Any:
         """The row of an image."""
