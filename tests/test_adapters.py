@@ -95,7 +95,7 @@ class TestAdapters:
         assert trained
         assert all(parameter.grad is not None for parameter in trained)
 
-    def test_those_of_the_text_encoder_bring_a_warning_where_it_is_frozen_or_classes_are_held(
+    def test_those_of_a_frozen_text_encoder_or_beside_held_classes_bring_a_warning(
         self, sed_hf_log: pytest.LogCaptureFixture
     ) -> None:
         model = get_peft_model(make_small_model(), LoraConfig(target_modules=r".*text_encoder.*q_proj"))
@@ -118,9 +118,7 @@ class TestOffload:
 
     @pytest.mark.parametrize("device_map", [None, OFFLOADED, {"sed": "disk", "decoder": "cpu"}], ids=str)
     @torch.no_grad()
-    def test_weights_on_disk_give_the_same(
-        self, device_map: dict[str, str] | None, folder: Path, tmp_path: Path
-    ) -> None:
+    def test_weights_on_disk_give_the_same(self, device_map: dict | None, folder: Path, tmp_path: Path) -> None:
         model = SEDForSemanticSegmentation.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
         if device_map is None:
             disk_offload(model, tmp_path)

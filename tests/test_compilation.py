@@ -18,10 +18,7 @@ def _reset() -> Iterator[None]:
 
 
 def inputs(classes: int, height: int, width: int) -> dict[str, Any]:
-    return {
-        "pixel_values": seeded(1, 3, height, width),
-        "class_embeddings": random_inputs(classes)["class_embeddings"],
-    }
+    return {"pixel_values": seeded(1, 3, height, width), "class_embeddings": random_inputs(classes)["class_embeddings"]}
 
 
 @pytest.mark.slow

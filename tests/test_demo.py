@@ -48,9 +48,7 @@ def photo(files: UploadFolder) -> str:
     return str(path)
 
 
-def segment(
-    demo: Demo, path: str, text: str = "sky", threshold: float = 0.0, vocabulary: str = OWN_CLASSES
-) -> tuple[Any, ...]:
+def segment(demo: Demo, path: str, text: str = "sky", threshold: float = 0.0, vocabulary: str = OWN_CLASSES) -> tuple:
     return demo.segment(path, vocabulary, text, 0, threshold, SimpleNamespace(session_hash="abc"))
 
 

@@ -107,9 +107,7 @@ def segmented(page: Page) -> Page:
     return page
 
 
-def test_the_legend_names_the_classes_their_shares_and_probabilities_until_a_threshold_takes_them_away(
-    segmented: Page,
-) -> None:
+def test_the_legend_names_classes_shares_and_probabilities_until_a_threshold_takes_them_away(segmented: Page) -> None:
     entries = [ENTRY.fullmatch(entry) for entry in segmented.legend()]
     assert {entry[1] for entry in entries} <= set(CLASSES)
     assert 99 < sum(float(entry[2]) for entry in entries) < 101

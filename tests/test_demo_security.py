@@ -169,9 +169,7 @@ def test_work_ends_when_the_visitor_has_gone(server: Server, large: str, waits: 
     assert psutil.Process(server.process_id).cpu_percent(0.5) < 20
 
 
-def test_an_image_of_25_megapixels_and_1000_names_are_segmented_while_others_are_served(
-    server: Server, photo: str, large: str
-) -> None:
+def test_others_are_served_during_25_megapixels_and_1000_names(server: Server, photo: str, large: str) -> None:
     with ThreadPoolExecutor() as pool:
         heavy = pool.submit(server.segment, large, MANY_CLASSES)
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README and in docs/ runs.
+"""Every command and every piece of Python in the README and in docs/ runs, and so does every notebook.
 
 Each page is followed from top to bottom in a folder of its own, in which the files that it presumes are there:
 checkpoints, photos, data sets. They are small, and so is the model: `sed-base` is the tiny one. What would take hours
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ import yaml
 from clips import write_clip
 from conftest import EXPORTED_NAMES, make_tiny_config, official_weights
 from demo_server import running_space
+from nbclient import NotebookClient
 from PIL import Image
 from raw_copies import STEMS, WRITERS, write_coco_stuff, write_own_data
 
@@ -33,6 +35,7 @@ from sed_hf.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORTENED = {
     "train.py": "--steps 1 --images_per_step 1 --crop_size 64 --num_workers 0 --mixed_precision no"
@@ -186,6 +189,14 @@ def test_every_block_runs(page: Path, workplace: Path, request: pytest.FixtureRe
         follower = Page(workplace, servers, request)
         for language, code in BLOCK.findall(page.read_text(encoding="utf-8")):
             follower.run(language, code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_runs_and_holds_no_output(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}}).execute()
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:  # mkdocs looks at those of docs/

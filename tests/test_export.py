@@ -35,11 +35,6 @@ def model() -> Model:
     return load()[0]
 
 
-@pytest.fixture(scope="module")
-def processor() -> SEDProcessor:
-    return load()[1]
-
-
 def program(folder: Path, name: str) -> Run:
     """An exported program of either format."""
     if (folder / f"{name}.pt2").exists():
@@ -96,18 +91,15 @@ class TestPrograms:
 
     @pytest.mark.parametrize("padding", ["longest", "max_length"])
     @torch.no_grad()
-    def test_the_text_encoder_equals_the_model(
-        self, folder: Path, model: Model, processor: SEDProcessor, padding: Any
-    ) -> None:
-        input_ids = processor(text=["sky", "red triangle", "a"], padding=padding)["input_ids"]
+    def test_the_text_encoder_equals_the_model(self, folder: Path, model: Model, padding: Any) -> None:
+        input_ids = load()[1](text=["sky", "red triangle", "a"], padding=padding)["input_ids"]
         expected = model.get_class_embeddings(input_ids).flatten(0, 1)
         actual = program(folder, "text_encoder")(input_ids.flatten(0, 1))
         torch.testing.assert_close(actual, expected, rtol=0, atol=EMBEDDINGS)
 
     @torch.no_grad()
-    def test_saved_classes_and_settings_are_those_of_the_model(
-        self, onnx_folder: Path, model: Model, processor: SEDProcessor
-    ) -> None:
+    def test_saved_classes_and_settings_are_those_of_the_model(self, onnx_folder: Path) -> None:
+        model, processor = load()
         classes = np.load(onnx_folder / "classes.npz")
         assert classes["names"].tolist() == EXPORTED_NAMES
         expected = model.get_class_embeddings(**processor(text=EXPORTED_NAMES))

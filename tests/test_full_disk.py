@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import make_tiny_config
 from PIL import Image
 from planted import disk_takes
 from raw_copies import write_ade20k_150
-from torch import Tensor, nn
+from torch import nn
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation as Model
+from sed_hf import SEDProcessor
 from sed_hf.cli import main
 from sed_hf.data.prepare import prepare_benchmark
 from sed_hf.inference.class_embeddings import ClassEmbeddingCache, encode_classes
@@ -40,12 +42,10 @@ def test_segment_keeps_the_images_before(capsys: pytest.CaptureFixture[str]) -> 
     assert set(os.listdir("out")) == {"a.json", "a_labels.png", "a_overlay.jpg", "b_labels.png"}
 
 
-def test_convert_keeps_the_model_that_it_was_to_replace(
-    capsys: pytest.CaptureFixture[str], tiny_model: SEDForSemanticSegmentation, tiny_weights: dict[str, Tensor]
-) -> None:
+def test_convert_keeps_the_model_that_it_was_to_replace(capsys: pytest.CaptureFixture[str], tiny_weights: dict) -> None:
     torch.save({"model": tiny_weights}, "model.pth")
     Path("out").mkdir()
-    tiny_model.config.to_json_file("out/config.json")
+    make_tiny_config().to_json_file("out/config.json")
     with disk_takes(10**6):
         assert main(["convert", "model.pth", "out", "--config", "out/config.json", "--overwrite"]) == 2
     assert REASON in capsys.readouterr().err.splitlines()[-1]
@@ -86,10 +86,7 @@ def test_training_keeps_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_takes_nothing_costs_one_warning_and_not_the_result(
-    tiny_model: SEDForSemanticSegmentation,
-    tiny_processor: SEDProcessor,
-    tmp_path: Path,
-    sed_hf_log: pytest.LogCaptureFixture,
+    tiny_model: Model, tiny_processor: SEDProcessor, tmp_path: Path, sed_hf_log: pytest.LogCaptureFixture
 ) -> None:
     full, not_a_folder = ClassEmbeddingCache(tmp_path / "cache"), ClassEmbeddingCache(tmp_path / "file" / "cache")
     (tmp_path / "file").touch()

@@ -12,7 +12,8 @@ from planted import PLANTS, listing
 from safetensors.torch import load_file, save_file
 
 import sed_hf
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation as Model
+from sed_hf import SEDProcessor
 from sed_hf.cli import main
 from sed_hf.hub.save import save_hub_folder
 
@@ -54,7 +55,7 @@ save_file(results, outputs)
 
 @pytest.mark.slow
 def test_every_auto_class_loads_it_as_remote_code(
-    tiny_hub_folder: Path, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
+    tiny_hub_folder: Path, tiny_model: Model, tiny_processor: SEDProcessor, tmp_path: Path
 ) -> None:
     image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     save_file({"image": image}, tmp_path / "inputs.safetensors")
@@ -78,9 +79,7 @@ def test_the_folder_is_complete_and_its_weights_can_be_read_by_whoever_can_read_
     assert len({(tiny_hub_folder / name).stat().st_mode for name in ("README.md", "model.safetensors")}) == 1
 
 
-def test_the_model_card_has_the_metadata_that_the_hub_reads(
-    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
-) -> None:
+def test_the_model_card_has_the_hubs_metadata(tiny_model: Model, tiny_processor: SEDProcessor, tmp_path: Path) -> None:
     card_of = {"description": "Trained in a test.", "class_names": ["wall", "café"], "datasets": ["coco-stuff"]}
     save_hub_folder(tiny_model, tiny_processor, tmp_path / "model", **card_of)
     card = ModelCard.load(tmp_path / "model" / "README.md")

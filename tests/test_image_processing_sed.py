@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from largest_tensor import LargestTensor
+from decoder_inputs import LargestTensor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor

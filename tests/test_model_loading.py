@@ -118,9 +118,7 @@ class TestSettings:
             ("tokenizer_config.json", {"eos_token": "a"}, "config.json: eos_token_id"),
         ],
     )
-    def test_a_processor_that_does_not_fit_the_model_is_refused(
-        self, folder: Path, file: str, values: dict, message: str
-    ) -> None:
+    def test_a_processor_of_another_model_is_refused(self, folder: Path, file: str, values: dict, message: str) -> None:
         change_json(folder / file, **values)
         assert message in refusal(folder)
 

@@ -19,7 +19,8 @@ from PIL import Image
 from planted import RunsCode
 from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, load
+from sed_hf import SEDForSemanticSegmentation as Model
+from sed_hf import load
 from sed_hf.cli import main
 from sed_hf.hub.official import OFFICIAL, official_folder
 
@@ -100,9 +101,7 @@ def segment(model: str, folder: Path) -> int:
     return main(["segment", str(folder / "image.png"), *arguments])
 
 
-def test_the_first_call_downloads_and_converts_and_the_second_needs_no_network(
-    drive: Drive, folder: Path, tiny_model: SEDForSemanticSegmentation
-) -> None:
+def test_the_first_call_downloads_and_converts_and_no_other(drive: Drive, folder: Path, tiny_model: Model) -> None:
     card = ModelCard.load(make() / "README.md")
     assert card.data.license == "apache-2.0"
     assert all(part in card.text for part in ("Megvii", f"drive.google.com/file/d/{FILE_ID}", "{xie2024sed"))

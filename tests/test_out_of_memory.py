@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_inputs import decode, largest_tensor, random_inputs
-from largest_tensor import LargestTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from decoder_inputs import LargestTensor, decode, largest_tensor, random_inputs
 
 from sed_hf.chunking_sed import Chunks, is_out_of_memory
 from sed_hf.modeling_sed import SEDDecoder
@@ -15,18 +13,18 @@ from sed_hf.modeling_sed import SEDDecoder
 LOGITS = 1e-4
 
 
-class MemoryLimit(TorchDispatchMode):
+class MemoryLimit(LargestTensor):
     """Within it, an operation whose result is larger than the limit finds no memory."""
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self.num_bytes = num_bytes
+        self.limit = limit
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with LargestTensor() as largest:
-            result = func(*args, **(kwargs or {}))
-        if largest.num_bytes > self.num_bytes:
-            raise torch.OutOfMemoryError(f"{largest.num_bytes} bytes")
+    def __torch_dispatch__(self, *arguments: Any) -> Any:
+        self.num_bytes = 0
+        result = super().__torch_dispatch__(*arguments)
+        if self.num_bytes > self.limit:
+            raise torch.OutOfMemoryError(f"{self.num_bytes} bytes")
         return result
 
 

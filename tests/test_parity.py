@@ -16,7 +16,9 @@ from conftest import REFERENCE, official_gradient_norms, official_weights
 from safetensors import safe_open
 from torch import Tensor
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor, SEDSemanticSegmentationOutput
+from sed_hf import SEDForSemanticSegmentation as Model
+from sed_hf import SEDProcessor
+from sed_hf import SEDSemanticSegmentationOutput as Outputs
 from sed_hf.conversion import build_processor, convert_official_checkpoint
 
 FEATURES, LOGITS, PROBABILITIES = 1e-5, 1e-4, 2e-5
@@ -34,13 +36,14 @@ class Reference:
         return self.tensors[name]
 
 
+TINY = Reference("tiny")
+
+
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}")
 
 
-def assert_steps_equal(
-    outputs: SEDSemanticSegmentationOutput, reference: Reference, pooling_size: int = 1, locations: Any = ...
-) -> None:
+def assert_steps_equal(outputs: Outputs, reference: Reference, pooling_size: int = 1, locations: Any = ...) -> None:
     """All that dense inference computes, at the locations of which the reference has numbers."""
     for index, features in enumerate(outputs.encoder_hidden_states):
         assert_close(features[locations], reference[f"res{index + 2}"], FEATURES, f"res{index + 2}")
@@ -68,61 +71,52 @@ def assert_pixel_values_agree(actual: Tensor, expected: Tensor) -> None:
     assert (difference <= 1e-4).float().mean() >= 0.99
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Reference:
-    return Reference("tiny")
+def test_tokens_equal_the_reference(tiny_processor: SEDProcessor) -> None:
+    inputs = tiny_processor(text=TINY.facts["classes"], padding="max_length", return_tensors="pt")
+    assert torch.equal(inputs["input_ids"][:, 0], TINY["input_ids_first_template"])
 
 
-def test_tokens_equal_the_reference(tiny_processor: SEDProcessor, tiny: Reference) -> None:
-    inputs = tiny_processor(text=tiny.facts["classes"], padding="max_length", return_tensors="pt")
-    assert torch.equal(inputs["input_ids"][:, 0], tiny["input_ids_first_template"])
-
-
-def test_pixel_values_equal_the_reference(tiny_processor: SEDProcessor, tiny: Reference) -> None:
-    image = tiny["image"].numpy()
-    assert_pixel_values_agree(tiny_processor(images=image)["pixel_values"], tiny["pixel_values"])
+def test_pixel_values_equal_the_reference(tiny_processor: SEDProcessor) -> None:
+    image = TINY["image"].numpy()
+    assert_pixel_values_agree(tiny_processor(images=image)["pixel_values"], TINY["pixel_values"])
     resized = tiny_processor(images=image, do_input_resize=False)["pixel_values"]
-    assert list(resized.shape[1:]) == tiny["resized_shape"].tolist()
+    assert list(resized.shape[1:]) == TINY["resized_shape"].tolist()
 
 
-def test_class_embeddings_equal_the_reference(
-    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tiny: Reference
-) -> None:
+def test_class_embeddings_equal_the_reference(tiny_model: Model, tiny_processor: SEDProcessor) -> None:
     with torch.no_grad():
-        embeddings = tiny_model.get_class_embeddings(**tiny_processor(text=tiny.facts["classes"], return_tensors="pt"))
-    assert_close(embeddings, tiny["class_embeddings"], FEATURES)
+        embeddings = tiny_model.get_class_embeddings(**tiny_processor(text=TINY.facts["classes"], return_tensors="pt"))
+    assert_close(embeddings, TINY["class_embeddings"], FEATURES)
 
 
 @pytest.mark.parametrize("pooling_size", [1, 2])
 def test_every_step_of_dense_inference_equals_the_reference(
-    make_tiny_model: Callable, tiny_processor: SEDProcessor, tiny: Reference, pooling_size: int
+    make_tiny_model: Callable, tiny_processor: SEDProcessor, pooling_size: int
 ) -> None:
     model = make_tiny_model(inference_pooling_size=pooling_size)
     with torch.no_grad():
-        outputs = model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"], output_hidden_states=True)
-    assert_steps_equal(outputs, tiny, pooling_size)
+        outputs = model(TINY["pixel_values"], class_embeddings=TINY["class_embeddings"], output_hidden_states=True)
+    assert_steps_equal(outputs, TINY, pooling_size)
     (result,) = tiny_processor.post_process_semantic_segmentation(
-        outputs, target_sizes=[tiny["image"].shape[:2]], return_probabilities=True
+        outputs, target_sizes=[TINY["image"].shape[:2]], return_probabilities=True
     )
-    probabilities = tiny[f"pool{pooling_size}.probabilities"]
+    probabilities = TINY[f"pool{pooling_size}.probabilities"]
     assert_close(result["probability"], probabilities.amax(0), PROBABILITIES)
-    assert_equal_except_at_ties(result["segmentation"], tiny[f"pool{pooling_size}.segmentation"], probabilities)
+    assert_equal_except_at_ties(result["segmentation"], TINY[f"pool{pooling_size}.segmentation"], probabilities)
 
 
 @pytest.mark.parametrize("topk", [1, 2])
-def test_early_rejection_equals_the_reference(
-    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tiny: Reference, topk: int
-) -> None:
+def test_early_rejection_equals_the_reference(tiny_model: Model, tiny_processor: SEDProcessor, topk: int) -> None:
     with torch.no_grad():
-        outputs = tiny_model(tiny["pixel_values"], class_embeddings=tiny["class_embeddings"], early_rejection_topk=topk)
-    assert torch.equal(outputs.kept_classes[0, -1], tiny[f"top{topk}.kept"])
-    assert_close(outputs.all_logits().sigmoid(), tiny[f"top{topk}.probabilities_lowres"], PROBABILITIES)
-    segmentation = tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[tiny["image"].shape[:2]])[0]
-    assert_equal_except_at_ties(segmentation, tiny[f"top{topk}.segmentation"], tiny[f"top{topk}.probabilities"])
+        outputs = tiny_model(TINY["pixel_values"], class_embeddings=TINY["class_embeddings"], early_rejection_topk=topk)
+    assert torch.equal(outputs.kept_classes[0, -1], TINY[f"top{topk}.kept"])
+    assert_close(outputs.all_logits().sigmoid(), TINY[f"top{topk}.probabilities_lowres"], PROBABILITIES)
+    segmentation = tiny_processor.post_process_semantic_segmentation(outputs, target_sizes=[TINY["image"].shape[:2]])[0]
+    assert_equal_except_at_ties(segmentation, TINY[f"top{topk}.segmentation"], TINY[f"top{topk}.probabilities"])
 
 
 @pytest.mark.parametrize("topk", [None, 1, 2, 4])
-def test_sixty_classes_equal_the_reference(tiny_model: SEDForSemanticSegmentation, topk: int | None) -> None:
+def test_sixty_classes_equal_the_reference(tiny_model: Model, topk: int | None) -> None:
     reference = Reference("tiny_60_classes")
     with torch.no_grad():
         outputs = tiny_model(
@@ -136,25 +130,23 @@ def test_sixty_classes_equal_the_reference(tiny_model: SEDForSemanticSegmentatio
         assert torch.equal(outputs.kept_classes[0].sum(1), reference[f"top{topk}.kept_per_stage"])
 
 
-def test_losses_and_gradient_norms_equal_the_reference(
-    make_tiny_model: Callable, tiny_processor: SEDProcessor, tiny: Reference
-) -> None:
+def test_losses_and_gradient_norms_equal_the_reference(make_tiny_model: Callable, tiny_processor: SEDProcessor) -> None:
     model = make_tiny_model().train()
     inputs = tiny_processor(
-        images=tiny["train_image"].numpy(),
-        segmentation_maps=tiny["labels"].numpy(),
+        images=TINY["train_image"].numpy(),
+        segmentation_maps=TINY["labels"].numpy(),
         do_resize=False,
         do_input_resize=False,
         return_tensors="pt",
     )
-    outputs = model(**inputs, class_embeddings=tiny["class_embeddings"])
+    outputs = model(**inputs, class_embeddings=TINY["class_embeddings"])
     outputs.loss.backward()
     for index, loss in enumerate(outputs.losses):
-        torch.testing.assert_close(loss, tiny[f"train.loss_sem_seg_{index}"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(loss, TINY[f"train.loss_sem_seg_{index}"], rtol=1e-5, atol=0)
     gradients = official_gradient_norms(model)
-    assert set(gradients) == set(tiny.facts["grad_names"])
-    actual = torch.stack([gradients[name] for name in tiny.facts["grad_names"]])
-    torch.testing.assert_close(actual, tiny["train.grad_norm"], rtol=1e-3, atol=0)
+    assert set(gradients) == set(TINY.facts["grad_names"])
+    actual = torch.stack([gradients[name] for name in TINY.facts["grad_names"]])
+    torch.testing.assert_close(actual, TINY["train.grad_norm"], rtol=1e-3, atol=0)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training.small_runs import reset_accelerate, small_recipe, write_start_model
 
-from sed_hf import SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation as Model
+from sed_hf import SEDProcessor
 from sed_hf.chunking_sed import Chunks
 from sed_hf.training.loop import TrainingRun
 
@@ -23,46 +24,31 @@ WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_c
 BY_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
-class Operations(TorchDispatchMode):
-    """Counts `item`, `nonzero`, `unique`, boolean indexing and the like, by name."""
-
-    def __init__(self, counts: Counter[str]) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        masks = [leaf for leaf in tree_leaves(args[1:]) if isinstance(leaf, Tensor) and leaf.dtype == torch.bool]
-        if name in WAITING or (name in BY_INDEX and masks):
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-class Lists(TorchFunctionMode):
-    """Counts `tolist` and `numpy`, which are not operations."""
-
-    def __init__(self, counts: Counter[str]) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy):
-            self.counts[func.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def synchronisations() -> Iterator[Counter[str]]:
-    """Counts what would make a GPU's host wait for a number."""
+    """Counts what would make a GPU's host wait for a number, by name."""
     counts: Counter[str] = Counter()
-    with Operations(counts), Lists(counts):
+
+    class Operations(TorchDispatchMode):  # `item`, `nonzero`, `unique`, boolean indexing and the like
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = func._schema.name.removeprefix("aten::")
+            masks = [leaf for leaf in tree_leaves(args[1:]) if isinstance(leaf, Tensor) and leaf.dtype == torch.bool]
+            if name in WAITING or (name in BY_INDEX and masks):
+                counts[name] += 1
+            return func(*args, **(kwargs or {}))
+
+    class Lists(TorchFunctionMode):  # `tolist` and `numpy`, which are not operations
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (Tensor.tolist, Tensor.numpy):
+                counts[func.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Operations(), Lists():
         yield counts
 
 
 @torch.no_grad()
-def test_dense_inference_waits_for_nothing_and_post_processing_once(
-    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
-) -> None:
+def test_inference_waits_for_nothing_and_post_processing_once(tiny_model: Model, tiny_processor: SEDProcessor) -> None:
     inputs = {"pixel_values": seeded(2, 3, 64, 64), "class_embeddings": random_inputs(5)["class_embeddings"]}
     with synchronisations() as counts:
         outputs = tiny_model(**inputs)
@@ -83,9 +69,7 @@ def test_early_rejection_waits_once_a_stage(make_tiny_model: Callable, part_byte
     assert counts == {"tolist": len(decoder.stages)}
 
 
-def test_a_training_step_waits_for_nothing_between_lines_of_the_log(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_training_step_waits_for_nothing_between_log_lines(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(reset_accelerate)
     start = write_start_model(tmp_path / "start")
     run = TrainingRun(small_recipe(tmp_path / "run", start, classes_per_step=None, num_workers=1, log_every=3))

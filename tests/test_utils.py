@@ -62,7 +62,7 @@ class TestAtomicPath:
         assert content(tmp_path) == ["name"]
         assert content(tmp_path / "name") == ["old"]
 
-    def test_an_interruption_between_two_renames_leaves_the_old_folder(
+    def test_interruption_between_renames_keeps_the_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_folder(tmp_path / "folder", "old")

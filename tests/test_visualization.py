@@ -44,9 +44,7 @@ class TestColors:
         ("vocabulary", "name", "color"),
         [("ade20k_150", "sky", [6, 230, 230]), ("pascal_voc_20", "person", [192, 128, 128])],
     )
-    def test_of_a_built_in_vocabulary_are_those_of_its_data_set(
-        self, vocabulary: str, name: str, color: list[int]
-    ) -> None:
+    def test_of_a_built_in_vocabulary_are_those_of_its_data_set(self, vocabulary: str, name: str, color: list) -> None:
         names = load_vocabulary(vocabulary)
         for given in (names, [*names, "everything else"]):
             assert class_colors(given)[names.index(name)].tolist() == color
@@ -128,9 +126,7 @@ class TestLegend:
 @pytest.mark.parametrize(
     ("size", "drawn_width"), [((64, 48), 8 * 64), ((20, 70_400), None), ((70_400, 20), 65_500), ((1, 1), None)]
 )
-def test_overlays_of_any_shape_are_legible_and_fit_into_a_jpeg_file(
-    size: tuple[int, int], drawn_width: int | None
-) -> None:
+def test_overlays_of_any_shape_are_legible_and_fit_into_a_jpeg(size: tuple[int, int], drawn_width: int | None) -> None:
     overlay = overlay_array(np.zeros(size[::-1], dtype=np.uint8))
     assert max(overlay.shape) <= 65_500
     assert drawn_width in (None, overlay.shape[1])

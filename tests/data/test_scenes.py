@@ -1,14 +1,17 @@
-"""Generated scenes: determinism, and what training never sees. `test_toy_model.py` finds the labels in the images."""
+"""Generated scenes: determinism, and what training never sees, and the bundled toy model, which finds them."""
 
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sed_hf.data.scenes import SceneDataset, render_scene, scene_vocabulary, seen_classes, unseen_classes
+from sed_hf.data.scenes.model import build_scene_model
 from sed_hf.data.scenes.vocabulary import COLORS, COMPOSITIONS, SHAPES, UNSEEN_COMPOSITIONS, Split
+from sed_hf.hub.load import TOY_MODEL, load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -54,3 +57,30 @@ def test_a_data_set_gives_images_labels_and_names() -> None:
     assert (item["image"].mode, item["image"].size) == ("RGB", (96, 96))
     assert (item["label"].dtype, item["label"].shape) == (np.int64, (96, 96))
     assert item["file_name"] == "scene-test-seed1-000002"
+
+
+def test_the_toy_model_fits_into_12_megabytes() -> None:
+    assert sum(path.stat().st_size for path in TOY_MODEL.iterdir()) <= 12e6
+
+
+def test_the_toy_model_is_trained_from_what_sed_hf_init_scenes_writes() -> None:
+    (model, processor), (start, start_processor) = load(), build_scene_model()
+    start.load_state_dict(model.state_dict())
+    assert len(start_processor.tokenizer) == len(processor.tokenizer)
+    assert start_processor.prompt_templates == processor.prompt_templates
+    assert start_processor.image_processor.input_size == processor.image_processor.input_size
+
+
+@torch.no_grad()
+def test_the_toy_model_finds_compositions_it_was_never_shown() -> None:
+    """Of the pixels of unseen compositions in 10 scenes, among the names of all 104 classes."""
+    model, processor = load()
+    class_embeddings = model.get_class_embeddings(**processor(text=scene_vocabulary()))
+    right, pixels = 0, 0
+    for scene in SceneDataset("test", 10):
+        outputs = model(**processor(images=scene["image"]), class_embeddings=class_embeddings)
+        segmentation = processor.post_process_semantic_segmentation(outputs, target_sizes=[scene["label"].shape])[0]
+        unseen = scene["label"] >= len(scene_vocabulary()) - len(unseen_classes())
+        right += int((segmentation.numpy()[unseen] == scene["label"][unseen]).sum())
+        pixels += int(unseen.sum())
+    assert right / pixels > 0.5

@@ -38,9 +38,7 @@ class TestGeometry:
         assert directions == ({True, False} if flip else {True})
 
     @pytest.mark.parametrize(("size", "expected"), [((50, 75), (64, 96)), ((10, 100), (40, 400))])
-    def test_shortest_side_is_resized_up_to_the_cap(
-        self, size: tuple[int, int], expected: tuple[int, int], rng: np.random.Generator
-    ) -> None:
+    def test_shortest_side_is_resized_up_to_the_cap(self, size: Any, expected: Any, rng: np.random.Generator) -> None:
         _, labels = transform(shortest_edge=64, crop_size=416)(*numbered_pair(*size), rng)
         occupied = labels != 255
         assert (occupied.any(1).sum(), occupied.any(0).sum()) == expected

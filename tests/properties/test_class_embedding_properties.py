@@ -26,10 +26,8 @@ def test_names_share_an_entry_if_and_only_if_their_prompts_are_the_same(one: str
         assert cache.load("another", one) is None
 
 
-@given(vocabularies(), st.integers(0, 4000), seeds, dtypes)
-def test_any_vocabulary_comes_back_whole_or_is_refused(
-    names: list[str], length: int, seed: int, dtype: torch.dtype
-) -> None:
+@given(vocabularies, st.integers(0, 4000), seeds, dtypes)
+def test_any_vocabulary_comes_back_or_is_refused(names: list[str], length: int, seed: int, dtype: torch.dtype) -> None:
     class_embeddings = normal(len(names), 2, 3, seed=seed, dtype=dtype)
     with TemporaryDirectory() as folder:
         path = Path(folder, "names.safetensors")

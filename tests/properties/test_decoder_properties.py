@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_decoder import plain_decode
 from small_models import ENCODER_HIDDEN_SIZES, make_decoder
-from strategies import decoder_settings, examples, normal, seeds
+from strategies import examples, normal, seeds
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +22,31 @@ LOGITS_FLOAT64 = 1e-10
 GRADIENTS = 1e-8
 
 Case = tuple[SEDDecoder, dict[str, Any]]
+
+
+@st.composite
+def decoder_settings(draw: st.DrawFn, group_sizes: tuple[int, ...] = (1, 2, 4)) -> dict[str, Any]:
+    """Settings of a `SEDConfig` that make a small decoder, with some channels in a group of its GroupNorms."""
+    heads, group_size = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from(group_sizes))
+    step = max(heads, group_size)
+    widths = [step * draw(st.integers(1, 8 // step + 1)) for _ in range(4)]
+    widths[:3] = [max(width, 2 * step) for width in widths[:3]]  # so that skip guidance leaves room for features
+    return {
+        "projection_dim": draw(st.integers(2, 12)),
+        "prompt_templates": [f"{number} {{}}" for number in range(draw(st.integers(1, 4)))],
+        "cost_embedding_kernel_size": draw(st.sampled_from([1, 3, 7])),
+        "decoder_hidden_sizes": widths,
+        "skip_guidance_sizes": [draw(st.integers(1, width - 1)) for width in widths[:3]],
+        "cost_guidance_sizes": [draw(st.integers(1, 6)) for _ in range(3)],
+        "decoder_kernel_size": draw(st.sampled_from([1, 3, 9])),
+        "decoder_mlp_ratio": draw(st.integers(1, 4)),
+        "group_norm_group_size": group_size,
+        "num_attention_heads": heads,
+        "class_attention_type": draw(st.sampled_from(["linear", "full"])),
+        "train_pooling_size": draw(st.integers(1, 4)),
+        "inference_pooling_size": draw(st.integers(1, 4)),
+        "class_chunk_size": draw(st.none() | st.integers(1, 12)),
+    }
 
 
 @st.composite

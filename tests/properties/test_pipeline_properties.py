@@ -42,9 +42,7 @@ def assert_same(actual: Segments, expected: Segments) -> None:
 
 @given(st.lists(images_of_any_size, min_size=1, max_size=5), st.integers(1, 6), names, topk)
 @examples(5)
-def test_any_batch_size_equals_one_by_one(
-    several: list[Image.Image], batch_size: int, names: list[str], topk: int | None
-) -> None:
+def test_any_batch_size_equals_one_by_one(several: list, batch_size: int, names: list[str], topk: int | None) -> None:
     options = {"candidate_labels": names, "early_rejection_topk": topk}
     together = segmenter()(several, batch_size=batch_size, **options)
     for image, segments in zip(several, together, strict=True):

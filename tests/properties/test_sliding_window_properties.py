@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from decoder_inputs import LargestTensor
 from hypothesis import given
 from hypothesis import strategies as st
-from largest_tensor import LargestTensor
 from small_models import TEMPLATES, small_model, small_processor
 from strategies import examples, normal, seeds
 from torch import Tensor
@@ -81,9 +81,7 @@ def test_tiles_cover_any_edge_and_overlap_as_much_as_asked(length: int, tile_siz
 
 @given(images_of_any_size, windows, st.sampled_from([None, 1, 2]), st.floats(0, 1))
 @examples(5)
-def test_any_tiles_equal_the_plain_formula(
-    image: Tensor, window: SlidingWindow, topk: int | None, threshold: float
-) -> None:
+def test_any_tiles_equal_the_formula(image: Tensor, window: SlidingWindow, topk: int | None, threshold: float) -> None:
     result = segment(image, window, topk=topk)
     probabilities = plain_probabilities(image, window, topk)
     of_the_class = probabilities.gather(0, result["segmentation"][None])[0]
