@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
@@ -39,6 +40,21 @@ settings.register_profile(
 # Other examples in every run: `pytest tests/properties --hypothesis-profile=thorough`.
 settings.register_profile("thorough", parent=settings.get_profile("quick"), max_examples=300, derandomize=False)
 settings.load_profile("quick")
+
+
+class Reference:
+    """The tensors and facts of one file of reference numbers."""
+
+    def __init__(self, name: str) -> None:
+        with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self.facts = json.loads(file.metadata()["meta"])
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+TINY = Reference("tiny")
 
 
 def seeded_array(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -85,13 +101,22 @@ def make_tiny_config(**kwargs: object) -> SEDConfig:
     )
 
 
-def official_gradient_norms(model: SEDForSemanticSegmentation) -> dict[str, Tensor]:
-    """The norm of each gradient that there is, by official name."""
-    return {
+def reference_batch(processor: SEDProcessor) -> dict[str, Tensor]:
+    """The image and the labels of the reference's training step."""
+    images, labels = TINY["train_image"].numpy(), TINY["labels"].numpy()
+    return processor(images, segmentation_maps=labels, do_resize=False, do_input_resize=False, return_tensors="pt")
+
+
+def assert_gradients_equal_the_reference(model: SEDForSemanticSegmentation) -> None:
+    """Compare the norm of each gradient that there is, by official name."""
+    norms = {
         f"sem_seg_head.predictor.{official_name(name)}": parameter.grad.norm()
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
+    assert set(norms) == set(TINY.facts["grad_names"])
+    actual = torch.stack([norms[name] for name in TINY.facts["grad_names"]])
+    torch.testing.assert_close(actual, TINY["train.grad_norm"], rtol=1e-3, atol=0)
 
 
 @pytest.fixture(autouse=True)

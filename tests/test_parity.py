@@ -6,14 +6,12 @@ embeddings, features and cost map within 1e-5; logits within 1e-4; probabilities
 at ties; losses within 1e-5 relative; gradient norms within 1e-3 relative.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conftest import REFERENCE, official_gradient_norms, official_weights
-from safetensors import safe_open
+from conftest import TINY, Reference, assert_gradients_equal_the_reference, official_weights, reference_batch
 from torch import Tensor
 
 from sed_hf import SEDForSemanticSegmentation as Model
@@ -22,21 +20,6 @@ from sed_hf import SEDSemanticSegmentationOutput as Outputs
 from sed_hf.conversion import build_processor, convert_official_checkpoint
 
 FEATURES, LOGITS, PROBABILITIES = 1e-5, 1e-4, 2e-5
-
-
-class Reference:
-    """The tensors and facts of one file of reference numbers."""
-
-    def __init__(self, name: str) -> None:
-        with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self.facts = json.loads(file.metadata()["meta"])
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-
-TINY = Reference("tiny")
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
@@ -132,21 +115,11 @@ def test_sixty_classes_equal_the_reference(tiny_model: Model, topk: int | None) 
 
 def test_losses_and_gradient_norms_equal_the_reference(make_tiny_model: Callable, tiny_processor: SEDProcessor) -> None:
     model = make_tiny_model().train()
-    inputs = tiny_processor(
-        images=TINY["train_image"].numpy(),
-        segmentation_maps=TINY["labels"].numpy(),
-        do_resize=False,
-        do_input_resize=False,
-        return_tensors="pt",
-    )
-    outputs = model(**inputs, class_embeddings=TINY["class_embeddings"])
+    outputs = model(**reference_batch(tiny_processor), class_embeddings=TINY["class_embeddings"])
     outputs.loss.backward()
     for index, loss in enumerate(outputs.losses):
         torch.testing.assert_close(loss, TINY[f"train.loss_sem_seg_{index}"], rtol=1e-5, atol=0)
-    gradients = official_gradient_norms(model)
-    assert set(gradients) == set(TINY.facts["grad_names"])
-    actual = torch.stack([gradients[name] for name in TINY.facts["grad_names"]])
-    torch.testing.assert_close(actual, TINY["train.grad_norm"], rtol=1e-3, atol=0)
+    assert_gradients_equal_the_reference(model)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The loop in one process: equal to the reference, after any interruption, and what it refuses."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REFERENCE, official_gradient_norms
+from conftest import TINY, assert_gradients_equal_the_reference, reference_batch
 from planted import PLANTS
-from safetensors import safe_open
 from small_runs import assert_weights_equal, log_of, reset_accelerate, small_recipe, write_start_model
 
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
@@ -53,25 +51,13 @@ def run(recipe: Recipe) -> Path:
 def test_losses_and_gradients_equal_the_reference_through_the_training_step(
     make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: MakeRecipe
 ) -> None:
-    with safe_open(REFERENCE / "tiny.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = json.loads(file.metadata()["meta"])
     model = make_tiny_model().train()
-    classes = TrainingClasses(facts["classes"], tiny_processor, model)
-    batch = tiny_processor(
-        images=tensors["train_image"].numpy(),
-        segmentation_maps=tensors["labels"].numpy(),
-        do_resize=False,
-        do_input_resize=False,
-        return_tensors="pt",
-    )
-    loss = compute_loss(model, batch, classes, make_recipe(), seed=[0])
-    expected = sum(tensors[f"train.loss_sem_seg_{index}"] for index in range(4))
+    classes = TrainingClasses(TINY.facts["classes"], tiny_processor, model)
+    loss = compute_loss(model, reference_batch(tiny_processor), classes, make_recipe(), seed=[0])
+    expected = sum(TINY[f"train.loss_sem_seg_{index}"] for index in range(4))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()
-    norms = official_gradient_norms(model)
-    actual = torch.stack([norms[name] for name in facts["grad_names"]])
-    torch.testing.assert_close(actual, tensors["train.grad_norm"], rtol=1e-3, atol=0)
+    assert_gradients_equal_the_reference(model)
 
 
 def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: MakeRecipe) -> None:
