@@ -1,12 +1,14 @@
 """Evaluation on one data set: figures, predictions, processes, interruptions, errors."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from made_up_predictors import CLASS_NAMES, BrightnessPredictor, HalvesPredictor, write_own_images
 from PIL import Image
@@ -44,9 +46,7 @@ def scenes(count: int = NUM_SCENES) -> SceneDataset:
         ("pascal_voc_20b", (1, 0, 255), 37),
     ],
 )
-def test_figures_of_a_benchmark_equal_those_counted_by_hand(
-    name: str, ids: tuple[int, int, int], second_prediction: int, tmp_path: Path
-) -> None:
+def test_figures_equal_those_counted_by_hand(name: str, ids: Any, second_prediction: int, tmp_path: Path) -> None:
     first, second, ignored = ids
     label = np.array([[first, first, second, second], [second, second, second, ignored]])
     WRITERS[name](tmp_path, {STEMS[name][0]: label})
@@ -117,11 +117,8 @@ def progress_at(folder: Path, **settings: Any) -> ProgressFile:
 
 @pytest.mark.parametrize("num_seen", [1, 6, 7])
 def test_interrupted_run_continues_with_any_batch_size(num_seen: int, tmp_path: Path) -> None:
-    if num_seen < NUM_SCENES:
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(BrightnessPredictor(num_seen), scenes(), progress_file=progress_at(tmp_path))
-    else:  # after the last image
-        evaluate(BrightnessPredictor(), scenes(), progress_file=progress_at(tmp_path))
+    with suppress(KeyboardInterrupt):  # which does not come after the last image
+        evaluate(BrightnessPredictor(num_seen), scenes(), progress_file=progress_at(tmp_path))
     predictor = BrightnessPredictor()
     figures = evaluate(predictor, scenes(), progress_file=progress_at(tmp_path), batch_size=2)
     assert predictor.num_images == NUM_SCENES - num_seen
@@ -166,11 +163,8 @@ def test_two_processes_report_and_write_what_one_does(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_not_scored_but_named_by_their_image(
     value: float, augmentation: MultiScaleFlip | None, tmp_path: Path
 ) -> None:
-    dataset, predictor, logits = (
-        write_own_images(tmp_path, [(4, 4)] * 2),
-        BrightnessPredictor(),
-        torch.zeros(2, 3, 8, 8),
-    )
+    dataset, predictor = write_own_images(tmp_path, [(4, 4)] * 2), BrightnessPredictor()
+    logits = torch.zeros(2, 3, 8, 8)
     logits[1, 2] = value
     predictor.logits = lambda *_: logits
     with pytest.raises(ValueError, match=r"1\.jpg: the logits are not finite; use float32 or bfloat16"):
@@ -188,3 +182,23 @@ def test_streamed_data_are_refused(tmp_path: Path) -> None:
     write_own_images(tmp_path, [(1, 2)])
     with pytest.raises(TypeError, match="not streamed"):
         evaluate(BrightnessPredictor(), load_benchmark("custom", tmp_path, streaming=True))
+
+
+def test_an_augmented_prediction_is_that_of_the_mean_probability_of_all_views(tmp_path: Path) -> None:
+    dataset, views = write_own_images(tmp_path / "data", [(20, 30)]), MultiScaleFlip(scales=(0.5, 1.0), flip=True)
+    model, processor = small_model(), small_processor(64)
+    evaluate_benchmark(model, processor, dataset, augmentation=views, predictions_dir=tmp_path, num_workers=0)
+    probabilities = []
+    for edge in (32, 64):  # the plain formulation, with whole tensors at the image's size
+        size = {"size": {"shortest_edge": edge * 3 // 4, "longest_edge": edge * 3}}
+        size["input_size"] = {"height": edge, "width": edge}
+        inputs = processor(images=dataset[0]["image"], text=CLASS_NAMES, return_tensors="pt", **size)
+        for is_mirrored in (False, True):
+            if is_mirrored:
+                inputs["pixel_values"] = inputs["pixel_values"].flip(-1)
+            with torch.no_grad():
+                view = model(**inputs).logits.sigmoid()
+            view = F.interpolate(view, size=(20, 30), mode="bilinear", align_corners=False)
+            probabilities.append(view.flip(-1) if is_mirrored else view)
+    expected = torch.stack(probabilities).mean(dim=0)[0].argmax(dim=0)
+    np.testing.assert_array_equal(Image.open(tmp_path / "0.png"), expected)

@@ -50,7 +50,7 @@ def test_parameter_groups_follow_the_official_rules(make_tiny_model: Callable) -
     ],
 )
 def test_what_is_trained_is_what_the_recipe_says(
-    make_tiny_model: Callable, values: dict[str, str], prefixes: tuple[str, ...]
+    make_tiny_model: Callable, values: dict, prefixes: tuple[str, ...]
 ) -> None:
     model = make_tiny_model()
     trained = set(settings_by_name(model, **values))
