@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -117,6 +120,17 @@ def assert_gradients_equal_the_reference(model: SEDForSemanticSegmentation) -> N
     assert set(norms) == set(TINY.facts["grad_names"])
     actual = torch.stack([norms[name] for name in TINY.facts["grad_names"]])
     torch.testing.assert_close(actual, TINY["train.grad_norm"], rtol=1e-3, atol=0)
+
+
+def run_on_two_processes(program: str, *arguments: str, is_killed: bool = False) -> str:
+    """Run Python code, which may import what the tests can, as `torchrun` does on CPUs, and return what it prints."""
+    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    command = [*launcher, sys.executable, "-c", program, *arguments]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert (process.returncode != 0) == is_killed, process.stderr
+    return process.stdout + process.stderr
 
 
 @pytest.fixture(autouse=True)

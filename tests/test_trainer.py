@@ -10,11 +10,11 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from conftest import run_on_two_processes
 from small_models import make_small_model, small_model, small_processor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
-from two_processes import run_on_two_processes
 
 from sed_hf.metrics.mean_iou import MeanIoU
 

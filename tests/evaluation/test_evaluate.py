@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from conftest import run_on_two_processes
 from made_up_predictors import CLASS_NAMES, BrightnessPredictor, HalvesPredictor, write_own_images
 from PIL import Image
 from raw_copies import STEMS, WRITERS
 from small_models import small_model, small_processor
-from two_processes import run_on_two_processes
 
 from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.data.scenes import SceneDataset, scene_vocabulary

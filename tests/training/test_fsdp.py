@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from two_processes import run_on_two_processes
+from conftest import run_on_two_processes
 
 from sed_hf.hub.load import TOY_MODEL
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run_on_two_processes
 from small_runs import assert_weights_equal, losses_of, reset_accelerate, small_recipe, write_start_model
-from two_processes import run_on_two_processes
 
 from sed_hf.training.loop import train
 from sed_hf.training.recipe import Recipe
