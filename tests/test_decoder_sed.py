@@ -100,3 +100,9 @@ def test_linear_attention_of_ten_thousand_classes_fits_float16() -> None:
     query, key, value = (4 * seeded(1, 10_000, 32, seed=seed) for seed in range(3))
     half = linear_attention(query.half(), key.half(), value.half(), num_heads=1)
     torch.testing.assert_close(half.float(), linear_attention(query, key, value, 1), rtol=0, atol=0.02)
+
+
+def test_linear_attention_in_float16_divides_by_small_normalizers() -> None:
+    query = key = torch.full((1, 500, 4), -3.4)  # whose features are 1/30
+    half, value = linear_attention(query.half(), key.half(), torch.ones(1, 500, 4).half(), num_heads=1), torch.ones(1)
+    torch.testing.assert_close(half.float(), value.expand_as(half), rtol=0, atol=0.005)

@@ -11,8 +11,8 @@ from decoder_inputs import seeded
 from small_models import TEMPLATES, make_small_model, small_model, small_processor
 from torch import Tensor
 
+from sed_hf import SEDConfig, SEDModel, SEDProcessor
 from sed_hf import SEDForSemanticSegmentation as Model
-from sed_hf import SEDModel, SEDProcessor
 
 CLASSES = ["cat", "dog, puppy", "grass", "sky", "a wooden table"]
 
@@ -79,6 +79,16 @@ class TestHeldClasses:
         with pytest.raises(ValueError, match=r"model\.set_classes"):
             model(pixel_values)
 
+    def test_they_are_encoded_where_the_model_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def encode(**inputs: Tensor) -> Tensor:
+            assert {value.device.type for value in inputs.values()} == {"meta"}
+            return torch.zeros(3, len(TEMPLATES), 16)
+
+        model = make_small_model().to("meta")
+        monkeypatch.setattr(model, "get_class_embeddings", encode)
+        model.set_classes(**text_inputs())
+        assert model.sed.class_embeddings.is_meta
+
     @pytest.mark.parametrize("save", [False, True])
     @torch.no_grad()
     def test_they_are_saved_only_when_that_is_asked(self, save: bool, tmp_path: Path) -> None:
@@ -105,7 +115,8 @@ class TestFrozenTextEncoder:
     def test_it_trains_if_the_configuration_says_so(self, tmp_path: Path) -> None:
         make_small_model().save_pretrained(tmp_path)
         model = Model.from_pretrained(tmp_path, freeze_text_encoder=False)
-        assert all(parameter.requires_grad for parameter in model.parameters())
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert frozen == {"sed.logit_scale"}  # which no gradient reaches
         assert model.get_class_embeddings(**text_inputs()).requires_grad
 
     def test_its_vocabulary_can_grow(self) -> None:
@@ -244,6 +255,12 @@ class TestInitialization:
 
 class TestSavingAndLoading:
     @torch.no_grad()
+    def test_a_model_of_a_configuration_saved_in_bfloat16_is_of_one_type(self, tmp_path: Path) -> None:
+        make_small_model().save_pretrained(tmp_path)
+        Model.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
+        model = Model(SEDConfig.from_pretrained(tmp_path))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
     def test_the_whole_and_the_base_model_load_from_the_folder_of_the_whole(self, tmp_path: Path) -> None:
         small_model().save_pretrained(tmp_path)
         expected = small_model()(**inputs(), output_hidden_states=True)

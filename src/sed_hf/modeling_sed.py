@@ -176,7 +176,6 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) 
     """Linear attention (Katharopoulos et al., 2020) of tokens (N, T, C), to the same shape; the cost is linear in T."""
     num_classes, width = key.shape[-2:]
     query, key = positive_features(query), positive_features(key)
-    eps = torch.sym_max(1e-6 / num_classes, torch.finfo(key.dtype).tiny)
     # One product for all heads and their normalisers, with zeros where heads would mix, is faster than one for each.
     heads = torch.eye(num_heads, dtype=key.dtype, device=key.device).repeat_interleave(width // num_heads, dim=0)
     same_head = heads @ heads.T
@@ -184,7 +183,8 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int) 
     context = torch.baddbmm(same_head, key.transpose(1, 2), value, beta=0, alpha=1 / num_classes)
     context = torch.cat([context * same_head, key.mean(1).unsqueeze(-1) * heads], dim=-1)
     mixed, normalizer = (query @ context).split([width, num_heads], dim=-1)
-    return (mixed.unflatten(-1, (num_heads, -1)) / (normalizer + eps).unsqueeze(-1)).flatten(-2)
+    normalizer = (normalizer + 1e-6 / num_classes).clamp(min=torch.finfo(key.dtype).tiny)  # float16 rounds it to 0
+    return (mixed.unflatten(-1, (num_heads, -1)) / normalizer.unsqueeze(-1)).flatten(-2)
 
 
 def positive_features(tokens: Tensor) -> Tensor:
@@ -511,9 +511,10 @@ class SEDPreTrainedModel(ClassInputs):
         super().initialize_weights()
         if is_first_time:
             init_text_encoder_as_open_clip(self.base_model.text_encoder)
-        if self.config.freeze_text_encoder:  # which loading makes trainable
+        # Loading makes all trainable. No gradient reaches the temperature, which the cost map does not use.
+        self.base_model.logit_scale.requires_grad_(False)
+        if self.config.freeze_text_encoder:
             self.base_model.text_encoder.requires_grad_(False)
-            self.base_model.logit_scale.requires_grad_(False)
 
     @can_return_tuple
     def get_image_features(
@@ -564,7 +565,8 @@ class SEDModel(SEDPreTrainedModel):
     def __init__(self, config: SEDConfig) -> None:
         super().__init__(config)
         self.image_encoder = SEDImageEncoder(config.vision_config, config.projection_dim)  # type: ignore[arg-type]
-        self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
+        dtype = torch.get_default_dtype()  # of all the model, not that of a saved text configuration
+        self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config, dtype=dtype)
         # Of one element rather than a scalar, which FSDP cannot shard.
         self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
         size = (config.num_saved_classes or 0, len(config.prompt_templates), config.projection_dim)
