@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from decoder_inputs import random_inputs, seeded
+from torch._dynamo.testing import CompileCounter
 
 SIZES = [(3, 64, 64), (5, 96, 128), (2, 128, 64), (7, 64, 64)]  # classes, height, width
 
@@ -34,6 +35,18 @@ def test_the_model_compiles_at_any_sequence_of_sizes(make_tiny_model: Callable, 
         ours, expected = (each(**inputs(*size), early_rejection_topk=topk).logits for each in (compiled, eager))
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
     assert list(model.state_dict()) == list(eager.state_dict())
+
+
+@torch.no_grad()
+def test_held_classes_of_another_number_are_not_compiled_anew(make_tiny_model: Callable) -> None:
+    model, counter = make_tiny_model(), CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for number in range(2, 6):
+        model.set_classes(random_inputs(number)["class_embeddings"])
+        compiled(seeded(1, 3, 64, 64))
+        if number == 3:
+            num_graphs = counter.frame_count  # of one number, and of any
+    assert counter.frame_count == num_graphs
 
 
 @pytest.mark.slow

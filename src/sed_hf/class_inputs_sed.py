@@ -46,13 +46,15 @@ class ClassInputs(PreTrainedModel):
             text_inputs: What the processor makes of class names, instead.
         """
         if text_inputs:
-            class_embeddings = self.get_class_embeddings(**text_inputs)
+            inputs = {name: value.to(self.device) for name, value in text_inputs.items()}
+            class_embeddings = self.get_class_embeddings(**inputs)
         if class_embeddings is not None:
             self.check_class_embeddings(class_embeddings)
             class_embeddings = class_embeddings.to(self.device, self.base_model.logit_scale.dtype, copy=True)
         self.config.num_saved_classes = len(class_embeddings) if save and class_embeddings is not None else None
         self.base_model.register_buffer("class_embeddings", class_embeddings, persistent=save)
 
+    @torch.compiler.disable(recursive=False, reason="what is held would be compiled anew for each number of classes")
     def find_classes(
         self,
         input_ids: Tensor | None,

@@ -37,6 +37,7 @@ def segmentation_losses(
         ValueError: Labels have another shape or type, or a class that is not there.
     """
     batch_size, num_classes = all_logits[0].shape[:2]
+    labels = labels.to(all_logits[0].device)  # where `device_map` has put the decoder
     if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
