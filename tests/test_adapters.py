@@ -50,6 +50,13 @@ def with_adapters(kind: str, **options: Any) -> PeftModel:
     return model
 
 
+def test_the_hash_of_a_text_encoder_tells_whether_adapters_are_applied() -> None:
+    adapted = get_peft_model(make_small_model(), LoraConfig(target_modules=r"sed\.text_encoder\..*fc1"))
+    applied = text_encoder_sha256(adapted, small_processor())
+    with adapted.disable_adapter():
+        assert text_encoder_sha256(adapted, small_processor()) != applied
+
+
 def gradients(model: nn.Module, checkpointing: dict | None) -> dict[str, Tensor]:
     model = copy.deepcopy(model).train()
     if checkpointing is not None:

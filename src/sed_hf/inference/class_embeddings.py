@@ -56,7 +56,7 @@ def encode_classes(
     description, is_silent = f"Encoding {len(missing)} of {len(class_names)} classes", not (show_progress and missing)
     for chunk in progress_bar(chunks, desc=description, bar_format=ENCODING_BAR, disable=is_silent):
         inputs = processor(text=[class_names[index] for index in chunk], return_tensors="pt").to(model.device)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             embeddings[chunk] = model.get_class_embeddings(**inputs).cpu()
         if cache:
             for index in chunk:
@@ -75,6 +75,10 @@ def text_encoder_sha256(model: SEDForSemanticSegmentation, processor: SEDProcess
         "prompt_templates": processor.prompt_templates,
         "tokenizer": hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     }
+    layers = [module for module in model.text_encoder.modules() if hasattr(module, "merged_adapters")]  # of peft
+    if layers:
+        scaling = [str(getattr(layer, "scaling", None)) for layer in layers]
+        settings["adapters"] = [[str(layer.active_adapters), layer.disable_adapters] for layer in layers] + scaling
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
