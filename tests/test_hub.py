@@ -1,5 +1,6 @@
 """Hub folders: self-contained, loaded by every Auto class where neither sed_hf nor open_clip can be imported."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from planted import PLANTS, listing
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +89,15 @@ def test_the_model_card_has_the_hubs_metadata(tiny_model: Model, tiny_processor:
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["coco-stuff"])
     assert "Trained in a test." in card.text
     assert 'candidate_labels=["wall", "café"])' in card.text
+
+
+def test_adapters_without_their_model_are_refused(
+    tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, tmp_path: Path
+) -> None:
+    adapted = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(target_modules=r"decoder\..*fc1"))
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        save_hub_folder(adapted, tiny_processor, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 class TestWhereSomethingLies:

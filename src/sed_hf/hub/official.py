@@ -132,7 +132,8 @@ def convert(model: OfficialModel, checkpoint: Path) -> None:
     from .save import save_hub_folder
 
     converted = convert_official_checkpoint(checkpoint, config_from_open_clip(model.clip))
-    scores = ", ".join(f"{score} on {name}" for name, score in zip(BENCHMARKS, model.scores, strict=True))
-    card = CARD.format(clip=model.clip, address=ADDRESS.format(model.file_id), scores=scores)
+    scores = OFFICIAL[model.name].scores  # of dense decoding, as the folder's configuration has it
+    text = ", ".join(f"{score} on {name}" for name, score in zip(BENCHMARKS, scores, strict=True))
+    card = CARD.format(clip=model.clip, address=ADDRESS.format(model.file_id), scores=text)
     processor = build_processor(converted.config)
     save_hub_folder(converted, processor, model.folder, card, datasets=["coco-stuff"])

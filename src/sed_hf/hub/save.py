@@ -87,6 +87,8 @@ def save_hub_folder(
             model.save_pretrained(folder, state_dict=state_dict)
         except SafetensorError as error:  # its word for a full disk
             raise OSError(f"{directory}: {error}") from error
+        if not (folder / "config.json").exists():
+            raise ValueError("expected a model, got adapters only: save model.merge_and_unload()")
         processor.save_pretrained(folder)
         card = folder / "README.md"
         example = json.dumps(class_names[:3], ensure_ascii=False)
