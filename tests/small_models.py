@@ -44,9 +44,7 @@ def make_small_model(**kwargs: Any) -> SEDForSemanticSegmentation:
 @cache
 def small_processor(edge: int = 64) -> SEDProcessor:
     """The processor of `small_model`, for inputs of edge × edge pixels."""
-    image_processor = SEDImageProcessor(
-        size={"shortest_edge": 48, "longest_edge": 192}, input_size={"height": edge, "width": edge}
-    )
+    image_processor = SEDImageProcessor(size={"shortest_edge": 48, "longest_edge": 192}, input_size=edge)
     return SEDProcessor(image_processor, build_clip_tokenizer(), TEMPLATES)
 
 

@@ -72,17 +72,9 @@ class TestOfficialCheckpoints:
     @pytest.mark.parametrize(
         ("form", "name"),
         [
-            ("arrays", None),
-            ("bare state dict", "model.pth"),
-            ("bare state dict", "model.old.pth"),
-            ("bare state dict", "model.safetensors"),
-            ("arrays", "model.pth"),
-            ("arrays", "model.pkl"),
-            ("arrays", "model.protocol2.pkl"),
-            ("big-endian arrays", "model.pth"),
-            ("training state", "model.pth"),
-            ("module. prefix", "model.pth"),
-            ("no prefix", "model.pth"),
+            *(("arrays", name) for name in (None, "model.pth", "model.pkl", "model.protocol2.pkl")),
+            *(("bare state dict", name) for name in ("model.pth", "model.old.pth", "model.safetensors")),
+            *((form, "model.pth") for form in ("big-endian arrays", "training state", "module. prefix", "no prefix")),
             ("left-over buffers", "model.pth"),
         ],
     )

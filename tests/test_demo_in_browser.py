@@ -25,14 +25,9 @@ CHROMIUM_FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a camera
 ]
+NEEDED = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (CHROMIUM and CHROMEDRIVER),
-        reason="needs chromium and chromedriver: apt-get install chromium chromium-driver",
-    ),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason=NEEDED)]
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +69,9 @@ class Page:
         self.find("#image input[type=file]").send_keys(str(path))
 
     def type_classes(self, names: list[str]) -> None:
-        self.browser.execute_script(
-            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
-            self.find("#classes textarea"),
-            "\n".join(names),
-        )
+        setting = "arguments[0].value = arguments[1]; "
+        event = "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+        self.browser.execute_script(setting + event, self.find("#classes textarea"), "\n".join(names))
 
     def segment(self) -> None:
         self.find("#image img")

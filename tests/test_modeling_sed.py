@@ -226,13 +226,9 @@ def test_half_precision_is_within_5_percent_of_the_range(
 
 
 class TestInitialization:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def fresh(cls) -> Model:
+    def test_the_trunk_starts_as_in_timm_and_the_decoder_as_in_torch(self) -> None:
         torch.manual_seed(0)
-        return Model(make_tiny_config())
-
-    def test_the_trunk_starts_as_in_timm_and_the_decoder_as_in_torch(self, fresh: Model) -> None:
+        fresh = Model(make_tiny_config())
         trunk, decoder = fresh.image_encoder.trunk, fresh.decoder
         assert (decoder.stages[0].spatial_block.layer_scale == 1).all()
         assert (trunk.stages[0].blocks[0].gamma == torch.tensor(1e-6)).all()
@@ -242,7 +238,9 @@ class TestInitialization:
         bound = (80 * 49) ** -0.5
         torch.testing.assert_close(decoder.cost_embedding.weight.abs().max().item(), bound, rtol=0.01, atol=0)
 
-    def test_what_a_checkpoint_lacks_is_initialised(self, fresh: Model, tmp_path: Path) -> None:
+    def test_what_a_checkpoint_lacks_is_initialised(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        fresh = Model(make_tiny_config())
         head = {name: tensor for name, tensor in fresh.state_dict().items() if name.startswith("decoder.head.")}
         fresh.save_pretrained(tmp_path, state_dict=head)
         loaded = Model.from_pretrained(tmp_path)

@@ -96,10 +96,9 @@ def test_early_rejection_equals_the_reference(tiny_model: Model, tiny_processor:
 @pytest.mark.parametrize("topk", [None, 1, 2, 4])
 def test_sixty_classes_equal_the_reference(tiny_model: Model, topk: int | None) -> None:
     reference = Reference("tiny_60_classes")
+    classes = reference["class_embeddings"]
     with torch.no_grad():
-        outputs = tiny_model(
-            reference["pixel_values"], class_embeddings=reference["class_embeddings"], early_rejection_topk=topk
-        )
+        outputs = tiny_model(reference["pixel_values"], class_embeddings=classes, early_rejection_topk=topk)
     if topk is None:
         assert_close(outputs.logits, reference["logits"], LOGITS)
     else:
@@ -124,9 +123,8 @@ def test_sed_b_equals_the_reference_at_full_size() -> None:
     base_model = convert_official_checkpoint(official_weights("convnext_base", seed=1))
     base_processor = build_processor(base_model.config)
     every = (..., slice(None, None, base.facts["stride"]), slice(None, None, base.facts["stride"]))
-    inputs = base_processor(
-        images=base["image"].numpy(), text=base.facts["classes"], padding="max_length", return_tensors="pt"
-    )
+    image, names = base["image"].numpy(), base.facts["classes"]
+    inputs = base_processor(image, names, padding="max_length", return_tensors="pt")
     outputs = base_model(**inputs, output_hidden_states=True)
 
     assert torch.equal(inputs["input_ids"][:, 0], base["input_ids_first_template"])
@@ -138,9 +136,8 @@ def test_sed_b_equals_the_reference_at_full_size() -> None:
     assert torch.equal(rejected.kept_classes[0, -1], base["top1.kept"])
     assert_close(rejected.all_logits().sigmoid()[every], base["top1.probabilities_lowres"], PROBABILITIES)
 
-    size = base["image"].shape[:2]
     for name, result in (("pool1", outputs), ("top1", rejected)):
-        segmentation = base_processor.post_process_semantic_segmentation(result, target_sizes=[size])[0]
+        segmentation = base_processor.post_process_semantic_segmentation(result, target_sizes=[image.shape[:2]])[0]
         disagreement = segmentation[::2, ::2] != base[f"{name}.segmentation"].long()
         assert disagreement.float().mean() < 1e-3
 

@@ -94,13 +94,8 @@ class TestArguments:
     def test_may_be_nested(self) -> None:
         size = {"height": 64, "width": 32}
         flat = small_processor()(self.image, ["cat"], padding="max_length", input_size=size, return_tensors="np")
-        nested = small_processor()(
-            images=self.image,
-            text=["cat"],
-            text_kwargs={"padding": "max_length"},
-            images_kwargs={"input_size": size},
-            common_kwargs={"return_tensors": "np"},
-        )
+        kwargs = {"text_kwargs": {"padding": "max_length"}, "images_kwargs": {"input_size": size}}
+        nested = small_processor()(self.image, ["cat"], **kwargs, common_kwargs={"return_tensors": "np"})
         assert flat["pixel_values"].shape == (1, 3, 64, 32)
         assert all(isinstance(nested[name], np.ndarray) and (nested[name] == flat[name]).all() for name in flat)
 

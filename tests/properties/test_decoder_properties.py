@@ -106,10 +106,8 @@ def test_early_rejection_in_any_chunks_equals_the_plain_decoder(case: Case, topk
     output = decode(decoder, **inputs, early_rejection_topk=topk)
     for index, (logits, kept_classes) in enumerate(zip(output.logits, output.kept_classes, strict=True)):
         one = slice(index, index + 1)
-        hidden_states = tuple(features[one] for features in inputs["encoder_hidden_states"])
-        expected = plain_decode(
-            decoder, inputs["dense_embeddings"][one], inputs["class_embeddings"], hidden_states, topk
-        )
+        hidden = tuple(features[one] for features in inputs["encoder_hidden_states"])
+        expected = plain_decode(decoder, inputs["dense_embeddings"][one], inputs["class_embeddings"], hidden, topk)
         kept = [stage.nonzero().squeeze(1) for stage in kept_classes]
         assert_close(kept, expected.kept, 0)
         survivors = torch.searchsorted(output.logit_classes, kept[-1])
