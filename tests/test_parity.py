@@ -143,12 +143,6 @@ def test_sed_b_equals_the_reference_at_full_size() -> None:
 
 
 @pytest.mark.slow
-@torch.no_grad()
-def test_sed_l_converts_from_official_names_and_runs() -> None:
+def test_sed_l_is_recognised_by_its_weights() -> None:  # which `test_official.py` runs
     model = convert_official_checkpoint(official_weights("convnext_large", seed=0))
     assert model.config.vision_config.architecture == "convnext_large"
-    generator = torch.Generator().manual_seed(0)
-    class_embeddings = torch.nn.functional.normalize(torch.randn(2, 80, 768, generator=generator), dim=-1)
-    logits = model(torch.randn(1, 3, 256, 256, generator=generator), class_embeddings=class_embeddings).logits
-    assert logits.shape == (1, 2, 64, 64)
-    assert logits.isfinite().all()

@@ -20,14 +20,12 @@ def test_loss_is_the_mean_over_classes_of_their_cross_entropy() -> None:
     logits = torch.randn(1, 4, 2, 3, 3, generator=generator)  # one image, 4 classes, 2 templates, 3 x 3 cells
     labels = torch.tensor([[0, 0, 1], [0, 2, 1], [0, 0, 0]])
     shares = F.one_hot(labels, 4).permute(2, 0, 1)[None].float()
-    expected = torch.stack(
-        [
-            F.cross_entropy(logits[0, :, template][:, labels == index].T, labels[labels == index])
-            for index in range(3)
-            for template in range(2)
-        ]
-    ).mean()
-    torch.testing.assert_close(alignment_loss(logits, shares), expected)
+    losses = [
+        F.cross_entropy(logits[0, :, template][:, labels == index].T, labels[labels == index])
+        for index in range(3)
+        for template in range(2)
+    ]
+    torch.testing.assert_close(alignment_loss(logits, shares), torch.stack(losses).mean())
 
 
 def alignment_loss_of(model: SEDForSemanticSegmentation, processor: SEDProcessor, labels: torch.Tensor) -> torch.Tensor:

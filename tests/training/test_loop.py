@@ -20,7 +20,7 @@ from sed_hf.training.data import TrainingClasses
 from sed_hf.training.loop import TrainingRun, compute_loss, train
 from sed_hf.training.recipe import Recipe
 
-MakeRecipe = Callable[..., Recipe]
+Make = Callable[..., Recipe]
 COSINE = [(1 + math.cos(math.pi * step / 5)) / 2 for step in (1, 2, 3, 4, 5)]
 
 
@@ -36,7 +36,7 @@ def exact_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_recipe(start: Path, tmp_path: Path) -> MakeRecipe:
+def make_recipe(start: Path, tmp_path: Path) -> Make:
     return lambda name="run", **values: small_recipe(tmp_path / name, **{"model": start, **values})
 
 
@@ -49,7 +49,7 @@ def run(recipe: Recipe) -> Path:
 
 
 def test_losses_and_gradients_equal_the_reference_through_the_training_step(
-    make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: MakeRecipe
+    make_tiny_model: Callable, tiny_processor: SEDProcessor, make_recipe: Make
 ) -> None:
     model = make_tiny_model().train()
     classes = TrainingClasses(TINY.facts["classes"], tiny_processor, model)
@@ -60,7 +60,7 @@ def test_losses_and_gradients_equal_the_reference_through_the_training_step(
     assert_gradients_equal_the_reference(model)
 
 
-def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: MakeRecipe) -> None:
+def test_a_run_leaves_a_log_checkpoints_and_a_hub_folder(make_recipe: Make) -> None:
     recipe = make_recipe(keep_checkpoints=2)
     folder = run(recipe)
     log = log_of(recipe)
@@ -89,7 +89,7 @@ def interrupt(recipe: Recipe, method: str, at: int) -> None:
     recipe.resume = True
 
 
-def test_an_evaluation_that_fails_costs_no_step_and_is_done_again(make_recipe: MakeRecipe) -> None:
+def test_an_evaluation_that_fails_costs_no_step_and_is_done_again(make_recipe: Make) -> None:
     values = {"evaluate_on": "scenes", "evaluate_every": 3, "evaluate_images": 1}
     expected, recipe = make_recipe("expected", **values), make_recipe(**values, checkpoint_every=3)
     run(expected)
@@ -101,7 +101,7 @@ def test_an_evaluation_that_fails_costs_no_step_and_is_done_again(make_recipe: M
     ]
 
 
-def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe) -> None:
+def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: Make) -> None:
     recipe = make_recipe("evaluated", steps=3, evaluate_on="scenes", evaluate_every=2, evaluate_images=2)
     assert_weights_equal(run(recipe), run(make_recipe("plain", steps=3)))
     lines = [line for line in log_of(recipe) if "mIoU" in line]
@@ -112,19 +112,17 @@ def test_evaluation_goes_to_the_log_and_changes_nothing(make_recipe: MakeRecipe)
 @pytest.mark.parametrize(
     "values", [{"objective": "alignment"}, {"min_classes_per_step": 2, "distractor_vocabulary": "pascal_voc_20"}]
 )
-def test_other_objectives_and_modes_run(make_recipe: MakeRecipe, values: dict[str, object]) -> None:
+def test_other_objectives_and_modes_run(make_recipe: Make, values: dict[str, object]) -> None:
     load(run(make_recipe(steps=1, **values)))
 
 
-def test_a_launcher_that_compiles_leaves_a_model_that_loads(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_launcher_that_compiles_leaves_a_model_that_loads(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     load(run(make_recipe(steps=1)))
 
 
 def test_half_precision_weights_are_trained_in_float32_without_the_classes_they_came_with(
-    make_recipe: MakeRecipe, start: Path, tmp_path: Path
+    make_recipe: Make, start: Path, tmp_path: Path
 ) -> None:
     model, processor = load(start, dtype="bfloat16")
     model.set_classes(**processor(text=["cat"], return_tensors="pt"), save=True)
@@ -133,7 +131,7 @@ def test_half_precision_weights_are_trained_in_float32_without_the_classes_they_
     assert (trained.dtype, trained.config.num_saved_classes) == (torch.float32, None)
 
 
-def test_a_gradient_norm_of_0_does_not_clip(make_recipe: MakeRecipe) -> None:
+def test_a_gradient_norm_of_0_does_not_clip(make_recipe: Make) -> None:
     weights = [run(make_recipe(f"run{norm}", max_grad_norm=norm, steps=2)) for norm in (0, 1e9)]
     assert_weights_equal(*weights)
 
@@ -141,11 +139,7 @@ def test_a_gradient_norm_of_0_does_not_clip(make_recipe: MakeRecipe) -> None:
 @pytest.mark.parametrize("finetuning", ["last_stage", "text"])
 @pytest.mark.parametrize("options", [None, {"use_reentrant": True}, {"use_reentrant": False}], ids=str)
 def test_gradient_checkpointing_of_either_kind_trains_alike(
-    make_recipe: MakeRecipe,
-    exact_start: Path,
-    finetuning: str,
-    options: dict[str, bool] | None,
-    monkeypatch: pytest.MonkeyPatch,
+    make_recipe: Make, exact_start: Path, finetuning: str, options: dict | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"model": exact_start, "finetuning": finetuning, "steps": 2}
     expected = run(make_recipe("plain", **values))
@@ -157,7 +151,7 @@ def test_gradient_checkpointing_of_either_kind_trains_alike(
 
 
 def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
-    make_recipe: MakeRecipe, exact_start: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: Make, exact_start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"model": exact_start, "classes_per_step": None, "steps": 2}
     expected = run(make_recipe("whole", **values))
@@ -165,7 +159,7 @@ def test_accumulation_equals_a_batch_of_twice_the_size_for_any_launcher_setting(
     assert_weights_equal(run(make_recipe(gradient_accumulation_steps=2, **values)), expected, tolerance=1e-9)
 
 
-def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(make_recipe: MakeRecipe) -> None:
+def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(make_recipe: Make) -> None:
     def log_and_card(recipe: Recipe) -> tuple[list[dict[str, float]], list[str]]:
         log = [{name: value for name, value in line.items() if name != "images_per_second"} for line in log_of(recipe)]
         card = (Path(recipe.output_dir) / "model" / "README.md").read_text().splitlines()
@@ -181,7 +175,7 @@ def test_a_resumed_run_has_the_weights_log_and_card_of_an_undisturbed_one(make_r
 
 
 def test_a_resumed_run_follows_the_learning_rate_and_the_accumulation_of_its_recipe(
-    make_recipe: MakeRecipe, exact_start: Path
+    make_recipe: Make, exact_start: Path
 ) -> None:
     values = {"model": exact_start, "classes_per_step": None, "checkpoint_every": 3}
     recipe = make_recipe(**values)
@@ -195,7 +189,7 @@ def test_a_resumed_run_follows_the_learning_rate_and_the_accumulation_of_its_rec
     assert rates == pytest.approx([3e-3 * x for x in COSINE[:3]] + [3e-4 * x for x in COSINE[3:]], abs=1e-12)
 
 
-def test_a_finished_run_is_not_overwritten_and_when_resumed_writes_its_model_again(make_recipe: MakeRecipe) -> None:
+def test_a_finished_run_is_not_overwritten_and_when_resumed_writes_its_model_again(make_recipe: Make) -> None:
     recipe = make_recipe(steps=1)
     folder = run(recipe)
     weights = (folder / "model.safetensors").read_bytes()
@@ -208,9 +202,7 @@ def test_a_finished_run_is_not_overwritten_and_when_resumed_writes_its_model_aga
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
-def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
-    make_recipe: MakeRecipe, log_every: int
-) -> None:
+def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(make_recipe: Make, log_every: int) -> None:
     """Also where it is only noticed at the next line of the log."""
     values = {"learning_rate": 1e30, "checkpoint_every": 100, "log_every": log_every}
     recipe = make_recipe(**values)
@@ -237,14 +229,12 @@ def test_a_loss_that_is_not_finite_stops_after_saving_the_state_before_it(
         ({"mixed_precision": "fp16"}, "mixed_precision=fp16: expected bf16 or no on a CPU"),
     ],
 )
-def test_what_cannot_be_had_is_named(make_recipe: MakeRecipe, values: dict[str, object], message: str) -> None:
+def test_what_cannot_be_had_is_named(make_recipe: Make, values: dict[str, object], message: str) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         run(make_recipe(**values))
 
 
-def test_processes_that_accelerate_does_not_know_are_refused(
-    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_unknown_to_accelerate_are_refused(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but accelerate found 1 process"):
         run(make_recipe())
@@ -253,7 +243,7 @@ def test_processes_that_accelerate_does_not_know_are_refused(
 @pytest.mark.parametrize("name", ["log.jsonl", "checkpoints", "checkpoints/step-00000001", "model", "train"])
 @pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "FIFO", "folder"])
 def test_what_lies_at_a_name_of_the_run_is_neither_followed_nor_emptied(
-    name: str, kind: str, make_recipe: MakeRecipe, tmp_path: Path, precious: Path
+    name: str, kind: str, make_recipe: Make, tmp_path: Path, precious: Path
 ) -> None:
     planted = tmp_path / "run" / name
     planted.parent.mkdir(parents=True)

@@ -49,9 +49,7 @@ def test_parameter_groups_follow_the_official_rules(make_tiny_model: Callable) -
         ({"objective": "alignment"}, (*TOWERS, "sed.logit_scale")),
     ],
 )
-def test_what_is_trained_is_what_the_recipe_says(
-    make_tiny_model: Callable, values: dict, prefixes: tuple[str, ...]
-) -> None:
+def test_what_is_trained_is_what_the_recipe_says(make_tiny_model: Callable, values: dict, prefixes: tuple) -> None:
     model = make_tiny_model()
     trained = set(settings_by_name(model, **values))
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
