@@ -166,6 +166,7 @@ def precious(tmp_path: Path) -> Path:
 def sed_hf_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """The warnings that sed_hf logs, which its logger does not hand on to pytest by itself."""
     monkeypatch.setattr(logging.getLogger("sed_hf"), "propagate", True)
+    logging.Logger.warning_once.cache_clear()  # of what other tests have brought a warning about
     caplog.set_level("WARNING")
     return caplog
 
