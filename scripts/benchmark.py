@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import runpy
 import statistics
 import subprocess
@@ -432,6 +431,8 @@ def peak_memory(device: torch.device) -> float:
     """The most memory in GiB that this process held: on the device, or of a CPU process as a whole."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # which Windows lacks
+
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

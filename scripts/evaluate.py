@@ -8,10 +8,11 @@ After an interruption, the same command continues where it stopped.
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite, load_evaluation_set
 from sed_hf.evaluation.environment import require_launched_processes
@@ -61,7 +62,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.flip or arguments.scales is not None:
         augmentation = MultiScaleFlip(tuple(arguments.scales or (1.0,)), arguments.flip)
     check_model_source(arguments.model)
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])  # for a download
     require_launched_processes()
     names = [name for given in arguments.benchmarks for name in (ZERO_SHOT_BENCHMARKS if given == "all" else [given])]
     with accelerator.main_process_first():  # which writes the caches that the others read

@@ -69,3 +69,8 @@ def test_a_gpu_is_asked_for_few_kernels_and_bytes_and_for_nothing_of_the_host(
     assert counts.kernels.total() <= kernels
     assert counts.num_bytes <= gigabytes * 1e9
     assert counts.host.total() == 0
+
+
+def test_the_script_loads_without_what_windows_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert "trace" in runpy.run_path(str(SCRIPT))
