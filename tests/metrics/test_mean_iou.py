@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_image_processing_sed import write_gray_png
 
 import sed_hf.metrics
 from sed_hf.metrics import MeanIoU
@@ -53,6 +54,14 @@ def test_class_maps_come_in_any_form(class_map: Any) -> None:
         metric = MeanIoU(NAMES)
         metric.add(prediction=prediction, reference=reference)
         assert metric.compute()["pACC"] == 100.0
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_grey_image_of_few_bits_counts_by_the_ids_that_it_stores(bits: int, tmp_path: Path) -> None:
+    write_gray_png(tmp_path / "label.png", np.array([[0, 1, 2]]), bits)
+    metric = MeanIoU(NAMES)
+    metric.add(prediction=[[0, 1, 2]], reference=Image.open(tmp_path / "label.png"))
+    assert metric.compute()["pACC"] == 100.0
 
 
 def test_compute_forgets_the_images_it_reported_on() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from .mean_iou import MeanIoU
+from sed_hf.metrics import MeanIoU  # absolute, since `evaluate` loads a copy of this file
 
 
 class MeanIoUMetric(evaluate.Metric):

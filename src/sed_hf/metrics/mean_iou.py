@@ -10,7 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
+
+from ..image_processing_sed import to_labels
 
 ClassMap: TypeAlias = Any  # (height, width) class indices: tensor, array, PIL image or nested lists
 
@@ -116,7 +119,8 @@ class MeanIoU:
 def _class_indices(class_map: ClassMap, what: str) -> Tensor:
     """A class map as an int64 tensor (height, width)."""
     if not isinstance(class_map, Tensor):
-        array = np.asarray(class_map)
+        # Of a PIL image the ids that are stored, which are not always the levels that it shows.
+        array = to_labels(class_map) if isinstance(class_map, Image.Image) else np.asarray(class_map)
         # torch knows neither negative strides nor foreign byte orders.
         class_map = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
     if class_map.is_floating_point() or class_map.ndim != 2:
