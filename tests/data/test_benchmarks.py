@@ -205,7 +205,7 @@ class TestErrors:
     def test_a_missing_image_or_label_is_named(self, name: str, kind: str, write_copy: Copy) -> None:
         data_dir, missing = write_copy(name), STEMS[name][1]
         next(data_dir.rglob(f"{missing}.jpg" if kind == "image" else f"{missing}*.png")).unlink()
-        with pytest.raises(FileNotFoundError, match=rf"{name}: expected the {kind}s in .*; missing: {missing}"):
+        with pytest.raises(FileNotFoundError, match=rf"{name}: expected the {kind}s.* in .*; missing: {missing}"):
             load_benchmark(name, data_dir)
 
     def test_a_label_outside_the_class_range_is_named_with_file_and_value(self, tmp_path: Path) -> None:
@@ -274,6 +274,8 @@ class TestOwnData:
         [
             ("classes.txt", None, r"expected the class names in .*classes\.json or .*classes\.txt"),
             ("classes.json", '[{"id": 1, "name": "cat"}]', r"classes\.json: expected the ids 0 to 0, .* got 1 to 1"),
+            ("classes.json", '["cat"]', r"classes\.json and classes\.txt both list the classes: remove one"),
+            ("masks/a.png", None, r"expected the labels \(PNG or TIFF\) in .*masks; missing: a"),
             ("masks/a.png", "RGB", r"a\.png: expected one channel of class ids, got an image of mode RGB"),
             ("images/a.png", "RGB", r"a\.\w+ and .*a\.\w+ have the same name"),
         ],
@@ -284,6 +286,8 @@ class TestOwnData:
         elif content == "RGB":
             write_image(tmp_path / name, (3, 1))
         else:
+            if "id" in content:
+                (tmp_path / "classes.txt").unlink()
             (tmp_path / name).write_text(content)
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             load_benchmark("custom", tmp_path)[0]

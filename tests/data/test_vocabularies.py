@@ -41,6 +41,12 @@ def test_files_of_many_forms_are_read_in_the_order_of_their_ids(tmp_path: Path, 
     assert load_vocabulary(tmp_path / file_name) == ["cat", "dog, puppy"]
 
 
+@pytest.mark.parametrize("names", [["1 cent", "5 cents"], ["1.5 l bottle", "2.5 l bottle"], ["0", "1"]])
+def test_names_may_begin_with_numbers(names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert load_vocabulary(tmp_path / "names.txt") == names
+
+
 def test_unknown_name_is_refused_with_the_built_in_names() -> None:
     with pytest.raises(FileNotFoundError, match=r"'ade20k'.*expected.*ade20k_150, ade20k_847, coco_stuff_171"):
         load_vocabulary("ade20k")
@@ -56,6 +62,8 @@ def test_unknown_name_is_refused_with_the_built_in_names() -> None:
         ("latin1.txt", b"caf\xe9\n", "can't decode byte 0xe9 in position 3"),
         ("classes.csv", b"Idx,Name\n1,sky\n2,water\n", "a table or numbered lines: '2,water'"),
         ("labels.txt", b"0: empty\n1: accordion\n", "a table or numbered lines: '1: accordion'"),
+        ("spaces.txt", b"0 background\n1 cat\n2 dog\n", "numbered lines: '2 dog'"),
+        ("dots.txt", b"1. cat\n 2.dog\n3) cow\n", r"numbered lines: '3\) cow'"),
     ],
 )
 def test_other_files_are_refused_with_what_is_expected(

@@ -113,9 +113,9 @@ class Layout:
         if not stems:
             of_split = split and f" of the split {split}"
             raise FileNotFoundError(f"found no image{of_split} in {images} that has a label in {labels}")
-        for kind, folder, found in (("image", images, image_files), ("label", labels, label_files)):
+        for kind, folder, found in (("images", images, image_files), ("labels (PNG or TIFF)", labels, label_files)):
             if missing := [stem for stem in stems if stem not in found]:
-                raise FileNotFoundError(f"expected the {kind}s in {folder}; missing: {some(missing, 3)}")
+                raise FileNotFoundError(f"expected the {kind} in {folder}; missing: {some(missing, 3)}")
         return {
             "image": [str(image_files[stem]) for stem in stems],
             "label": [label_files[stem] for stem in stems],
@@ -270,6 +270,8 @@ def _own_labels(folder: Path) -> SegmentationMap:
     found = [path for path in class_lists if path.is_file()]
     if not found:
         raise FileNotFoundError(f"expected the class names in {' or '.join(map(str, class_lists))}")
+    if len(found) > 1:
+        raise ValueError(f"{found[0]} and {found[1].name} both list the classes: remove one of them")
     ids, names = zip(*load_numbered_classes(found[0]), strict=True)
     if ids != tuple(range(len(ids))):
         raise ValueError(

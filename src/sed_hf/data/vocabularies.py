@@ -71,7 +71,10 @@ def _parse_json(content: Any) -> list[tuple[int, str]]:
 
 def _parse_text(text: str, suffix: str) -> list[tuple[int, str]]:
     lines = [line for line in text.splitlines() if line.strip()]
-    is_numbered = len(lines) > 1 and all(re.match(r"\s*\d+\s*[,;:\t]", line) for line in lines[1:])
-    if suffix in (".csv", ".tsv", ".yaml", ".yml") or is_numbered:
+    is_table = len(lines) > 1 and all(re.match(r"\s*\d+\s*[,;:\t]", line) for line in lines[1:])
+    # A name may begin with a number ("1 dollar"), but hardly each with the next one.
+    numbers = [int(match[1]) for line in lines if (match := re.match(r"\s*(\d+)[.) ](?!\d)", line))]
+    counts = len(lines) > 1 and any(numbers == list(range(first, first + len(lines))) for first in (0, 1))
+    if suffix in (".csv", ".tsv", ".yaml", ".yml") or is_table or counts:
         raise ValueError(f"a table or numbered lines: {lines[-1].strip()!r:.40}" if lines else "an empty file")
     return list(enumerate(lines))
