@@ -231,6 +231,7 @@ class TestAgain:
     def test_other_settings_are_refused_by_name(self, settings: Settings, tmp_path: Path) -> None:
         model, processor = load(settings["model"])
         model.sed.logit_scale.data += 1
+        model.config.inference_pooling_size += 1
         for part in (model, processor):
             part.save_pretrained(tmp_path / "other")
         others = {
@@ -240,6 +241,7 @@ class TestAgain:
             "vocabulary": {"vocabulary": ["cat"]},
             "data_sha256": {"data": settings["data"] / "a"},
             "weights_sha256": {"model": str(tmp_path / "other")},
+            "network.inference_pooling_size": {"model": str(tmp_path / "other")},
         }
         label(settings, tmp_path / "out")
         for name, options in others.items():

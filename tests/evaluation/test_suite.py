@@ -5,14 +5,17 @@ import re
 import runpy
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from made_up_predictors import BrightnessPredictor, write_own_images
 from planted import PLANTS
 from small_models import small_processor
 
+from sed_hf.data.benchmarks import load_benchmark
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite
 from sed_hf.inference.class_embeddings import weights_sha256
@@ -81,13 +84,43 @@ def test_only_results_are_left_in_the_folder(tmp_path: Path) -> None:
         ({"early_rejection_topk": 8}, r"early_rejection_topk was None and is 8\. Repeat them"),
         ({"seed": 1}, "weights_sha256 was"),
         ({"augmentation": MultiScaleFlip(flip=True)}, r"scales was None and is \[1.0\]; flip was None and is True"),
-        ({"num_scenes": 3}, "number of images of scenes was 2 and is 3"),
+        ({"num_scenes": 3}, r"num_images of scenes was 2 and is 3; data of scenes was .SceneDataset\("),
     ],
 )
 def test_folder_of_other_options_is_refused_by_name(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     run_on_scenes(tmp_path)
     with pytest.raises(ValueError, match=rf"results\.json is of other settings: {message}"):
         run_on_scenes(tmp_path, **options)
+
+
+def test_other_configuration_of_the_same_weights_is_refused_by_name(tmp_path: Path) -> None:
+    model, processor = BrightnessPredictor(), deepcopy(small_processor(32))
+    sets = {"scenes": SceneDataset("test", 1, size=32)}
+    evaluate_suite(model, processor, sets, tmp_path, **OPTIONS)
+    model.config = deepcopy(model.config)
+    model.config.class_attention_type, model.config.class_chunk_size = "full", 7  # which changes no result
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    message = "settings: network.class_attention_type was 'linear' and is 'full'; image_processor.image_mean was [^;]*$"
+    with pytest.raises(ValueError, match=message):
+        evaluate_suite(model, processor, sets, tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize("changed", ["masks/1.png", "images/1.jpg", "classes.txt"])
+@pytest.mark.parametrize("num_seen", [None, 100], ids=["finished", "interrupted"])
+def test_other_data_of_the_same_length_are_refused(num_seen: int | None, changed: str, tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "out"
+    sets = {"custom": write_own_images(data, [(2, 2)] * (num_seen or 1) * 2)}
+    with suppress(KeyboardInterrupt):
+        run(BrightnessPredictor(num_seen), sets, output)
+    (data / changed).write_text("cat\ndog\ncloud")
+    with pytest.raises(ValueError, match=r"json is of other settings: data of custom was '\w{16}' and is '\w{16}'"):
+        run(BrightnessPredictor(), {"custom": load_benchmark("custom", data)}, output)
+
+
+def test_classes_that_no_mask_shows_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sets = {"custom": write_own_images(tmp_path / "data", [(1, 2)])}  # of the third class and 255
+    run(BrightnessPredictor(), sets, tmp_path / "out", vocabulary_size=5)
+    assert "custom: no mask shows cat, dog; 255 is ignored" in caplog.messages
 
 
 @pytest.mark.parametrize("name", ["results.json", "scenes.progress.json"])
@@ -139,6 +172,13 @@ def test_script_prints_the_table_and_writes_the_report(run_script: RunScript) ->
     assert content["benchmarks"]["custom"]["num_images"] == 1
     settings = content["settings"]
     assert (settings["early_rejection_topk"], settings["flip"], settings["dtype"]) == (1, True, "bfloat16")
+
+
+def test_processes_wait_while_the_first_downloads_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    runpy.run_path(str(SCRIPT))["main"](["--model", "toy", "--benchmarks", "scenes"])
+    assert accelerator.call_args.kwargs["kwargs_handlers"][0].timeout.days >= 1
 
 
 @pytest.mark.parametrize(

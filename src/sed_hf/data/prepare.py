@@ -1,7 +1,9 @@
 """Writing a benchmark as Parquet files, in several processes, going on where an interrupted run stopped."""
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
@@ -39,8 +41,8 @@ def prepare_benchmark(
     """Write one split of a benchmark, of [`load_benchmark`], as Parquet files with labels prepared.
 
     Images are embedded as their files are where every reader sees in them what the model is given, otherwise as PNG (of
-    A-847 as JPEG); labels as PNG. Files that an earlier run completed are kept. Several splits may share a folder,
-    several benchmarks may not.
+    A-847 as JPEG); labels as PNG. Files that an earlier run completed are kept; they are refused if their labels have
+    changed. Several splits may share a folder, several benchmarks may not.
     """
     dataset = load_raw(name, data_dir, split)
     label = dataset.features["label"]
@@ -53,16 +55,31 @@ def prepare_benchmark(
         "images_per_shard": images_per_shard,
         "files_sha256": sha256("\n".join(dataset["file_name"]).encode()).hexdigest(),
     }
-    _require_own_files(output, metadata)
     num_files = math.ceil(len(dataset) / images_per_shard)
     paths = [output / "data" / f"{dataset.split}-{index:05d}-of-{num_files:05d}.parquet" for index in range(num_files)]
-    todo = [[index] for index, path in enumerate(paths) if not path.exists()]
+    whole = [index for index, path in enumerate(paths) if path.exists()]
+    parts = {paths[index]: dataset.shard(num_files, index, contiguous=True) for index in whole}
+    _require_own_files(output, metadata, parts)
+    todo = [[index] for index in range(num_files) if index not in whole]
     # PyTorch's worker processes end with this one, however that ends; those of `Dataset.map` may hang after SIGTERM.
     num_workers = min(num_proc, len(todo)) if num_proc > 1 else 0
     written = read_batches(todo, partial(_write_file, dataset, paths, metadata), num_workers)
     for _ in progress_bar(written, name, unit="file"):
         pass
     write_file(output / "README.md", _dataset_card(output, metadata))
+
+
+def data_sha256(dataset: datasets.Dataset) -> str:
+    """Hash of a data set's class names, file names and label files, and of the sizes of its image files."""
+    digest = sha256(json.dumps(getattr(dataset.features["label"], "names", None)).encode())
+    for column in ("image", "label"):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    for row in dataset.with_format(None):
+        image, label = row["image"], row["label"]
+        size = os.path.getsize(image["path"]) if image["bytes"] is None else len(image["bytes"])
+        content = Path(label["path"]).read_bytes() if label["bytes"] is None else label["bytes"]
+        digest.update(f"{row['file_name']} {size} {sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def push_to_hub(folder: Path, repo_id: str, allowed: Sequence[str] = ("README.md", "data/*.parquet")) -> str:
@@ -77,8 +94,8 @@ def push_to_hub(folder: Path, repo_id: str, allowed: Sequence[str] = ("README.md
     ).commit_url
 
 
-def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
-    """Refuse to mix the files of this run with others: links, other benchmarks, other images."""
+def _require_own_files(output: Path, metadata: dict[str, Any], parts: Mapping[Path, datasets.Dataset]) -> None:
+    """Refuse to mix the files of this run with others: links, other benchmarks, other images, other masks."""
     data, card = output / "data", output / "README.md"
     shards = sorted(data.glob("[!.]*.parquet"))
     for path in (data, card, *shards):
@@ -91,16 +108,18 @@ def _require_own_files(output: Path, metadata: dict[str, Any]) -> None:
         found = read_metadata(LocalFileSystem(), str(shard))
         if found["split"] != metadata["split"]:
             found |= {key: metadata[key] for key in ("split", "files_sha256")}
-        if found != metadata:
+        data = found.pop("data_sha256", None)
+        if found != metadata or (shard in parts and data != data_sha256(parts[shard])):
             raise ValueError(
-                f"{shard} belongs to another benchmark, or was written from other files or other class names:"
+                f"{shard} belongs to another benchmark, or was written from other images, masks or class names:"
                 " remove it, or choose another output folder"
             )
 
 
 def _write_file(dataset: datasets.Dataset, paths: list[Path], metadata: dict[str, Any], index: int) -> None:
     """Write a split's file of this index, in a worker."""
-    write_parquet(paths[index], list(_rows(dataset.shard(len(paths), index, contiguous=True))), metadata)
+    part = dataset.shard(len(paths), index, contiguous=True)
+    write_parquet(paths[index], list(_rows(part)), {**metadata, "data_sha256": data_sha256(part)})
 
 
 def _rows(examples: datasets.Dataset) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..data.benchmarks import OWN_DATA
 from ..inference.class_embeddings import ClassEmbeddingCache
 from ..inference.writers import model_settings, read_saved, require_same_settings
 from ..modeling_sed import SEDForSemanticSegmentation
@@ -15,7 +16,7 @@ from ..processing_sed import SEDProcessor
 from ..utils import write_file
 from .environment import describe_environment
 from .evaluate import ProgressFile, evaluate_benchmark
-from .sets import EvaluationSet, set_title
+from .sets import EvaluationSet, describe_data, set_title, warn_of_absent_classes
 
 TABLE_FIGURES = ("mIoU", "fwIoU", "mACC", "pACC")
 
@@ -34,10 +35,11 @@ def evaluate_suite(
 
     The folder `output` gets `results.json` and `results.md` after each set, on request `predictions/<set>/`, and
     meanwhile `<set>.progress.json`. Sets that it has results of are not evaluated again, and an interrupted one
-    continues where it stopped. A folder of another model, called `model_name`, or of other options is refused.
+    continues where it stopped. A folder of another model, called `model_name`, of other options, or of other data is
+    refused.
 
     Returns:
-        For each set in the folder `num_images`, `figures` in percent, and `environment`.
+        For each set in the folder `num_images`, `data`, `figures` in percent, and `environment`.
     """
     augmentation = options.get("augmentation")
     settings = {
@@ -50,10 +52,11 @@ def evaluate_suite(
     report = output / "results.json"
     results = read_saved(report, settings).get("benchmarks", {})
     for name, dataset in sets.items():
-        progress, images = output / f"{name}.progress.json", {f"number of images of {name}": len(dataset)}
+        progress, data = output / f"{name}.progress.json", describe_data(dataset)
+        current = {f"{key} of {name}": value for key, value in data.items()}
         if name in results:
-            saved = dict.fromkeys(images, results[name]["num_images"])
-            require_same_settings(saved, images, report)
+            saved = {f"{key} of {name}": results[name].get(key) for key in data}
+            require_same_settings(saved, current, report)
         else:
             figures = evaluate_benchmark(
                 model,
@@ -61,19 +64,21 @@ def evaluate_suite(
                 dataset,
                 cache=ClassEmbeddingCache(),
                 predictions_dir=output / "predictions" / name if save_predictions else None,
-                progress_file=ProgressFile(progress, settings | images),
+                progress_file=ProgressFile(progress, settings | current),
                 progress_bar=set_title(name),
                 **options,
             )
             environment = describe_environment(model.device)
-            results[name] = {"num_images": len(dataset), "figures": figures, "environment": environment}
+            results[name] = {**data, "figures": figures, "environment": environment}
+            if name == OWN_DATA and PartialState().is_main_process:
+                warn_of_absent_classes(name, dataset, figures)
         if PartialState().is_main_process:
             # Another run may have written to the folder.
             results = read_saved(report, settings).get("benchmarks", {}) | results
             content = {"settings": settings, "benchmarks": results}
             write_file(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             write_file(output / "results.md", to_markdown(settings, results))
-            if read_saved(progress, settings | images):
+            if read_saved(progress, settings | current):
                 progress.unlink()
     return results
 

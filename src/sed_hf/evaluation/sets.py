@@ -1,5 +1,7 @@
 """What a model can be evaluated on: sets of images, what their labels mean, and which names the model is asked for."""
 
+import logging
+from collections.abc import Mapping
 from os import PathLike
 from typing import TypeAlias
 
@@ -8,9 +10,13 @@ import datasets
 from ..data.benchmarks import BENCHMARKS, OWN_DATA, load_benchmark
 from ..data.distractors import distractors
 from ..data.features import SegmentationMap
+from ..data.prepare import data_sha256
 from ..data.scenes import SceneDataset, seen_classes, unseen_classes
 from ..data.scenes.vocabulary import BACKGROUNDS
 from ..metrics import MeanIoU
+from ..utils import some
+
+logger = logging.getLogger(__name__)
 
 EvaluationSet: TypeAlias = datasets.Dataset | SceneDataset
 
@@ -61,6 +67,19 @@ def group_figures(figures: dict[str, float | None]) -> dict[str, float | None]:
         known = [iou for name in names if (iou := figures.get(f"IoU-{name}")) is not None]
         means[f"mIoU-{group}"] = sum(known) / len(known) if known else None
     return means
+
+
+def describe_data(dataset: EvaluationSet) -> dict[str, int | str]:
+    """The number of images of a set, and what tells its data from others: a short hash, or how scenes are generated."""
+    data = repr(dataset) if isinstance(dataset, SceneDataset) else data_sha256(dataset)[:16]
+    return {"num_images": len(dataset), "data": data}
+
+
+def warn_of_absent_classes(name: str, dataset: EvaluationSet, figures: Mapping[str, float | None]) -> None:
+    """Name the classes of a set that no mask shows: masks of 0 and 255, for one, only show the first."""
+    _, metric = vocabulary_and_metric(dataset)
+    if absent := [class_name for class_name in metric.class_names if figures[f"ACC-{class_name}"] is None]:
+        logger.warning("%s: no mask shows %s; %d is ignored", name, some(absent), metric.ignore_index)
 
 
 def set_title(name: str) -> str:

@@ -16,7 +16,7 @@ from ..modeling_sed import SEDForSemanticSegmentation
 from ..processing_sed import SEDProcessor
 from ..utils import atomic_path, short_error, write_file
 from ..visualization import ClassTotals, draw_overlay
-from .class_embeddings import weights_sha256
+from .class_embeddings import text_encoder_sha256, weights_sha256
 from .segmenter import unused_label
 
 
@@ -78,14 +78,28 @@ def write_results(
     return None
 
 
+# What use a model makes of its weights, and an image processor of images, beside their sizes.
+NETWORK_SETTINGS = (
+    "num_attention_heads", "class_attention_type", "inference_pooling_size", "layer_norm_eps", "group_norm_group_size",
+)  # fmt: skip
+IMAGE_SETTINGS = (
+    "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_input_resize", "resample",
+)  # fmt: skip
+
+
 def model_settings(
     model: SEDForSemanticSegmentation, processor: SEDProcessor, model_name: str, topk: int | None
 ) -> dict[str, Any]:
     """What results depend on beside images and classes; `topk` is early rejection, or `None` for the model's own."""
     image_processor = processor.image_processor
+    config, preparation = model.config.to_dict(), image_processor.to_dict()
     return {
         "model": model_name,
         "weights_sha256": weights_sha256(model),
+        "text_encoder_sha256": text_encoder_sha256(model, processor),
+        "image_encoder": {name: config["vision_config"][name] for name in ("architecture", "model_args")},
+        "network": {name: config[name] for name in NETWORK_SETTINGS},
+        "image_processor": {name: preparation.get(name) for name in IMAGE_SETTINGS},
         "dtype": str(model.dtype).removeprefix("torch."),
         "size": dict(image_processor.size) if image_processor.do_resize else None,
         "input_size": dict(image_processor.input_size),
@@ -108,7 +122,8 @@ def read_saved(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue from a file of other settings, which the error names."""
-    current = json.loads(json.dumps(current))  # as the saved ones: lists in place of tuples
+    # As the saved ones: lists in place of tuples.
+    saved, current = _flat(saved), _flat(json.loads(json.dumps(current)))
     differences = [
         f"{name} was {saved.get(name)!r:.80} and is {current.get(name)!r:.80}"
         for name in {**current, **saved}
@@ -119,3 +134,11 @@ def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], 
             f"{path} is of other settings: {'; '.join(differences)}."
             " Repeat them to continue, or choose another output folder"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, and those inside of them by a name such as `network.class_attention_type`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
