@@ -19,12 +19,13 @@ def write_clip(
     pixel_width: Fraction = Fraction(1),
     start: int = 0,
     title: str = "",
+    codec: str = "libx264",
 ) -> Path:
     """A camera of 64 x 48 pixels pans over a generated scene, beside a tone; times in tenths of a second."""
     scene, _ = render_scene(0, 0, "test", 192)
     with path.open("wb") as file, av.open(file, "w", format=FORMATS[path.suffix]) as container:
         container.metadata["title"] = title
-        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=10)
+        stream = container.add_stream("libvpx" if path.suffix == ".webm" else codec, rate=10)
         stream.width, stream.height = 64, 48
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 10)

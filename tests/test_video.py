@@ -91,6 +91,8 @@ class TestSameVideo:
             ("clip.webm", "libopus", 48_000),
             ("clip.mts", "mp2", 48_000),  # this and the next are encoded anew, as MP4 files do not hold them
             ("clip.mov", "pcm_s16le", 48_000),
+            ("clip.avi", "pcm_s16le", 48_000),
+            ("clip.mkv", "pcm_s16le", 48_000),
         ],
     )
     def test_video_in_any_container_keeps_its_times_and_sound(
@@ -102,8 +104,9 @@ class TestSameVideo:
         frequency = np.abs(np.fft.rfft(after.sound)).argmax() * rate / len(after.sound)
         assert frequency == pytest.approx(440, abs=5)
 
-    def test_variable_frame_rate_is_kept(self, tmp_path: Path) -> None:
-        clip = write_clip(tmp_path / "clip.mkv", [0, 1, 2, 7, 8, 15, 30])
+    @pytest.mark.parametrize(("name", "codec"), [("clip.mkv", "libx264"), ("clip.avi", "mpeg4")])
+    def test_variable_frame_rate_is_kept(self, name: str, codec: str, tmp_path: Path) -> None:
+        clip = write_clip(tmp_path / name, [0, 1, 2, 7, 8, 15, 30], None, codec=codec)
         assert decode(overlay_of(clip)).times == pytest.approx([0, 0.1, 0.2, 0.7, 0.8, 1.5, 3.0])
 
     def test_recording_that_starts_late_starts_at_once(self, tmp_path: Path) -> None:

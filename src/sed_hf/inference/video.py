@@ -1,5 +1,6 @@
 """Videos: decoded, segmented in batches of frames, drawn, and encoded again with their sound. Needs PyAV."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -126,15 +127,20 @@ class VideoSource:
         """Frames and packets of sound in the order of the file; damaged frames are left out."""
         frame_time = max(1, round(1 / (self.frame_rate * self.video.time_base)))
         next_pts = self.video.start_time or 0
+        avi_times: deque[int] = deque()
         try:
             for packet in self.container.demux(self.video, *self.sounds):
                 if packet.stream.type == "audio":
                     yield packet
                     continue
+                # AVI holds no time stamps, and FFmpeg guesses wrong ones; but its packets, which are in the order of
+                # decoding, are counted, also those that are left out to repeat the frame before.
+                if self.container.format.name == "avi" and packet.dts is not None:
+                    avi_times.append(packet.dts)
                 for frame in decode(packet):
-                    # AVI holds no time stamps, and FFmpeg guesses wrong ones. Damaged files have some that go back.
-                    is_avi = self.container.format.name == "avi"
-                    if is_avi or frame.pts is None or frame.pts <= next_pts - frame_time:
+                    if avi_times:
+                        frame.pts = avi_times.popleft()
+                    if frame.pts is None or frame.pts <= next_pts - frame_time:  # damaged files have some that go back
                         frame.pts = next_pts
                     next_pts = frame.pts + frame_time
                     yield frame
@@ -171,7 +177,9 @@ class VideoWriter:
             if sound.codec_context.codec.canonical_name in COPIED_SOUND:
                 self.sounds[sound.index] = self.container.add_stream_from_template(sound)
             else:
-                self.sounds[sound.index] = self.container.add_stream("aac", rate=48_000, layout=sound.layout)
+                # Where a file names no layout, FFmpeg's is "2 channels"; "2c" is the usual one of so many.
+                layout = sound.layout.name.replace(" channels", "c")
+                self.sounds[sound.index] = self.container.add_stream("aac", rate=48_000, layout=layout)
                 self.encoders.append(self.sounds[sound.index])
 
     def write(self, frame: av.VideoFrame, image: Image.Image) -> None:
