@@ -45,6 +45,13 @@ class TestSource:
         assert isinstance(segmenter, SEDPipeline)
         assert_as_usual(segmenter(PHOTO, candidate_labels=LABELS))
 
+    @pytest.mark.parametrize("part", ["image_processor", "tokenizer"])
+    def test_parts_of_a_processor_which_it_would_not_use_are_refused(
+        self, part: str, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
+    ) -> None:
+        with pytest.raises(TypeError, match=f"{part}: pass processor="):
+            pipeline(TASK, model=tiny_model, processor=tiny_processor, **{part: getattr(tiny_processor, part)})
+
     def test_may_be_a_folder_without_code_such_as_the_bundled_one(self) -> None:
         segmenter = pipeline(TASK, model=str(TOY_MODEL), candidate_labels=["sky", "grass"])
         assert {segment["label"] for segment in segmenter(PHOTO)} <= {"sky", "grass"}

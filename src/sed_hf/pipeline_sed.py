@@ -154,6 +154,8 @@ class SEDPipeline(Pipeline):
     _load_image_processor = _load_feature_extractor = _load_tokenizer = False
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        if given := {"feature_extractor", "image_processor", "tokenizer"} & set(kwargs):
+            raise TypeError(f"{', '.join(sorted(given))}: pass processor=, which holds image processor and tokenizer")
         self._vocabularies: dict[tuple[str, ...], Tensor] = {}
         if places := getattr(model, "hf_device_map", None):  # the first of which transformers takes for the device
             model.hf_device_map = {"": model.device, **places}
