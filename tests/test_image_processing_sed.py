@@ -1,6 +1,7 @@
 """The image processor: SED's preprocessing, any image a user has, and back to labels. See also properties/."""
 
 import base64
+import itertools
 import json
 import struct
 import zlib
@@ -17,6 +18,9 @@ from decoder_inputs import LargestTensor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.transforms import InterpolationMode
 
 from sed_hf import SEDImageProcessor
 from sed_hf.image_processing_sed import MAX_PIXELS_VARIABLE, NonFiniteLogitsError, read_rgb, to_labels, to_rgb
@@ -79,6 +83,20 @@ class TestSettings:
         with pytest.raises(ValueError, match="do_reduce_labels"):
             SEDImageProcessor.from_pretrained(tmp_path, do_reduce_labels=True)
 
+    @pytest.mark.parametrize(
+        ("size", "resample"),
+        [
+            (12, 2),
+            ({"longest_edge": 20}, 2),
+            ({"max_height": 12, "max_width": 30}, 2),
+            ({"shortest_edge": 12, "longest_edge": 90}, "bicubic"),
+            ({"height": 12, "width": 20}, InterpolationMode.BICUBIC),
+        ],
+    )
+    def test_every_size_and_filter_of_transformers_is_taken(self, size: Any, resample: Any) -> None:
+        inputs = SEDImageProcessor(do_input_resize=False)(COLOR, size=size, resample=resample)
+        assert inputs.pixel_values[0].shape == (3, 12, 20)
+
     def test_of_a_saved_file_may_have_the_keys_that_transformers_adds(self, tmp_path: Path) -> None:
         saved = {"auto_map": {}, "processor_class": "SEDProcessor", "feature_extractor_type": "x", "ignore_index": 7}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
@@ -100,6 +118,16 @@ class TestToRGB:
         for exif, shown in ((turned, np.rot90(COLOR, -1)), (damaged, COLOR)):
             Image.fromarray(COLOR).save(path, exif=exif)
             assert torch.equal(to_rgb(path), to_rgb(shown))
+
+    def test_pil_images_count_as_their_pixels_though_pillow_keeps_exif_data(self, path: Path) -> None:
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.fromarray(COLOR).save(path, exif=turned)
+        photo = Image.open(path)
+        processor = SEDImageProcessor(**AS_STORED, do_rescale=False, do_normalize=False)
+        for image in (photo, photo.convert("RGB"), photo.crop((0, 0, 30, 20)), photo.rotate(-90, expand=True)):
+            inputs = processor(image, image.getchannel("R"))
+            assert torch.equal(inputs.pixel_values[0][0], inputs.labels[0].float())
 
     @pytest.mark.parametrize(
         "image",
@@ -146,14 +174,16 @@ class TestScale:
             to_rgb(values)
 
     @pytest.mark.parametrize("white", [2**12 - 1, 2**16 - 1])
-    def test_may_be_stated_for_a_call_or_for_all(self, white: int) -> None:
+    def test_may_be_stated_for_a_call_or_for_all(self, white: int, path: Path) -> None:
         values = np.rint(white * RAMP).astype(np.uint16)
         levels = np.rint(values * (255 / white)).astype(np.uint8)
-        assert np.array_equal(to_rgb(values, rescale_factor=1 / white)[0].numpy(), levels)
-        for_a_call = SEDImageProcessor(**AS_STORED)(values, rescale_factor=1 / white).pixel_values[0]
-        for_all = SEDImageProcessor(**AS_STORED, rescale_factor=1 / white)(values).pixel_values[0]
-        assert torch.equal(for_a_call, pixel_values(levels, **AS_STORED)[0])
-        assert torch.equal(for_all, for_a_call)
+        Image.fromarray(values).save(path)
+        for image in (values, path, Image.open(path), levels):
+            assert np.array_equal(to_rgb(image, rescale_factor=1 / white)[0].numpy(), levels)
+            for_a_call = SEDImageProcessor(**AS_STORED)(image, rescale_factor=1 / white).pixel_values[0]
+            for_all = SEDImageProcessor(**AS_STORED, rescale_factor=1 / white)(image).pixel_values[0]
+            assert torch.equal(for_a_call, pixel_values(levels, **AS_STORED)[0])
+            assert torch.equal(for_all, for_a_call)
 
     def test_of_floats_that_are_rescaled_already_stays(self) -> None:
         assert torch.equal(pixel_values(RAMP, do_rescale=False), pixel_values(RAMP))
@@ -163,8 +193,8 @@ class TestScale:
     def test_of_a_16_bit_file_is_that_of_its_format(self, name: str, byte_order: str, tmp_path: Path) -> None:
         values = np.linspace(0, 4095, 24 * 40).reshape(24, 40).astype(f"{byte_order}u2")
         Image.fromarray(values).save(tmp_path / name)
-        for image in (tmp_path / name, Image.open(tmp_path / name)):
-            assert np.array_equal(to_rgb(image)[0].numpy(), np.round(values / 257).astype(np.uint8))
+        for image, factor in itertools.product((tmp_path / name, Image.open(tmp_path / name)), (None, 1 / 255)):
+            assert np.array_equal(to_rgb(image, None, factor)[0].numpy(), np.round(values / 257).astype(np.uint8))
         assert np.array_equal(to_labels(tmp_path / name), values)
 
 
@@ -266,6 +296,7 @@ class TestSegmentationMaps:
             (write_palette_png, 4, 16),
             (write_palette_png, 8, 200),
             (lambda path, ids, bits: Image.fromarray(ids.astype(np.uint16)).save(path), 16, 2**16),
+            (lambda path, ids, bits: Image.fromarray(ids.astype(np.uint8)).save(path, "GIF"), 8, 256),
         ],
     )
     def test_the_stored_ids_are_read(self, write: Any, bits: int, count: int, tmp_path: Path) -> None:
@@ -273,6 +304,20 @@ class TestSegmentationMaps:
         write(tmp_path / "labels.png", ids, bits)
         for label_map in (Image.open(tmp_path / "labels.png"), str(tmp_path / "labels.png")):
             assert np.array_equal(labels_of(label_map)[0].numpy(), ids)
+
+    def test_are_resized_where_float64_is_known(self) -> None:
+        class WithoutFloat64(TorchDispatchMode):
+            """Has the device "meta" stand for MPS."""
+
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                result = func(*args, **(kwargs or {}))
+                kinds = [(leaf.device.type, leaf.dtype) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+                assert ("meta", torch.float64) not in kinds
+                return result
+
+        with WithoutFloat64():
+            (labels,) = SEDImageProcessor()(COLOR, COLOR[..., 0], device="meta").labels
+        assert (labels.device.type, labels.dtype) == ("meta", torch.int64)
 
     def test_may_be_arrays_that_torch_cannot_hold(self) -> None:
         labels = np.arange(60 * 80).reshape(60, 80) % 2

@@ -3,7 +3,9 @@
 import base64
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
+from math import inf
 from numbers import Real
 from typing import Any, BinaryIO
 
@@ -107,8 +109,8 @@ class SEDImageProcessor(TorchvisionBackend):
         Args:
             images: One image or several.
             segmentation_maps: PIL images, paths, arrays or tensors.
-            **kwargs: Settings for this call. `rescale_factor` states the scale of arrays that are not of 8 bits,
-                `do_rescale=False` that floats are in [0, 1]; otherwise it is inferred.
+            **kwargs: Settings for this call. `rescale_factor` states the scale of images that are not of 8 bits (below
+                1/255 of these only), `do_rescale=False` that floats are in [0, 1]; otherwise it is inferred.
 
         Returns:
             `pixel_values` (B, 3, 768, 768) and, with label maps, `labels` (B, 768, 768), of the nearest pixels.
@@ -140,20 +142,22 @@ class SEDImageProcessor(TorchvisionBackend):
             found = f"{len(images)} and {len(label_maps or ())} segmentation_maps"
             raise ValueError(f"images: expected at least one, and one label map for each if any; got {found}")
         data: dict[str, list[Tensor]] = {"pixel_values": []}
-        for index, image in enumerate(images):
-            rgb = to_rgb(image, input_data_format, scale if settings["do_rescale"] else 1.0)
-            # What has no levels is scaled to levels by then, from any scale.
-            own = settings if has_levels(image) else {**settings, "do_rescale": True, "rescale_factor": 1 / 255}
-            data["pixel_values"].append(self._preprocess_rgb(rgb.to(device or "cpu"), own))
+        scale = scale if settings["do_rescale"] else 1.0
+        for index, source in enumerate(images):
+            with opened(as_file(source)) as image:
+                rgb = to_rgb(image, input_data_format, scale)
+                # What has no levels is scaled to levels by then, from any scale.
+                scaling = {} if has_levels(image, scale) else {"do_rescale": True, "rescale_factor": 1 / 255}
+            data["pixel_values"].append(self._preprocess_rgb(rgb.to(device or "cpu"), settings | scaling))
             if label_maps is not None:
                 labels = to_labels(label_maps[index])
                 if labels.shape != rgb.shape[1:] or labels.dtype.kind not in "iub":
                     expected = f"expected integers of its image's size {tuple(rgb.shape[1:])}"
                     raise ValueError(f"segmentation_maps[{index}]: {expected}, got {labels.dtype} of {labels.shape}")
-                # float64 holds every label exactly; interpolation has no integer kernel for all types.
-                exact = torch.from_numpy(labels.astype(np.float64))[None, None].to(device or "cpu")
+                # float64 holds every label exactly, but not on MPS; interpolation has no integer kernel for all types.
+                exact = torch.from_numpy(labels.astype(np.float64))[None, None]
                 resized = F.interpolate(exact, size=data["pixel_values"][-1].shape[1:], mode="nearest-exact")
-                data.setdefault("labels", []).append(resized[0, 0].long())
+                data.setdefault("labels", []).append(resized[0, 0].long().to(device or "cpu"))
         if return_tensors is not None and len({values.shape for values in data["pixel_values"]}) > 1:
             raise ValueError("images: of different sizes without do_input_resize; pass them one by one")
         return BatchFeature(data, tensor_type=return_tensors)
@@ -176,12 +180,14 @@ class SEDImageProcessor(TorchvisionBackend):
         8-bit images (3, H, W) on the CPU are resized by PIL, as the official implementation does. torchvision differs
         by one level at a few pixels, or at many where the processor lacks its 8-bit kernel, and so do GPUs.
         """
-        if size.shortest_edge and size.longest_edge:
-            height, width = shortest_edge_size(image.shape[-2:], size.shortest_edge, size.longest_edge)
+        resample = self.resample if resample is None else resample
+        if edge := size.shortest_edge or size.longest_edge:
+            height, width = shortest_edge_size(image.shape[-2:], edge, size.longest_edge or inf)
             size = SizeDict(height=height, width=width)
-        if image.dtype == torch.uint8 and image.device.type == "cpu" and image.ndim == 3 and antialias:
+        is_for_pil = size.height and size.width and isinstance(resample, int) and antialias
+        if is_for_pil and image.dtype == torch.uint8 and image.device.type == "cpu" and image.ndim == 3:
             pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
-            resized = pil_image.resize((size.width, size.height), self.resample if resample is None else resample)
+            resized = pil_image.resize((size.width, size.height), resample)
             return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         return super().resize(image, size, resample, antialias=antialias, **kwargs)
 
@@ -198,7 +204,7 @@ class SEDImageProcessor(TorchvisionBackend):
 
         Args:
             outputs: Of [`SEDForSemanticSegmentation`].
-            target_sizes: (height, width) of each image, as EXIF orientation shows it. Defaults to the logits' size.
+            target_sizes: (height, width) of each image, e.g. `image.size[::-1]`. Defaults to the logits' size.
             threshold: Pixels whose best probability is lower get `ignore_index`, by default the image processor's.
             ignore_index: Label of pixels without a class.
             return_probabilities: Return a dict of `segmentation` and `probability`, float32 (H, W), for each image.
@@ -241,21 +247,25 @@ class SEDImageProcessor(TorchvisionBackend):
 def to_rgb(
     image: Any, input_data_format: str | ChannelDimension | None = None, rescale_factor: float | None = None
 ) -> Tensor:
-    """An image in any form as uint8 RGB (3, H, W): upright, transparency on white, 16 bits scaled to 8.
+    """An image in any form as uint8 RGB (3, H, W): transparency on white, 16 bits scaled to 8.
 
     Args:
-        image: PIL image of any mode, path, URL, base64 data, numpy array or tensor; one channel, RGB or RGBA.
+        image: Path, URL or base64 data, whose image is turned upright as its EXIF data says; PIL image of any mode,
+            numpy array or tensor, which count as their pixels. One channel, RGB or RGBA.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays. By default it is inferred.
-        rescale_factor: What brings an array's values to [0, 1], unless it is of 8 bits. Inferred by default: floats are
+        rescale_factor: What brings an image's values to [0, 1], unless it is of 8 bits. Inferred by default: floats are
             in [0, 1] or [0, 255], integers in [0, 255] or [0, 65535]; what is ambiguous is refused.
     """
-    if isinstance(image, str | os.PathLike):
-        image = read_rgb(as_file(image))
-    is_pil = isinstance(image, Image.Image)
-    pixels = pil_to_array(decode(image)) if is_pil else channels_first(image, input_data_format)
-    if not pixels.size:
-        raise ValueError(f"images: expected at least one pixel, got {pixels.shape}")
-    levels = torch.from_numpy(np.require(to_levels(pixels, rescale_factor), requirements=["C", "W"]))
+    with opened(as_file(image)) as pixels:
+        if isinstance(pixels, Image.Image):
+            if pixels.mode.startswith("I;16") and has_levels(pixels, rescale_factor):
+                rescale_factor = 1 / 65535
+            pixels = pil_to_array(decode(pixels))
+        else:
+            pixels = channels_first(pixels, input_data_format)
+        if not pixels.size:
+            raise ValueError(f"images: expected at least one pixel, got {pixels.shape}")
+        levels = torch.from_numpy(np.require(to_levels(pixels, rescale_factor), requirements=["C", "W"]))
     if len(levels) == 4:
         alpha = levels[3:].float() / 255
         levels = (levels[:3].float() * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
@@ -277,10 +287,23 @@ def read_rgb(
         OSError: The file cannot be opened, or has no known format.
         ValueError: It is damaged, or has too many pixels.
     """
-    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
+    with opened(file, formats, max_pixels) as image:
+        return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
+
+
+@contextmanager
+def opened(source: Any, formats: Sequence[str] | None = None, max_pixels: int | None = None) -> Iterator[Any]:
+    """The upright PIL image of a path or an opened file, which errors name; other images as they are."""
+    if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
+        yield source
+        return
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "image")
     try:
-        with open_image(file, formats, max_pixels) as image:
-            return Image.fromarray(to_rgb(image).permute(1, 2, 0).numpy())
+        with open_image(source, formats, max_pixels) as image:
+            image = decode(image)
+            with suppress(Exception):  # of any type, where EXIF data is damaged; the pixels are whole
+                image = ImageOps.exif_transpose(image)
+            yield image
     except UnidentifiedImageError as error:
         raise UnidentifiedImageError(f"{name}: not an image file of a format that is read here") from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
@@ -336,8 +359,8 @@ def decode(image: Image.Image) -> Image.Image:
         return one
 
 
-def as_file(source: str | os.PathLike[str]) -> str | os.PathLike[str] | BytesIO:
-    """The content of a URL or of base64 data; a path as it is."""
+def as_file(source: Any) -> Any:
+    """The content of a URL or of base64 data as a file; a path, and all else, as it is."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         response = get_session().get(source, follow_redirects=True)
         response.raise_for_status()
@@ -355,15 +378,9 @@ def flattened(images: Any, ndim: int) -> list[Any]:
 
 
 def pil_to_array(image: Image.Image) -> NDArray[Any]:
-    """A decoded PIL image of any mode, upright, as (1, 3 or 4; H, W): 8-bit levels, or numbers of 32 bits."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # of any type, where EXIF data is damaged; the pixels are whole
-        logger.debug("EXIF data cannot be read")
-    if image.mode in ("I", "F"):
+    """A decoded PIL image of any mode as (1, 3 or 4; H, W): 8-bit levels, or numbers of 16 or 32 bits."""
+    if image.mode.startswith(("I", "F")):
         return np.asarray(image)[None]
-    if image.mode.startswith("I;16"):
-        return np.rint(np.asarray(image)[None] / 257).astype(np.uint8)
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")).transpose(2, 0, 1)
 
 
@@ -390,8 +407,10 @@ def channels_first(image: Any, input_data_format: str | ChannelDimension | None)
     raise ValueError(f"images: expected (height, width) or 1, 3 or 4 channels, got an array of {pixels.shape}")
 
 
-def has_levels(image: Any) -> bool:
-    """Whether an image's scale is known by its type: 8 bits, or those of a file format."""
+def has_levels(image: Any, rescale_factor: float | None) -> bool:
+    """Whether an image's scale is that of its type, 8 bits or those of a file format, and not stated for more bits."""
+    if rescale_factor is not None and rescale_factor < 1 / 255:
+        return False
     if isinstance(image, Image.Image):
         return image.mode not in ("I", "F")
     return str(getattr(image, "dtype", "uint8")).removeprefix("torch.") in ("uint8", "bool")
@@ -439,9 +458,8 @@ def to_labels(label_map: Any) -> NDArray[Any]:
         label_map = open_image(label_map)
     if not isinstance(label_map, Image.Image):
         return native_array(label_map)
-    tile = getattr(label_map, "tile", None)
-    raw_mode = tile[0].args if tile else ""  # e.g. "L;4I": 4 bits, inverted
-    storage = (raw_mode if isinstance(raw_mode, str) else raw_mode[0]).partition(";")[2]
+    arguments = str([tile.args for tile in getattr(label_map, "tile", [])[:1]])  # e.g. "['L;4I']": 4 bits, inverted
+    storage = arguments.partition(";")[2].partition("'")[0]
     labels = native_array(decode(label_map))
     if label_map.mode not in ("1", "L"):
         return labels
@@ -450,7 +468,7 @@ def to_labels(label_map: Any) -> NDArray[Any]:
     return largest - labels if "I" in storage else labels
 
 
-def shortest_edge_size(size: Sequence[int], shortest_edge: int, longest_edge: int) -> tuple[int, int]:
+def shortest_edge_size(size: Sequence[int], shortest_edge: int, longest_edge: float) -> tuple[int, int]:
     """Height and width with the shortest edge as asked, unless the longest would exceed its cap; halves round up."""
     scale = shortest_edge / min(size)
     scaled = [shortest_edge if edge == min(size) else edge * scale for edge in size]
