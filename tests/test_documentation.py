@@ -64,22 +64,18 @@ def workplace(
         Image.effect_noise((80, 60), 99).convert("RGB").save(tmp_path / name)
     (tmp_path / "my-classes.txt").write_text("sky\ngrass\ndog, puppy\n")
     write_clip(tmp_path / "clip.mp4", range(4))
-    write_data(tmp_path)
+    # Each benchmark, with an image or two, and data of one's own.
+    ids, data = np.arange(1, 65).reshape(8, 8) % 20 + 1, tmp_path / "data"
+    for name, write in WRITERS.items():
+        write(data, {STEMS[name][0]: ids})
+    write_coco_stuff(data, {f"{number:012}": ids for number in range(2, 6)}, "train")
+    labels = {"kitchen": np.arange(64 * 64).reshape(64, 64) % 3}
+    write_own_data(tmp_path / "my_data", labels, ["wall", "floor", "table"])
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     yield tmp_path
     os.environ.clear()
     os.environ.update(before)
-
-
-def write_data(folder: Path) -> None:
-    """Each benchmark, with an image or two, and data of one's own."""
-    ids, data = np.arange(1, 65).reshape(8, 8) % 20 + 1, folder / "data"
-    for name, write in WRITERS.items():
-        write(data, {STEMS[name][0]: ids})
-    write_coco_stuff(data, {f"{number:012}": ids for number in range(2, 6)}, "train")
-    labels = {"kitchen": np.arange(64 * 64).reshape(64, 64) % 3}
-    write_own_data(folder / "my_data", labels, ["wall", "floor", "table"])
 
 
 @pytest.fixture(autouse=True)

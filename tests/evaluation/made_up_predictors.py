@@ -17,11 +17,9 @@ CLASS_NAMES = ["cat", "dog", "sky"]
 
 
 class BrightnessPredictor(SEDForSemanticSegmentation):
-    """Sees the classes in the order of brightness, so that every image counts.
+    """Sees the classes in the order of brightness, so that every image counts; its weights, of a seed, do nothing.
 
-    Args:
-        num_seen: It raises `KeyboardInterrupt` once it has seen so many images.
-        seed: Of its weights, which do nothing.
+    It raises `KeyboardInterrupt` once it has seen `num_seen` images.
     """
 
     def __init__(self, num_seen: int | None = None, seed: int = 0) -> None:

@@ -1,4 +1,7 @@
-"""The image processor takes any image of any size in any form, and treats each as if it were the only one."""
+"""The image processor takes any image of any size in any form, and treats each as if it were the only one.
+
+Back from logits to labels, any number of classes, sizes and chunks give what the plain formula gives.
+"""
 
 from typing import Any
 
@@ -10,14 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
-from strategies import seeds
+from strategies import normal, seeds
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sed_hf import SEDImageProcessor
+from sed_hf import SEDImageProcessor, SEDSemanticSegmentationOutput
 from sed_hf.image_processing_sed import shortest_edge_size, to_rgb
 
 PIXEL_VALUES = 1e-5
+PROBABILITY = 1e-6
 PIL_MODES = ("1", "L", "I", "I;16", "F", "P", "RGB", "RGBA", "LA", "CMYK")
 ARRAY_FORMS = ("uint8", "int64", "uint16", "float64 to 1", "float32 to 1", "float32 to 255")
 
@@ -155,3 +159,62 @@ def test_label_maps_take_the_nearest_pixels(label_map: NDArray, dtype: Any, proc
     rows, columns = (((torch.arange(edge) + 0.5) * length / edge).long() for edge, length in sizes)
     assert labels.dtype == torch.int64
     assert torch.equal(labels[0], torch.tensor(label_map.astype(np.int64))[rows[:, None], columns])
+
+
+Case = tuple[Tensor, list[tuple[int, int]]]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """The logits (B, T, h, w) of any images, classes, resolution and dtype, and the size that each image is to get."""
+    batch_size = draw(st.integers(1, 3))
+    shape = (batch_size, draw(st.integers(1, 20)), *(draw(st.integers(1, 12)) for _ in range(2)))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    sizes = st.tuples(st.integers(1, 50), st.integers(1, 50))
+    return 3 * normal(*shape, seed=draw(seeds), dtype=dtype), [draw(sizes) for _ in range(batch_size)]
+
+
+def process(outputs: SEDSemanticSegmentationOutput, sizes: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+    kwargs["return_segmentation_scores"] = True
+    return SEDImageProcessor().post_process_semantic_segmentation(outputs, sizes, **kwargs)
+
+
+def assert_most_probable(result: dict[str, Tensor], logits: Tensor, size: tuple[int, int]) -> None:
+    """Each pixel has a class of the highest probability: at a tie, but for rounding, any of them."""
+    probabilities = F.interpolate(logits.float().sigmoid()[None], size=size, mode="bilinear", align_corners=False)[0]
+    segmentation, probability = result["segmentation"], result["probability"]
+    assert (segmentation.dtype, probability.dtype) == (torch.int64, torch.float32)
+    torch.testing.assert_close(result["segmentation_scores"], probabilities, rtol=0, atol=PROBABILITY)
+    of_the_class = probabilities.gather(0, segmentation[None])[0]
+    for found in (probability, of_the_class):
+        torch.testing.assert_close(found, probabilities.amax(0), rtol=0, atol=PROBABILITY)
+
+
+@given(cases(), st.floats(0, 1), st.sampled_from([-1, 255, 65535]))
+def test_any_logits_equal_the_plain_formula_and_any_threshold_ignores_exactly_what_is_below(
+    case: Case, threshold: float, ignore_index: int
+) -> None:
+    all_logits, sizes = case
+    outputs = SEDSemanticSegmentationOutput(logits=all_logits)
+    every = process(outputs, sizes)
+    some = process(outputs, sizes, threshold=threshold, ignore_index=ignore_index)
+    for logits, size, before, after in zip(all_logits, sizes, every, some, strict=True):
+        assert_most_probable(before, logits, size)
+        expected = before["segmentation"].masked_fill(before["probability"] < threshold, ignore_index)
+        assert torch.equal(after["segmentation"], expected)
+        assert torch.equal(after["probability"], before["probability"])
+
+
+@given(cases(), st.data())
+def test_rejected_classes_win_nowhere_and_the_others_keep_their_numbers(case: Case, data: st.DataObject) -> None:
+    all_logits, sizes = case
+    batch_size, num_classes = all_logits.shape[:2]
+    kept = sorted(data.draw(st.sets(st.integers(0, num_classes - 1), min_size=1)))
+    rejecting = SEDSemanticSegmentationOutput(
+        logits=all_logits[:, kept],
+        logit_classes=torch.tensor(kept),
+        kept_classes=torch.zeros(batch_size, 3, num_classes, dtype=torch.bool),
+    )
+    for logits, size, result in zip(rejecting.all_logits(), sizes, process(rejecting, sizes), strict=True):
+        assert set(result["segmentation"].unique().tolist()) <= set(kept)
+        assert_most_probable(result, logits, size)
