@@ -91,9 +91,7 @@ def test_the_model_card_has_the_hubs_metadata(tiny_model: Model, tiny_processor:
     assert 'candidate_labels=["wall", "café"])' in card.text
 
 
-def test_adapters_without_their_model_are_refused(
-    tiny_model: Model, tiny_processor: SEDProcessor, tmp_path: Path
-) -> None:
+def test_adapters_without_a_model_are_refused(tiny_model: Model, tiny_processor: SEDProcessor, tmp_path: Path) -> None:
     adapted = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(target_modules=r"decoder\..*fc1"))
     with pytest.raises(ValueError, match="merge_and_unload"):
         save_hub_folder(adapted, tiny_processor, tmp_path / "model")

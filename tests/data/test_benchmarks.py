@@ -68,9 +68,7 @@ def label_of(dataset: datasets.Dataset, index: int = 0) -> RawIds:
 class TestLabels:
     @each_layout
     @each_benchmark
-    def test_follow_the_rule_of_the_benchmark_and_know_its_classes(
-        self, name: str, layout: str, write_copy: Copy
-    ) -> None:
+    def test_follow_the_benchmarks_rule_and_know_its_classes(self, name: str, layout: str, write_copy: Copy) -> None:
         data_dir, (_, labels) = write_copy(name, layout), RULES[name]
         dataset = load_benchmark(name, data_dir)
         np.testing.assert_array_equal(label_of(dataset, 0), labels)
@@ -106,9 +104,7 @@ class TestAde20k847:
         ("shape", "expected"),
         [((700, 1400), (512, 1024)), ((600, 513), (599, 512)), ((2000, 700), (1463, 512)), ((400, 900), (400, 900))],
     )
-    def test_has_512_pixels_on_the_shortest_side_where_that_is_larger(
-        self, tmp_path: Path, shape: tuple[int, int], expected: tuple[int, int]
-    ) -> None:
+    def test_has_at_most_512_pixels_on_its_shortest_side(self, tmp_path: Path, shape: tuple, expected: tuple) -> None:
         raw_ids = np.random.default_rng(0).choice([2978, 312, 2420, 3148, 1], shape)
         write_ade20k_847(tmp_path, {ADE_IMAGE: raw_ids})
         dataset = load_benchmark("ade20k_847", tmp_path)
@@ -243,9 +239,7 @@ class TestOwnData:
             pytest.param(".tif", np.array([[255, 254, 254]], np.uint8), {262: 0}, id="8 bits, 0 is white"),
         ],
     )
-    def test_masks_hold_the_ids_that_are_stored(
-        self, suffix: str, shown: RawIds, tags: dict[int, int], mask: Path, tmp_path: Path
-    ) -> None:
+    def test_masks_hold_stored_ids(self, suffix: str, shown: RawIds, tags: dict, mask: Path, tmp_path: Path) -> None:
         mask.unlink()
         PIL.Image.fromarray(shown).save(mask.with_suffix(suffix), **({"tiffinfo": tags} if tags else {}))
         expected = [[0, 1, 1]] if tags or shown.dtype == np.bool_ else shown

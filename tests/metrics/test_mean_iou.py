@@ -78,9 +78,7 @@ def test_compute_forgets_the_images_it_reported_on() -> None:
         ([[0]], Image.new("RGB", (1, 1)), TypeError, r"a\.png: the label: expected integers"),
     ],
 )
-def test_what_cannot_be_counted_is_refused_by_file(
-    prediction: Any, reference: Any, error: type[Exception], message: str
-) -> None:
+def test_what_cannot_be_counted_is_refused_by_file(prediction: Any, reference: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         MeanIoU(NAMES).add(prediction=prediction, reference=reference, file_name="a.png")
 
