@@ -134,15 +134,9 @@ def run_on_two_processes(program: str, *arguments: str, is_killed: bool = False)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Small models would spend their time waiting for other threads, and tests run side by side."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's limit as it was: a process keeps what the environment variable has set."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+def _settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)  # small models would wait for other threads, and tests run side by side
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which the environment variable moves
 
 
 @pytest.fixture(autouse=True)
