@@ -104,7 +104,7 @@ class TestVocabularyFiles:
     def test_one_of_another_text_encoder_is_refused(self, tmp_path: Path) -> None:
         save_class_embeddings(tmp_path / "file.safetensors", NAMES, torch.randn(3, 80, 64), "another")
         assert load_class_embeddings(tmp_path / "file.safetensors")[0] == NAMES
-        with pytest.raises(ValueError, match="of another model, tokenizer or list of prompt templates"):
+        with pytest.raises(ValueError, match="in float32, are of another model, dtype, tokenizer"):
             load_class_embeddings(tmp_path / "file.safetensors", "encoder")
 
     @pytest.mark.parametrize("names", [None, "5", '["sky", "sky", "dog"]', '["sky"]'])

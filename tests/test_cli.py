@@ -34,7 +34,7 @@ def _in_a_folder_with_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def segment(*inputs: object, classes: list[str] | None = None) -> int:
     """Run `sed-hf segment` with the toy model into `out`."""
-    class_arguments = ["--classes", *(classes or CLASSES)] if "--vocabulary" not in inputs else []
+    class_arguments = [] if {"--vocabulary", "--classes"} & {*inputs} else ["--classes", *(classes or CLASSES)]
     options = ["--device", "cpu", "--output", "out", *inputs, *class_arguments]
     return main(["segment", *map(str, options)])
 
@@ -227,6 +227,9 @@ class TestRefused:
             (["photo.jpg", "--vocabulary", "ade"], "unknown vocabulary 'ade'"),
             (["photo.jpg", "--vocabulary", "many.json"], "at most 65535 classes"),
             (["photo.jpg", "--vocabulary", "ade20k_150", "--classes", "sky"], "either --classes"),
+            (["photo.jpg", "--classes", "sky", "b.PNG", "c.mp4"], "--classes takes all that follows it: give b.PNG, c"),
+            (["--classes", "sky", "photo.jpg"], "required: INPUT (before --classes, which takes all that follows it)"),
+            (["photo.jpg", "--vocabulary", "ade20k_150", "--everything-else", "ade20k_150"], "names are among yours"),
             (["photo.jpg", "--topk", "-1"], "a whole number of at least 0"),
             (["photo.jpg", "--threshold", "nan"], "a number from 0 to 1"),
             (["photo.jpg", "--global-view"], "--global-view: expected only with --sliding-window"),

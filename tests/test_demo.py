@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from sed_hf import SEDForSemanticSegmentation, SEDProcessor
 from sed_hf.cli import main
 from sed_hf.demo.guard import MAX_FOLDER_BYTES, Guard, UploadFolder
-from sed_hf.demo.page import OWN_CLASSES, Demo
+from sed_hf.demo.page import OWN_CLASSES, Demo, build_page
 from sed_hf.demo.server import trusted_hosts
 from sed_hf.image_processing_sed import NonFiniteLogitsError
 
@@ -80,6 +80,12 @@ def test_downloads_are_the_files_of_the_command(
     expected = json.loads((tmp_path / "photo.json").read_text())
     expected |= {"file": "photo.png", "model": demo.model.name_or_path}
     assert json.loads(Path(summary["value"]).read_text()) == expected
+
+
+def test_early_rejection_is_at_first_that_of_the_model(demo: Demo) -> None:
+    demo.model.config.early_rejection_topk = 5
+    sliders = [block for block in build_page(demo, []).blocks.values() if isinstance(block, gradio.Slider)]
+    assert [slider.value for slider in sliders if "Early rejection" in str(slider.label)] == [5]
 
 
 def test_a_large_image_is_segmented_at_the_size_that_is_shown(demo: Demo, files: UploadFolder) -> None:

@@ -24,6 +24,7 @@ from small_models import make_small_model, small_processor
 
 from sed_hf import read_rgb
 from sed_hf.data.benchmarks import load_benchmark
+from sed_hf.data.images import open_images
 from sed_hf.data.scenes import SceneDataset
 from sed_hf.hub.load import load
 from sed_hf.inference.class_embeddings import encode_classes
@@ -175,9 +176,7 @@ class TestInput:
         assert load_benchmark("custom", tmp_path / "out")[0]["file_name"] == "00000000.jp2"
 
     @pytest.mark.parametrize("format", ["coco", "png", "yolo"])
-    def test_images_in_a_folder_are_upright_and_of_formats_that_every_reader_has(
-        self, format: str, settings: Settings, tmp_path: Path
-    ) -> None:
+    def test_every_reader_of_folders_sees_upright_images(self, format: str, settings: Settings, tmp_path: Path) -> None:
         image, exif = SceneDataset("test", 7, size=32)[0]["image"].crop((0, 0, 32, 20)), Image.Exif()
         (tmp_path / "in").mkdir()
         exif[0x0112] = 6
@@ -206,6 +205,24 @@ class TestInput:
         assert all(entry["source"] in entry["reason"] for entry in skipped)
         names = load_benchmark("custom", tmp_path / "out")["file_name"]
         assert list(names) == ["00000000-a.png", "00000004-e.png"]
+
+    def test_linked_folders_are_read_once(self, settings: Settings, tmp_path: Path) -> None:
+        for name in ("in/z", "elsewhere/deeper"):
+            shutil.copytree(settings["data"] / "a", tmp_path / name)
+        links = {"in/link": "elsewhere", "in/z/again": "elsewhere", "in/b": "in/z", "elsewhere/deeper/loop": "in"}
+        for link, target in links.items():
+            (tmp_path / link).symlink_to(tmp_path / target)
+        images = open_images(tmp_path / "in").images
+        assert images == [f"{folder}/{number}.png" for folder in ("link/deeper", "z") for number in range(4)]
+
+    def test_one_class_with_commas_brings_a_hint(self, settings: Settings, tmp_path: Path, capsys: Any) -> None:
+        label(settings, tmp_path, vocabulary=["sky, water"], preview=1)
+        assert "'sky, water' is one class; for 2, write" in capsys.readouterr().err
+
+    def test_an_unknown_format_claims_no_folder(self, settings: Settings, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="format 'COCO': expected parquet, coco, yolo, png"):
+            label(settings, tmp_path / "out", format="COCO")
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(("names", "message"), [(["a.txt"], "got none"), (["a.png", "b.tar"], "got image and tar")])
     def test_a_folder_without_images_or_of_several_kinds_is_refused(
@@ -248,9 +265,7 @@ class TestAgain:
             with pytest.raises(ValueError, match=f"{name} was .* and is "):
                 label(settings, tmp_path / "out", **options)
 
-    def test_a_folder_of_other_files_and_one_inside_the_data_are_refused(
-        self, settings: Settings, tmp_path: Path
-    ) -> None:
+    def test_a_folder_of_other_files_or_inside_the_data_is_refused(self, settings: Settings, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("mine")
         for output, message in [(tmp_path, "holds other files"), (settings["data"] / "out", "choose another output")]:
             with pytest.raises(ValueError, match=message):

@@ -66,9 +66,9 @@ class TestSources:
         with pytest.raises(ValueError, match="device cuda: torch finds no such device here"):
             load(device="cuda")
 
-    @pytest.mark.parametrize("source", ["nowhere", "./sed-base", "a/b/c"])
+    @pytest.mark.parametrize("source", ["nowhere", "./sed-base", "a/b/c", ""])
     def test_what_is_neither_a_folder_nor_a_name_is_refused(self, source: str) -> None:
-        with pytest.raises(FileNotFoundError, match=f"{source}: no such folder; expected a model folder"):
+        with pytest.raises(FileNotFoundError, match=f"{source}: no such folder; " if source else "an empty name"):
             check_model_source(source)
 
     def test_a_folder_without_a_model_is_refused(self, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What a command takes as numbers, shows on standard error, and ends with."""
 
 import argparse
+import io
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -54,10 +56,18 @@ def printable(text: object) -> str:
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit status: 2 after an error in one line, 130 after Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of class names, a pipe on Windows has not all signs
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            print(end="", flush=True)  # later, nothing would catch the error
     except KeyboardInterrupt:
         message, status = "interrupted", 130
+    except BrokenPipeError:  # what reads standard output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (OSError, ValueError) as error:
         text = str(error)
         if "Original Traceback" in text:  # of a data loader's worker; what it says stands in the last line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from ..data.vocabularies import load_vocabulary, vocabulary_names
 from ..hub.load import check_model_source
 from ..hub.official import OFFICIAL
 from ..terminal import say
+from ..utils import some
+from .inputs import is_image_or_video
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +65,8 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
         raise ValueError("expected class names, either --classes NAME [NAME ...] or --vocabulary NAME_OR_FILE")
     if not vocabulary:  # from "sky , water" without quotes comes a comma by itself
         class_names = [name for name in arguments.classes if name.strip() != ","]
+        if files := [name for name in class_names if is_image_or_video(Path(name))]:
+            raise ValueError(f"--classes takes all that follows it: give {some(files)} before it")
     elif vocabulary.endswith(".safetensors"):
         from ..inference.class_embeddings import load_class_embeddings
 
@@ -71,12 +74,11 @@ def read_class_names(arguments: argparse.Namespace) -> list[str]:
     else:
         class_names = load_vocabulary(vocabulary)
 
+    from ..inference.segmenter import hint_at_synonyms
     from ..processing_sed import validate_class_names
 
     class_names = validate_class_names(class_names, f"--vocabulary {vocabulary}" if vocabulary else "--classes")
-    if len(class_names) == 1 and "," in class_names[0] and getattr(arguments, "everything_else", None) is None:
-        names = [name.strip() for name in class_names[0].split(",")]
-        say(f"{class_names[0]!r} is one class; for {len(names)}, write --classes {shlex.join(names)}")
+    hint_at_synonyms(class_names, getattr(arguments, "everything_else", None))
     return class_names
 
 

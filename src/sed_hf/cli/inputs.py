@@ -21,6 +21,11 @@ class Job(NamedTuple):
     results: tuple[Path, ...]
 
 
+def is_image_or_video(path: Path) -> bool:
+    """Whether a file is one, by its name."""
+    return any(kind.fullmatch(path.suffix) for kind in (IMAGE_SUFFIX, VIDEO_SUFFIX))
+
+
 def find_files(inputs: Sequence[str]) -> list[Path]:
     """The files that the INPUT arguments name, each once: any that is named, and the images and videos of folders."""
     files: dict[Path, Path] = {}
@@ -44,7 +49,7 @@ def files_in(folder: Path) -> list[Path]:
     """The images and videos of a folder; how many other files there are is said."""
     # macOS leaves "._photo.jpg" beside "photo.jpg" on foreign disks.
     files = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
-    found = [file for file in files if any(kind.fullmatch(file.suffix) for kind in (IMAGE_SUFFIX, VIDEO_SUFFIX))]
+    found = [file for file in files if is_image_or_video(file)]
     if left_out := Counter(file.suffix.lower() for file in set(files).difference(found)):
         endings = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in sorted(left_out.items()))
         say(f"{folder}: {left_out.total()} files are left out, by their names ({endings})")

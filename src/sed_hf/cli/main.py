@@ -8,11 +8,22 @@ import argparse
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from ..terminal import run_command, say
 from . import convert, demo, encode, explain, export, init, models, segment
 
 COMMANDS = (segment, explain, encode, models, convert, init, export, demo)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says where an argument that is missing belongs."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        if "are required" in message and "--classes" in self.format_help():
+            message += " (before --classes, which takes all that follows it)"
+        super().error(message)
 
 
 class MessageHandler(logging.Handler):
@@ -40,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line; the parsed arguments hold the command's function as `run`."""
-    parser = argparse.ArgumentParser(
-        prog="sed-hf", description="Open-vocabulary semantic segmentation with SED (CVPR 2024)."
-    )
+    parser = Parser(prog="sed-hf", description="Open-vocabulary semantic segmentation with SED (CVPR 2024).")
     parser.add_argument("--version", action="version", version=f"sed-hf {version('sed-hf')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:

@@ -93,11 +93,20 @@ def open_images(data: str | Path, split: str = "train", column: str | None = Non
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder and its folders, but for hidden ones, in the order of their relative names."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names if not name.startswith(".")]
+    """The files of a folder and its folders, but for hidden ones, in the order of their relative names.
+
+    Each folder is read once: by its own name, or else, as links come last, by the first link to it.
+    """
+    found: list[str] = []
+    seen, starts = set[str](), [str(folder)]
+    for start in starts:
+        for parent, folders, names in os.walk(start):
+            is_new = os.path.realpath(parent) not in seen
+            seen.add(os.path.realpath(parent))
+            folders[:] = sorted(name for name in folders if is_new and name[0] != ".")
+            starts += filter(os.path.islink, (os.path.join(parent, name) for name in folders))
+            names = [name for name in names if is_new and name[0] != "."]
+            found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
     return sorted(found)
 
 

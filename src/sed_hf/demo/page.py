@@ -198,7 +198,8 @@ def build_page(demo: Demo, examples: list[list[str]]) -> gr.Blocks:
             if examples:
                 gr.Examples(examples, inputs, visible_columns=[0], elem_id="examples", api_visibility="private")
             info = "Drops classes that are nowhere among the k best. 0 keeps all."
-            topk = gr.Slider(0, 32, step=1, label="Early rejection (top-k)", info=info)
+            best = demo.model.config.early_rejection_topk or 0
+            topk = gr.Slider(0, max(32, best), best, step=1, label="Early rejection (top-k)", info=info)
         with gr.Column(min_width=320):
             with gr.Tab("Classes"):
                 overlay = gr.AnnotatedImage(show_label=False, height="clamp(360px, 42vw, 540px)", elem_id="overlay")

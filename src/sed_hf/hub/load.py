@@ -26,6 +26,8 @@ EXPECTED_SETTINGS = {
 
 def check_model_source(source: str | Path | None) -> str:
     """The model folder or name that is meant, checked without a download; None and "toy" are the bundled model."""
+    if source == "":  # of a shell variable that is not set
+        raise FileNotFoundError("expected a model, got an empty name; toy is the bundled model")
     path = Path(source or TOY_MODEL)
     if source in ("toy", *OFFICIAL) and not path.exists():
         return str(TOY_MODEL if source == "toy" else source)

@@ -149,8 +149,9 @@ def load_class_embeddings(path: str | os.PathLike, encoder: str | None = None) -
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected an encoded vocabulary of sed-hf: {short_error(error)}") from error
     if encoder not in (None, found):
+        dtype = str(class_embeddings.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{path}: these class embeddings are of another model, tokenizer or list of prompt templates; encode the"
-            " vocabulary again with this one"
+            f"{path}: these class embeddings, in {dtype}, are of another model, dtype, tokenizer or list of prompt"
+            " templates; encode the vocabulary again with this model and --dtype"
         )
     return class_names, class_embeddings

@@ -27,7 +27,7 @@ from ..utils import atomic_path, short_error, some, write_file
 from ..visualization import ClassTotals, draw_overlay
 from .class_embeddings import ClassEmbeddingCache, encode_classes, text_encoder_sha256
 from .label_formats import FORMATS, LabelFormat, PreparedImage
-from .segmenter import Segmenter, competing_names, unused_label
+from .segmenter import Segmenter, competing_names, hint_at_synonyms, unused_label
 from .writers import model_settings, require_same_settings
 
 MAX_IN_FLIGHT = 4  # batches that the model has seen, and that are not written yet
@@ -99,9 +99,13 @@ def label_dataset(
     state, output = PartialState(), Path(output)
     names = load_vocabulary(vocabulary) if isinstance(vocabulary, str | Path) else vocabulary
     class_names = validate_class_names(names, "vocabulary")
+    if state.is_main_process:
+        hint_at_synonyms(class_names, everything_else)
     others = competing_names(class_names, everything_else)
     unused_label(len(class_names) + bool(others))  # refuses what no label map can hold
     check_model_source(model)
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r}: expected {', '.join(FORMATS)}")
     images = open_images(data, split, image_column)
     if Path(data).is_dir() and output.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"{output} is in the folder of the images {data}: choose another output folder")
