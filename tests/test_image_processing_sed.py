@@ -243,9 +243,7 @@ class TestLimitOfPixels:
         with pytest.raises(ValueError, match=r"image\.png: .*960 pixels.*SED_HF_MAX_IMAGE_PIXELS"):
             read_rgb(path)
 
-    def test_is_moved_by_the_environment_for_images_and_label_maps(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_is_moved_by_the_environment_for_label_maps_too(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(MAX_PIXELS_VARIABLE, "959")
         for read in (read_rgb, to_rgb, to_labels, SEDImageProcessor()):
             with pytest.raises(ValueError, match=MAX_PIXELS_VARIABLE):
@@ -354,9 +352,7 @@ class TestPostProcessing:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-    def test_one_logit_that_is_not_finite_is_an_error_that_says_which_image(
-        self, dtype: torch.dtype, value: float
-    ) -> None:
+    def test_one_logit_that_is_not_finite_is_an_error_that_says_which_image(self, dtype: Any, value: float) -> None:
         outputs = self.outputs(3, 5, 4, 4)
         outputs.logits = outputs.logits.to(dtype)
         outputs.logits[0] = torch.finfo(dtype).min  # as of classes that are rejected in one image and not in others

@@ -13,7 +13,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
 
-from sed_hf import SEDConfig, SEDForSemanticSegmentation, SEDProcessor
+from sed_hf import SEDConfig, SEDProcessor
+from sed_hf import SEDForSemanticSegmentation as Model
 from sed_hf.hub.load import TOY_MODEL
 from sed_hf.image_processing_sed import NonFiniteLogitsError
 from sed_hf.pipeline_sed import SEDPipeline
@@ -39,7 +40,7 @@ class TestSource:
     """What `pipeline` makes one of."""
 
     def test_may_be_a_model_and_its_processor(
-        self, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor, assert_as_usual: Callable
+        self, tiny_model: Model, tiny_processor: SEDProcessor, assert_as_usual: Callable
     ) -> None:
         segmenter = pipeline(TASK, model=tiny_model, processor=tiny_processor)
         assert isinstance(segmenter, SEDPipeline)
@@ -47,7 +48,7 @@ class TestSource:
 
     @pytest.mark.parametrize("part", ["image_processor", "tokenizer"])
     def test_parts_of_a_processor_which_it_would_not_use_are_refused(
-        self, part: str, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
+        self, part: str, tiny_model: Model, tiny_processor: SEDProcessor
     ) -> None:
         with pytest.raises(TypeError, match=f"{part}: pass processor="):
             pipeline(TASK, model=tiny_model, processor=tiny_processor, **{part: getattr(tiny_processor, part)})
@@ -69,9 +70,7 @@ class TestSource:
         SEDConfig(auto_map=remote).save_pretrained(tmp_path)
         assert "someone/sed" not in (tmp_path / "config.json").read_text()
 
-    def test_of_another_task_says_which_to_use(
-        self, tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor
-    ) -> None:
+    def test_of_another_task_says_which_to_use(self, tiny_model: Model, tiny_processor: SEDProcessor) -> None:
         segmenter = pipeline("image-segmentation", model=tiny_model, image_processor=tiny_processor.image_processor)
         with pytest.raises(ValueError, match=TASK):
             segmenter(PHOTO, candidate_labels=LABELS)
@@ -111,7 +110,7 @@ class TestImages:
         assert (segments.probability != segmenter(PHOTO).probability).any()
 
 
-def test_labels_are_needed(tiny_model: SEDForSemanticSegmentation, tiny_processor: SEDProcessor) -> None:
+def test_labels_are_needed(tiny_model: Model, tiny_processor: SEDProcessor) -> None:
     with pytest.raises(TypeError, match="candidate_labels: expected class names, got none"):
         SEDPipeline(model=tiny_model, processor=tiny_processor)(PHOTO)
 
@@ -136,19 +135,13 @@ class TestErrors:
             ({"topk": 3}, TypeError, "unexpected arguments: topk; expected candidate_labels"),
         ],
     )
-    def test_name_the_argument(
-        self, segmenter: SEDPipeline, argument: dict[str, Any], error: type[Exception], message: str
-    ) -> None:
+    def test_name_the_argument(self, segmenter: SEDPipeline, argument: dict, error: type, message: str) -> None:
         with pytest.raises(error, match=message):
             segmenter(PHOTO, **argument)
 
     @pytest.mark.parametrize("sliding_window", [None, 40])
     def test_name_the_image_whose_logits_are_not_finite(
-        self,
-        tiny_model: SEDForSemanticSegmentation,
-        tiny_processor: SEDProcessor,
-        tmp_path: Path,
-        sliding_window: int | None,
+        self, tiny_model: Model, tiny_processor: SEDProcessor, tmp_path: Path, sliding_window: int | None
     ) -> None:
         broken = copy.deepcopy(tiny_model)
         broken.decoder.head.bias.data.fill_(float("nan"))

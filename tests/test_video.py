@@ -95,9 +95,7 @@ class TestSameVideo:
             ("clip.mkv", "pcm_s16le", 48_000),
         ],
     )
-    def test_video_in_any_container_keeps_its_times_and_sound(
-        self, tmp_path: Path, name: str, sound: str, rate: int
-    ) -> None:
+    def test_any_container_keeps_its_times_and_sound(self, tmp_path: Path, name: str, sound: str, rate: int) -> None:
         after = decode(overlay_of(write_clip(tmp_path / name, sound=sound)))
         assert after.times == pytest.approx([time / 10 for time in range(10)], abs=0.05)
         assert len(after.sound) / rate == pytest.approx(1, rel=0.15)
@@ -190,9 +188,7 @@ class TestResults:
             overlay_of(clip)
         assert list((tmp_path / "out").iterdir()) == []
 
-    def test_command_writes_the_images_and_videos_of_a_folder_and_names_bad_ones(
-        self, tmp_path: Path, capsys: Output
-    ) -> None:
+    def test_command_writes_what_is_in_a_folder_and_names_bad_ones(self, tmp_path: Path, capsys: Output) -> None:
         (tmp_path / "in").mkdir()
         write_clip(tmp_path / "in" / "clip.mp4", range(3))
         Image.new("RGB", (64, 48)).save(tmp_path / "in" / "clip.png")
