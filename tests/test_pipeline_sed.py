@@ -42,7 +42,8 @@ class TestSource:
     def test_may_be_a_model_and_its_processor(
         self, tiny_model: Model, tiny_processor: SEDProcessor, assert_as_usual: Callable
     ) -> None:
-        segmenter = pipeline(TASK, model=tiny_model, processor=tiny_processor)
+        model = copy.deepcopy(tiny_model).train()  # as `Trainer` leaves it
+        segmenter = pipeline(TASK, model=model, processor=tiny_processor)
         assert isinstance(segmenter, SEDPipeline)
         assert_as_usual(segmenter(PHOTO, candidate_labels=LABELS))
 

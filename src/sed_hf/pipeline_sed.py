@@ -218,6 +218,7 @@ class SEDPipeline(Pipeline):
         vocabulary = (candidate_labels, self._encode(candidate_labels))
         others = None if everything_else is None else self._encode(everything_else)
         options |= {"topk": early_rejection_topk, "everything_else": others, "ignore_index": -1}
+        self.model.eval()  # which `Trainer` leaves in training mode
         segmenter = Segmenter(self.model, self.processor, *vocabulary, **options)
         images = [torch.from_numpy(image) for image in flattened(model_inputs["image"], 3)]
         try:

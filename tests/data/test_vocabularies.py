@@ -63,6 +63,8 @@ def test_unknown_name_is_refused_with_the_built_in_names() -> None:
         ("classes.csv", b"Idx,Name\n1,sky\n2,water\n", "a table or numbered lines: '2,water'"),
         ("labels.txt", b"0: empty\n1: accordion\n", "a table or numbered lines: '1: accordion'"),
         ("spaces.txt", b"0 background\n1 cat\n2 dog\n", "numbered lines: '2 dog'"),
+        ("comment.txt", b"# animals\ncat\n", "a comment or a list with marks: '# animals'"),
+        ("marks.txt", b"- cat\n- dog\n", "a comment or a list with marks: '- cat'"),
         ("dots.txt", b"1. cat\n 2.dog\n3) cow\n", r"numbered lines: '3\) cow'"),
     ],
 )
