@@ -155,14 +155,12 @@ class TestErrors:
         with pytest.raises(ValueError, match="2 of the 3 files of the split val: run scripts"):
             load_benchmark("ade20k_150", output)
 
-    @pytest.mark.parametrize(("name", "images_per_shard"), [(6, 2), (5, 2), (1, 3)], ids=["images", "masks", "sizes"])
-    def test_files_of_other_images_masks_or_sizes_are_not_mixed(
-        self, name: int, images_per_shard: int, raw: Path, output: Path
-    ) -> None:
+    @pytest.mark.parametrize(("name", "size"), [(6, 2), (5, 2), (1, 3)], ids=["images", "masks", "sizes"])
+    def test_files_of_other_data_or_sizes_are_not_mixed(self, name: int, size: int, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output, images_per_shard=2)
         write_ade20k_150(raw, {f"ADE_val_0000000{name}": np.full((2, 3), 1)})
         with pytest.raises(ValueError, match="belongs to another benchmark, or was written from other images, masks"):
-            prepare_benchmark("ade20k_150", raw, output, images_per_shard=images_per_shard)
+            prepare_benchmark("ade20k_150", raw, output, images_per_shard=size)
 
     def test_reading_a_folder_as_another_benchmark_is_refused(self, raw: Path, output: Path) -> None:
         prepare_benchmark("ade20k_150", raw, output)
