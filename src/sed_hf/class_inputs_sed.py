@@ -54,7 +54,7 @@ class ClassInputs(PreTrainedModel):
         self.config.num_saved_classes = len(class_embeddings) if save and class_embeddings is not None else None
         self.base_model.register_buffer("class_embeddings", class_embeddings, persistent=save)
 
-    @torch.compiler.disable(recursive=False, reason="what is held would be compiled anew for each number of classes")
+    @torch.compiler.disable(reason="what is held would be compiled anew for each number of classes")
     def find_classes(
         self,
         input_ids: Tensor | None,
