@@ -105,7 +105,10 @@ class TestClasses:
     @pytest.mark.parametrize("name", ["sky, water, gravel", "sky,water,gravel"])
     def test_one_with_commas_brings_a_hint(self, capsys: Output, name: str) -> None:
         assert segment("photo.jpg", classes=[name]) == 0
-        assert f"{name!r} is one class; for 3, write --classes sky water gravel" in capsys.readouterr().err
+        assert (
+            f"{name!r} is one class; for 3, write each on a line of a vocabulary, or --classes sky"
+            in capsys.readouterr().err
+        )
 
 
 class TestOptions:

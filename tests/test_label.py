@@ -213,7 +213,7 @@ class TestInput:
         for link, target in links.items():
             (tmp_path / link).symlink_to(tmp_path / target)
         images = open_images(tmp_path / "in").images
-        assert images == [f"{folder}/{number}.png" for folder in ("link/deeper", "z") for number in range(4)]
+        assert images == [f"{folder}/{number}.png" for folder in ("b", "b/again/deeper") for number in range(4)]
 
     def test_one_class_with_commas_brings_a_hint(self, settings: Settings, tmp_path: Path, capsys: Any) -> None:
         label(settings, tmp_path, vocabulary=["sky, water"], preview=1)

@@ -110,7 +110,7 @@ class SEDImageProcessor(TorchvisionBackend):
             images: One image or several.
             segmentation_maps: PIL images, paths, arrays or tensors.
             **kwargs: Settings for this call. `rescale_factor` states the scale of images that are not of 8 bits (below
-                1/255 of these only), `do_rescale=False` that floats are in [0, 1]; otherwise it is inferred.
+                1/510 of these only), `do_rescale=False` that floats are in [0, 1]; otherwise it is inferred.
 
         Returns:
             `pixel_values` (B, 3, 768, 768) and, with label maps, `labels` (B, 768, 768), of the nearest pixels.
@@ -409,7 +409,7 @@ def channels_first(image: Any, input_data_format: str | ChannelDimension | None)
 
 def has_levels(image: Any, rescale_factor: float | None) -> bool:
     """Whether an image's scale is that of its type, 8 bits or those of a file format, and not stated for more bits."""
-    if rescale_factor is not None and rescale_factor < 1 / 255:
+    if rescale_factor is not None and rescale_factor < 1 / 510:  # of nine bits or more
         return False
     if isinstance(image, Image.Image):
         return image.mode not in ("I", "F")

@@ -154,8 +154,9 @@ class SEDPipeline(Pipeline):
     _load_image_processor = _load_feature_extractor = _load_tokenizer = False
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        if given := {"feature_extractor", "image_processor", "tokenizer"} & set(kwargs):
-            raise TypeError(f"{', '.join(sorted(given))}: pass processor=, which holds image processor and tokenizer")
+        parts = ("feature_extractor", "image_processor", "tokenizer")
+        if given := [name for name in parts if kwargs.get(name) is not None]:
+            raise TypeError(f"{', '.join(given)}: pass processor=, which holds image processor and tokenizer")
         self._vocabularies: dict[tuple[str, ...], Tensor] = {}
         if places := getattr(model, "hf_device_map", None):  # the first of which transformers takes for the device
             model.hf_device_map = {"": model.device, **places}
@@ -165,8 +166,9 @@ class SEDPipeline(Pipeline):
         """Segment images.
 
         Args:
-            images: An image: PIL image, path, URL, base64, numpy array or tensor. Or several: a list, a generator, a
-                torch data set or a column of a `datasets` data set, with `batch_size` at a time.
+            images: An image: PIL image, which counts as its pixels, path, URL, base64, numpy array or tensor. Or
+                several: a list, a generator, a torch data set or a column of a `datasets` data set, with `batch_size`
+                at a time.
             candidate_labels: Class names; synonyms of a class are separated by ", ". Can also be given once, to
                 `pipeline(...)`, as can all that follows.
             threshold: Pixels whose best probability is lower belong to no class.

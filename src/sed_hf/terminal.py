@@ -3,7 +3,6 @@
 import argparse
 import io
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -59,15 +58,9 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of class names, a pipe on Windows has not all signs
     try:
-        try:
-            return command()
-        finally:
-            print(end="", flush=True)  # later, nothing would catch the error
+        return command()
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    except BrokenPipeError:  # what reads standard output, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (OSError, ValueError) as error:
         text = str(error)
         if "Original Traceback" in text:  # of a data loader's worker; what it says stands in the last line

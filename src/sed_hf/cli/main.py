@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        if "are required" in message and "--classes" in self.format_help():
+        if message.endswith(("INPUT", "IMAGE")):
             message += " (before --classes, which takes all that follows it)"
         super().error(message)
 

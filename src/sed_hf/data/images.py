@@ -93,20 +93,17 @@ def open_images(data: str | Path, split: str = "train", column: str | None = Non
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder and its folders, but for hidden ones, in the order of their relative names.
+    """The files of a folder and its folders, linked ones too, but for hidden ones, in the order of their names.
 
-    Each folder is read once: by its own name, or else, as links come last, by the first link to it.
+    Each folder is read once, by the first name that leads to it.
     """
-    found: list[str] = []
-    seen, starts = set[str](), [str(folder)]
-    for start in starts:
-        for parent, folders, names in os.walk(start):
-            is_new = os.path.realpath(parent) not in seen
-            seen.add(os.path.realpath(parent))
-            folders[:] = sorted(name for name in folders if is_new and name[0] != ".")
-            starts += filter(os.path.islink, (os.path.join(parent, name) for name in folders))
-            names = [name for name in names if is_new and name[0] != "."]
-            found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        is_new = os.path.realpath(parent) not in seen
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if is_new and name[0] != ".")
+        names = [name for name in names if is_new and name[0] != "."]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
     return sorted(found)
 
 

@@ -150,7 +150,7 @@ def stored_image(
         return read_rgb(BytesIO(content)), content
     if formats is not None:
         header = PIL.Image.open(BytesIO(content))
-        if header.format not in formats or header.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+        if header.format not in formats or header.getexif().get(PIL.ExifTags.Base.Orientation) in range(2, 9):
             return image, png(image)
     with suppress(OSError):  # other readers are less patient with the end of a file
         as_others_read_it = FEATURES["image"].decode_example({"path": None, "bytes": content})

@@ -1,6 +1,6 @@
 """[`Segmenter`], from images to labels, and what is said of its class names."""
 
-import shlex
+import subprocess
 from collections.abc import Sequence
 
 from ..data.distractors import distractors
@@ -14,7 +14,7 @@ def hint_at_synonyms(class_names: Sequence[str], everything_else: str | None = N
     """Say so if all names are synonyms of one class, which may have been meant as classes."""
     if len(class_names) == 1 and "," in class_names[0] and everything_else is None:
         names = [name.strip() for name in class_names[0].split(",")]
-        remedy = f"write --classes {shlex.join(names)}, or a vocabulary with each on a line"
+        remedy = f"write each on a line of a vocabulary, or --classes {subprocess.list2cmdline(names)}"
         say(f"{class_names[0]!r} is one class; for {len(names)}, {remedy}")
 
 
