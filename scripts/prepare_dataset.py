@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from sed_hf.data.benchmarks import BENCHMARKS, OWN_DATA
-from sed_hf.data.prepare import prepare_benchmark, push_to_hub
+from sed_hf.data.prepare import prepare_benchmark, push_to_hub, splits_of
 from sed_hf.terminal import run_command
 
 
@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("name", choices=[*BENCHMARKS, OWN_DATA], metavar="NAME", help="one of: %(choices)s")
     parser.add_argument("--data-dir", type=Path, required=True, metavar="RAW", help="the unpacked download")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write to")
-    parser.add_argument("--split", help="train or val (default: val)")
+    parser.add_argument("--split", help="train or val (default: val; both of own data)")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="number of processes (default: 1)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload to this data set repository, private if new")
     return parser.parse_args()
@@ -29,9 +29,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Prepare, and upload if asked to; return the exit status."""
     arguments = parse_arguments()
-    prepare_benchmark(
-        arguments.name, arguments.data_dir, arguments.output, arguments.split, num_proc=arguments.num_proc
-    )
+    for split in splits_of(arguments.name, arguments.data_dir, arguments.split):
+        prepare_benchmark(arguments.name, arguments.data_dir, arguments.output, split, num_proc=arguments.num_proc)
     print(f"{arguments.output} is complete")
     if arguments.push_to_hub:
         print(f"uploaded: {push_to_hub(arguments.output, arguments.push_to_hub)}")

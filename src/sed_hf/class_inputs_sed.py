@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -46,8 +46,7 @@ class ClassInputs(PreTrainedModel):
             text_inputs: What the processor makes of class names, instead.
         """
         if text_inputs:
-            inputs = {name: value.to(self.device) for name, value in text_inputs.items()}
-            class_embeddings = self.get_class_embeddings(**inputs)
+            class_embeddings = self.get_class_embeddings(**BatchFeature(text_inputs).to(self.device))
         if class_embeddings is not None:
             self.check_class_embeddings(class_embeddings)
             class_embeddings = class_embeddings.to(self.device, self.base_model.logit_scale.dtype, copy=True)
@@ -55,6 +54,10 @@ class ClassInputs(PreTrainedModel):
         self.base_model.register_buffer("class_embeddings", class_embeddings, persistent=save)
 
     @torch.compiler.disable(reason="what is held would be compiled anew for each number of classes")
+    def held_classes(self) -> Tensor | None:
+        """The class embeddings of `set_classes`."""
+        return self.base_model.class_embeddings
+
     def find_classes(
         self,
         input_ids: Tensor | None,
@@ -64,7 +67,7 @@ class ClassInputs(PreTrainedModel):
         labels: Tensor | None = None,
     ) -> Tensor:
         """The class embeddings (T, P, D) of a call."""
-        held = self.base_model.class_embeddings
+        held = self.held_classes()
         if input_ids is None and class_embeddings is None and held is not None:
             if labels is not None and torch.is_grad_enabled() and self.trains_text_encoder():
                 logger.warning_once(

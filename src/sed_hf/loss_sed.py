@@ -42,7 +42,7 @@ def segmentation_losses(
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected integers ({batch_size}, height, width), got {got}")
     if 0 <= config.ignore_index < num_classes:
-        logger.warning_once(f"labels of class {config.ignore_index} are ignored: config.ignore_index says so")
+        logger.warning_once(f"labels of {config.ignore_index} are ignored (config.ignore_index), also as a class")
     ignored = labels == config.ignore_index
     wrong = ~ignored & ((labels < 0) | (labels >= num_classes))
     expected = f"labels: expected classes from 0 to {num_classes - 1} or ignore_index={config.ignore_index}"

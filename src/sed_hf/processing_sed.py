@@ -153,7 +153,8 @@ def validate_class_names(text: Any, argument: str = "text") -> list[str]:
         argument: What errors call them.
     """
     if isinstance(text, str | bytes) or not isinstance(text, Sequence):
-        advice = f"; write [{text!r:.80}]" if isinstance(text, str) else ""
+        names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
+        advice = f"; write {names!r:.80}" if names else ""
         raise TypeError(f"{argument}: expected a list of class names, got {type(text).__name__} {text!r:.80}{advice}")
     if not text:
         raise ValueError(f"{argument}: expected at least one class name, got an empty list")

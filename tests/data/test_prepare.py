@@ -222,3 +222,13 @@ def test_the_script_uploads_to_a_private_repository(raw: Path, output: Path, mon
     hub.create_repo.assert_called_once_with("user/ade20k", repo_type="dataset", private=True, exist_ok=True)
     files = {"folder_path": output, "allow_patterns": ["README.md", "data/*.parquet"]}
     hub.upload_folder.assert_called_once_with(repo_id="user/ade20k", repo_type="dataset", **files)
+
+
+def test_the_script_prepares_all_splits_of_own_data(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        write_own_data(tmp_path / "own", {f"of_{split}": np.zeros((1, 1))}, ["cat"], split)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "custom", f"--data-dir={tmp_path / 'own'}", f"--output={output}"])
+    assert runpy.run_path(str(SCRIPT))["main"]() == 0
+    assert len(list(output.glob("data/*.parquet"))) == 2

@@ -45,6 +45,7 @@ def test_an_ignored_label_is_not_a_class(make_tiny_model: Callable, tiny_process
 
 def test_gradients_reach_both_towers_and_temperature(make_tiny_model: Callable, tiny_processor: SEDProcessor) -> None:
     model = make_tiny_model(freeze_text_encoder=False).train()
+    model.logit_scale.requires_grad_()
     alignment_loss_of(model, tiny_processor, torch.zeros(1, 64, 64, dtype=torch.long)).backward()
     trained = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
     assert trained == {"image_encoder", "text_encoder", "logit_scale"}

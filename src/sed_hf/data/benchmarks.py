@@ -238,7 +238,7 @@ def load_raw(
     else:
         info, folder = benchmark_info(name), split or default_split
         if folder not in info.splits:
-            raise ValueError(f"{name} has no split {split!r}: expected {' or '.join(info.splits)}")
+            raise ValueError(f"{name} has no split {folder!r}: expected {' or '.join(info.splits)}")
         roots = [*(data_dir / root for root in info.roots), data_dir]
         hint = f"the data folder {data_dir} must be, or hold, {info.roots[0]}: see docs/data.md and {info.homepage}"
     roots = [root for root in roots if root.is_dir()] or roots

@@ -21,12 +21,18 @@ from huggingface_hub import DatasetCardData, HfApi
 from ..image_processing_sed import read_rgb
 from ..terminal import progress_bar
 from ..utils import write_file
-from .benchmarks import BENCHMARKS, load_raw
+from .benchmarks import BENCHMARKS, OWN_DATA, load_raw
 from .features import shrunk_jpeg
 from .images import read_batches
 from .parquet import FEATURES, read_metadata, write_parquet
 
 CARD_MARK = "Prepared with sed-hf from "
+
+
+def splits_of(name: str, data_dir: Path, split: str | None = None) -> list[str | None]:
+    """The splits that a command prepares: the one that is stated, otherwise all of own data, or the default one."""
+    folders = [folder for folder in ("train", "val") if (data_dir / "images" / folder).is_dir()]
+    return list(folders) if name == OWN_DATA and split is None and folders else [split]
 
 
 def prepare_benchmark(
@@ -108,8 +114,9 @@ def _require_own_files(output: Path, metadata: dict[str, Any], parts: Mapping[Pa
         found = read_metadata(LocalFileSystem(), str(shard))
         if found["split"] != metadata["split"]:
             found |= {key: metadata[key] for key in ("split", "files_sha256")}
-        data = found.pop("data_sha256", None)
-        if found != metadata or (shard in parts and data != data_sha256(parts[shard])):
+        digest = found.pop("data_sha256", None)  # which 0.2.0 did not write
+        is_other = digest is not None and shard in parts and digest != data_sha256(parts[shard])
+        if found != metadata or is_other:
             raise ValueError(
                 f"{shard} belongs to another benchmark, or was written from other images, masks or class names:"
                 " remove it, or choose another output folder"

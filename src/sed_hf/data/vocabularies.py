@@ -74,9 +74,9 @@ def _parse_text(text: str, suffix: str) -> list[tuple[int, str]]:
     is_table = len(lines) > 1 and all(re.match(r"\s*\d+\s*[,;:\t]", line) for line in lines[1:])
     # A name may begin with a number ("1 dollar"), but hardly each with the next one.
     numbers = [int(match[1]) for line in lines if (match := re.match(r"\s*(\d+)[.) ](?!\d)", line))]
-    counts = len(lines) > 1 and any(numbers == list(range(first, first + len(lines))) for first in (0, 1))
+    counts = len(lines) > 2 and any(numbers == list(range(first, first + len(lines))) for first in (0, 1))
     if suffix in (".csv", ".tsv", ".yaml", ".yml") or is_table or counts:
         raise ValueError(f"a table or numbered lines: {lines[-1].strip()!r:.40}" if lines else "an empty file")
-    if marked := [line.strip() for line in lines if re.match(r"\s*(#|[-*] )", line)]:
+    if marked := [line.strip() for line in lines if re.match(r"\s*(#[# ]|[-*] )", line)]:
         raise ValueError(f"a comment or a list with marks: {marked[0]!r:.40}")
     return list(enumerate(lines))

@@ -53,9 +53,10 @@ def evaluate_suite(
     results = read_saved(report, settings).get("benchmarks", {})
     for name, dataset in sets.items():
         progress, data = output / f"{name}.progress.json", describe_data(dataset)
-        current = {f"{key} of {name}": value for key, value in data.items()}
+        called = {"data": "hash of images, masks and class names"}
+        current = {f"{called.get(key, key)} of {name}": value for key, value in data.items()}
         if name in results:
-            saved = {f"{key} of {name}": results[name].get(key) for key in data}
+            saved = {f"{called.get(key, key)} of {name}": results[name].get(key) for key in data}
             require_same_settings(saved, current, report)
         else:
             figures = evaluate_benchmark(

@@ -52,10 +52,10 @@ def save_hub_folder(
     processor: SEDProcessor,
     directory: str | os.PathLike[str],
     description: str = "",
-    class_names: Sequence[str] = ("cat", "dog, puppy", "grass"),
     datasets: Sequence[str] = (),
     state_dict: Mapping[str, Tensor] | None = None,
     overwrite: bool = False,
+    class_names: Sequence[str] = ("cat", "dog, puppy", "grass"),
 ) -> None:
     """Write everything that others need to load the model with `trust_remote_code=True`, and a model card.
 
@@ -64,10 +64,10 @@ def save_hub_folder(
     Args:
         directory: Folder to make; it may exist if it is empty.
         description: Data, recipe and results, for the model card.
-        class_names: Of which the first three are the example of the model card.
         datasets: Names of the data sets that the model was trained on, for the model card.
         state_dict: By default that of the model, which distributed training may have sharded.
         overwrite: Replace a model folder, with all that it holds.
+        class_names: Of which the first three are the example of the model card.
     """
     from huggingface_hub import ModelCardData
     from safetensors import SafetensorError

@@ -77,8 +77,8 @@ def text_encoder_sha256(model: SEDForSemanticSegmentation, processor: SEDProcess
     }
     layers = [module for module in model.text_encoder.modules() if hasattr(module, "merged_adapters")]  # of peft
     if layers:
-        scaling = [str(getattr(layer, "scaling", None)) for layer in layers]
-        settings["adapters"] = [[str(layer.active_adapters), layer.disable_adapters] for layer in layers] + scaling
+        applied = ("active_adapters", "disable_adapters", "scaling")
+        settings["adapters"] = [str([getattr(layer, name, None) for name in applied]) for layer in layers]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

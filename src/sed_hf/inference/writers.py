@@ -97,9 +97,9 @@ def model_settings(
         "model": model_name,
         "weights_sha256": weights_sha256(model),
         "text_encoder_sha256": text_encoder_sha256(model, processor),
-        "image_encoder": {name: config["vision_config"][name] for name in ("architecture", "model_args")},
-        "network": {name: config[name] for name in NETWORK_SETTINGS},
-        "image_processor": {name: preparation.get(name) for name in IMAGE_SETTINGS},
+        **{f"image_encoder.{name}": config["vision_config"][name] for name in ("architecture", "model_args")},
+        **{f"network.{name}": config[name] for name in NETWORK_SETTINGS},
+        **{f"image_processor.{name}": preparation.get(name) for name in IMAGE_SETTINGS},
         "dtype": str(model.dtype).removeprefix("torch."),
         "size": dict(image_processor.size) if image_processor.do_resize else None,
         "input_size": dict(image_processor.input_size),
@@ -122,8 +122,7 @@ def read_saved(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue from a file of other settings, which the error names."""
-    # As the saved ones: lists in place of tuples.
-    saved, current = _flat(saved), _flat(json.loads(json.dumps(current)))
+    current = json.loads(json.dumps(current))  # as the saved ones: lists in place of tuples
     differences = [
         f"{name} was {saved.get(name)!r:.80} and is {current.get(name)!r:.80}"
         for name in {**current, **saved}
@@ -131,14 +130,6 @@ def require_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], 
     ]
     if differences:
         raise ValueError(
-            f"{path} is of other settings: {'; '.join(differences)}."
+            f"{path} is of other settings: {'; '.join(differences[:3])}."
             " Repeat them to continue, or choose another output folder"
         )
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, and those inside of them by a name such as `network.class_attention_type`."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

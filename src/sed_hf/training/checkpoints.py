@@ -49,5 +49,5 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
         for path in folder.glob("random_states_*.pkl"):
             load(path)  # accelerate passes over those that it cannot load
         accelerator.load_state(str(folder))
-    except (RuntimeError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (RuntimeError, ValueError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"the checkpoint {folder} cannot be loaded: {short_error(error)}") from error

@@ -138,7 +138,8 @@ class TrainingRun:
         if self.accelerator.scaler is None:
             skip_steps_where(self.optimizer.optimizer, self.has_failed)
         if recipe.resume:
-            self.accelerator.print(f"continuing after step {self.start}" if checkpoints else "no checkpoint to resume")
+            done = f"continuing after step {self.start} of {recipe.steps}"
+            self.accelerator.print(done if checkpoints else "no checkpoint to resume")
         self.batches = iter(loader)
 
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
@@ -238,18 +239,18 @@ class TrainingRun:
         """Write the Hub folder of the model, and end the run."""
         folder = self.output_dir / "model"
         state_dict = self.accelerator.get_state_dict(self.network)
-        for prefix in ("_orig_mod.", "model."):  # of torch.compile, and of the wrapper of the alignment objective
-            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        # As they are named without torch.compile, and without the wrapper of the alignment objective.
+        names = {name: name.replace("_orig_mod.", "").removeprefix("model.") for name in state_dict}
         if self.accelerator.is_main_process:
             save_hub_folder(
                 self.model.eval(),
                 self.processor,
                 folder,
                 self.describe(),
-                self.class_names,
                 [] if self.recipe.dataset in ("custom", "scenes") else [self.recipe.dataset],
-                state_dict=state_dict,
+                state_dict={names[name]: tensor for name, tensor in state_dict.items()},
                 overwrite=True,
+                class_names=self.class_names,
             )
         self.accelerator.print(f"model written to {folder}")
         self.accelerator.wait_for_everyone()

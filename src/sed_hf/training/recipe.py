@@ -22,7 +22,7 @@ class Recipe:
 
     output_dir: str = HfArg(help="Folder for checkpoints, logs and the trained model.")
 
-    model: str | None = HfArg(default=None, help="Model folder or Hub name to start from.")
+    model: str | None = HfArg(default=None, help="Model folder, Hub repository, or name such as toy, to start from.")
     open_clip_variant: str | None = HfArg(default=None, help="Start from this ConvNeXt of open_clip, without model.")
     open_clip_pretrained: str | None = HfArg(default=None, help="Weights of open_clip_variant: a tag or a file.")
     objective: Literal["segmentation", "alignment"] = HfArg(
