@@ -82,8 +82,8 @@ def test_downloads_are_the_files_of_the_command(
     assert json.loads(Path(summary["value"]).read_text()) == expected
 
 
-def test_early_rejection_is_at_first_that_of_the_model(demo: Demo) -> None:
-    demo.model.config.early_rejection_topk = 5
+def test_early_rejection_is_at_first_that_of_the_model(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.model.config, "early_rejection_topk", 5)
     sliders = [block for block in build_page(demo, []).blocks.values() if isinstance(block, gradio.Slider)]
     assert [slider.value for slider in sliders if "Early rejection" in str(slider.label)] == [5]
 
