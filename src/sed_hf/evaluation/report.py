@@ -39,7 +39,7 @@ def evaluate_suite(
     refused.
 
     Returns:
-        For each set in the folder `num_images`, `data`, `figures` in percent, and `environment`.
+        For each set in the folder what [`describe_data`] says, `figures` in percent, and `environment`.
     """
     augmentation = options.get("augmentation")
     settings = {
@@ -53,10 +53,9 @@ def evaluate_suite(
     results = read_saved(report, settings).get("benchmarks", {})
     for name, dataset in sets.items():
         progress, data = output / f"{name}.progress.json", describe_data(dataset)
-        called = {"data": "hash of images, masks and class names"}
-        current = {f"{called.get(key, key)} of {name}": value for key, value in data.items()}
+        current = {f"{key} of {name}": value for key, value in data.items()}
         if name in results:
-            saved = {f"{called.get(key, key)} of {name}": results[name].get(key) for key in data}
+            saved = {f"{key} of {name}": results[name].get(key) for key in data}
             require_same_settings(saved, current, report)
         else:
             figures = evaluate_benchmark(

@@ -73,7 +73,7 @@ def describe_data(dataset: EvaluationSet) -> dict[str, int | str]:
     """The number of images of a set, and what tells its data from others: a short hash, or how scenes are generated."""
     vocabulary_and_metric(dataset)  # refuses what has no labels
     data = repr(dataset) if isinstance(dataset, SceneDataset) else data_sha256(dataset)[:16]
-    return {"num_images": len(dataset), "data": data}
+    return {"num_images": len(dataset), "images_masks_and_names": data}
 
 
 def warn_of_absent_classes(name: str, dataset: EvaluationSet, figures: Mapping[str, float | None]) -> None:

@@ -138,8 +138,7 @@ class TrainingRun:
         if self.accelerator.scaler is None:
             skip_steps_where(self.optimizer.optimizer, self.has_failed)
         if recipe.resume:
-            done = f"continuing after step {self.start} of {recipe.steps}"
-            self.accelerator.print(done if checkpoints else "no checkpoint to resume")
+            self.accelerator.print(f"continuing after step {self.start} of {recipe.steps}")
         self.batches = iter(loader)
 
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
