@@ -185,6 +185,11 @@ class TestScale:
             assert torch.equal(for_a_call, pixel_values(levels, **AS_STORED)[0])
             assert torch.equal(for_all, for_a_call)
 
+    @pytest.mark.parametrize("factor", [1 / 256, -1.0])
+    def test_of_8_bits_may_be_any_but_that_of_more_bits(self, factor: float) -> None:
+        values = pixel_values(COLOR, rescale_factor=factor, do_normalize=False, **AS_STORED)[0].permute(1, 2, 0)
+        torch.testing.assert_close(values, torch.from_numpy(COLOR * np.float32(factor)))
+
     def test_of_floats_that_are_rescaled_already_stays(self) -> None:
         assert torch.equal(pixel_values(RAMP, do_rescale=False), pixel_values(RAMP))
 

@@ -409,7 +409,7 @@ def channels_first(image: Any, input_data_format: str | ChannelDimension | None)
 
 def has_levels(image: Any, rescale_factor: float | None) -> bool:
     """Whether an image's scale is that of its type, 8 bits or those of a file format, and not stated for more bits."""
-    if rescale_factor is not None and rescale_factor < 1 / 510:  # of nine bits or more
+    if rescale_factor is not None and 0 < rescale_factor < 1 / 510:  # of nine bits or more
         return False
     if isinstance(image, Image.Image):
         return image.mode not in ("I", "F")
