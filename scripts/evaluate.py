@@ -8,14 +8,12 @@ After an interruption, the same command continues where it stopped.
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 
 from sed_hf.evaluation import MultiScaleFlip, evaluate_suite, load_evaluation_set
-from sed_hf.evaluation.environment import require_launched_processes
+from sed_hf.evaluation.environment import start_processes
 from sed_hf.evaluation.sets import EVALUATION_SETS, ZERO_SHOT_BENCHMARKS, vocabulary_and_metric
 from sed_hf.hub.load import check_model_source, load
 from sed_hf.terminal import positive_integer, run_command, whole_number
@@ -62,8 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.flip or arguments.scales is not None:
         augmentation = MultiScaleFlip(tuple(arguments.scales or (1.0,)), arguments.flip)
     check_model_source(arguments.model)
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])  # for a download
-    require_launched_processes()
+    accelerator = start_processes()
     names = [name for given in arguments.benchmarks for name in (ZERO_SHOT_BENCHMARKS if given == "all" else [given])]
     with accelerator.main_process_first():  # which writes the caches that the others read
         sets = {name: load_evaluation_set(name, arguments.data_dir, arguments.limit) for name in names}

@@ -7,11 +7,8 @@ After an interruption, the same command goes on. Exit status: 0 all labelled, 1 
 
 import argparse
 import sys
-from datetime import timedelta
 
-from accelerate import Accelerator, InitProcessGroupKwargs
-
-from sed_hf.evaluation.environment import require_launched_processes
+from sed_hf.evaluation.environment import start_processes
 from sed_hf.inference.label import FORMATS, label_dataset
 from sed_hf.terminal import number, positive_integer, run_command, whole_number
 
@@ -41,8 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def label(arguments: argparse.Namespace) -> int:
     """Label, and say how many images."""
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])  # some do more
-    require_launched_processes()
+    accelerator = start_processes()
     counts = label_dataset(**vars(arguments))
     if accelerator.is_main_process:
         reasons = " (skipped.jsonl says why)" if counts.skipped and not arguments.preview else ""

@@ -173,7 +173,7 @@ def test_script_prints_the_table_and_writes_the_report(run_script: RunScript) ->
 
 def test_processes_wait_while_the_first_downloads_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = Mock(side_effect=KeyboardInterrupt)
-    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    monkeypatch.setattr("sed_hf.evaluation.environment.Accelerator", accelerator)
     runpy.run_path(str(SCRIPT))["main"](["--model", "toy", "--benchmarks", "scenes"])
     assert accelerator.call_args.kwargs["kwargs_handlers"][0].timeout.days >= 1
 

@@ -2,12 +2,13 @@
 
 import os
 import platform
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
 LIBRARIES = ("sed-hf", "torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "pillow")
 # Where launchers say how many processes they have started: torchrun and accelerate; Open MPI; Intel MPI and MPICH.
@@ -27,6 +28,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "hardware": hardware,
         "num_processes": PartialState().num_processes,
     }
+
+
+def start_processes() -> Accelerator:
+    """The processes that a launcher has started; each waits for the others, of which one may download or do more."""
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    require_launched_processes()
+    return accelerator
 
 
 def require_launched_processes() -> None:
