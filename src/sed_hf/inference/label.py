@@ -25,7 +25,7 @@ from ..processing_sed import validate_class_names
 from ..terminal import progress_bar, say
 from ..utils import atomic_path, short_error, some, write_file
 from ..visualization import ClassTotals, draw_overlay
-from .class_embeddings import ClassEmbeddingCache, encode_classes, text_encoder_sha256
+from .class_embeddings import ClassEmbeddingCache, encode_classes
 from .label_formats import FORMATS, LabelFormat, PreparedImage
 from .segmenter import Segmenter, competing_names, hint_at_synonyms, unused_label
 from .writers import model_settings, require_same_settings
@@ -111,7 +111,8 @@ def label_dataset(
         raise ValueError(f"{output} is in the folder of the images {data}: choose another output folder")
     with state.main_process_first():
         network, processor = load(model, state.device, dtype)
-        encoder = text_encoder_sha256(network, processor)
+        of_model = model_settings(network, processor, model, topk)
+        encoder = of_model["text_encoder_sha256"]
         encode = partial(encode_classes, network, processor, cache=ClassEmbeddingCache(), encoder=encoder)
         embeddings, competing = encode(class_names), encode(others) if others else None
     segmenter = Segmenter(network, processor, class_names, embeddings, topk, threshold, None, competing)
@@ -121,7 +122,7 @@ def label_dataset(
         return write_preview(path, images, segmenter, preview) if state.is_main_process else Counts(0, 0)
 
     settings = {
-        **model_settings(network, processor, model, topk),
+        **of_model,
         "threshold": threshold,
         "everything_else": everything_else,
         "competing_names": others,
