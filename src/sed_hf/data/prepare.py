@@ -77,7 +77,7 @@ def prepare_benchmark(
 
 def data_sha256(dataset: datasets.Dataset) -> str:
     """Hash of a data set's class names, file names and label files, and of the sizes of its image files."""
-    digest = sha256(json.dumps(getattr(dataset.features["label"], "names", None)).encode())
+    digest = sha256(json.dumps(dataset.features["label"].names).encode())
     for column in ("image", "label"):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     for row in dataset.with_format(None):

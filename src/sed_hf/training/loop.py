@@ -238,16 +238,16 @@ class TrainingRun:
         """Write the Hub folder of the model, and end the run."""
         folder = self.output_dir / "model"
         state_dict = self.accelerator.get_state_dict(self.network)
-        # As they are named without torch.compile, and without the wrapper of the alignment objective.
-        names = {name: name.replace("_orig_mod.", "").removeprefix("model.") for name in state_dict}
         if self.accelerator.is_main_process:
+            # As they are named without torch.compile, and without the wrapper of the alignment objective.
+            state_dict = {name.replace("_orig_mod.", "").removeprefix("model."): x for name, x in state_dict.items()}
             save_hub_folder(
                 self.model.eval(),
                 self.processor,
                 folder,
                 self.describe(),
                 [] if self.recipe.dataset in ("custom", "scenes") else [self.recipe.dataset],
-                state_dict={names[name]: tensor for name, tensor in state_dict.items()},
+                state_dict=state_dict,
                 overwrite=True,
                 class_names=self.class_names,
             )
